@@ -1,0 +1,221 @@
+"""Writing Tabletop to a folder: VP9 videos, the official annotation files, and the ground truth of every clip."""
+
+import csv
+import hashlib
+import json
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import av  # before decord anywhere in the process: the other way round the VP9 encoder fails with EINVAL
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from ... import log, results
+from ..workers import worker_count
+from .scene import Rendering, Scene, render
+from .templates import FAMILIES, LABELS, Family, Stage
+
+SPLITS = ("train", "validation", "test")
+FLOW_STRIDE = 8  # pixels between the places at which the ground truth keeps the flow
+
+
+def write_video(path: Path, frames: UInt8[np.ndarray, "t h w 3"], frame_rate: int) -> None:
+    """Encode RGB frames as VP9 in WebM; one thread and a fixed seedless setting, so the same frames give the same file."""
+    with av.open(str(path), "w", format="webm") as container:
+        stream = container.add_stream("libvpx-vp9", rate=frame_rate)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.thread_count = 1
+        stream.options = {"deadline": "realtime", "cpu-used": "8", "crf": "30", "b": "0", "lag-in-frames": "0"}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+@dataclass(frozen=True)
+class SetPlan:
+    """One set: the clips that share a seed, with their ids in the order of the family's classes."""
+
+    family: str
+    split: str
+    number: int
+    seed: tuple[int, ...]
+    ids: tuple[str, ...]
+
+
+def plan_sets(families: list[Family], counts: dict[str, int], seed: int) -> list[SetPlan]:
+    """Every set of the dataset with ids that tell nothing: numbered by a seeded shuffle over all clips."""
+    sets = [(f, split, n) for split in SPLITS for f in families for n in range(counts[split])]
+    total = sum(len(f.classes) for f, _, _ in sets)
+    ids = iter(np.random.default_rng(seed).permutation(total) + 1)
+    order = list(FAMILIES)
+    return [
+        SetPlan(f.name, split, n, (seed, SPLITS.index(split), order.index(f.name), n),
+                tuple(str(next(ids)) for _ in f.classes))
+        for f, split, n in sets
+    ]
+
+
+def chosen_families(classes: list[int]) -> list[Family]:
+    """The families that the classes asked for belong to; a class without its family's others is an error."""
+    unknown = sorted(set(classes) - set(LABELS))
+    if unknown:
+        raise ValueError(f"classes: Tabletop has no template for {unknown}; it has {sorted(LABELS)}")
+    families = [f for f in FAMILIES.values() if not classes or set(f.classes) & set(classes)]
+    for f in families:
+        missing = set(f.classes) - set(classes)
+        if classes and missing:
+            raise ValueError(f"classes: family {f.name} shares a seed over {sorted(f.classes)}; add {sorted(missing)}")
+    return families
+
+
+def render_dataset(
+    root: Path | str,
+    *,
+    classes: list[int] | None = None,
+    train_sets: int,
+    validation_sets: int,
+    test_sets: int,
+    width: int = 160,
+    height: int = 120,
+    frame_rate: int = 12,
+    seed: int = 0,
+    workers: int = 0,
+) -> Path:
+    """Render Tabletop to `root` in the layout of the real dataset and return the folder.
+
+    Sets are counted per twin family; each renders every class of its family once. Nothing is done where the folder
+    already holds the dataset of these parameters and this code. Sets already rendered by an interrupted run are kept.
+    `width` and `height` are pixels (4:3), `workers` 0 means all cores; the result does not depend on it.
+
+    Raises ValueError for a class that Tabletop lacks, or a size that is not 4:3.
+    """
+    if width * 3 != height * 4:
+        raise ValueError(f"width, height: Tabletop is drawn at 4:3, not {width} x {height}; try 160 x 120 or 320 x 240")
+    root = Path(root)
+    counts = dict(zip(SPLITS, (train_sets, validation_sets, test_sets)))
+    families = chosen_families(list(classes or []))
+    recipe = {"classes": sorted(c for f in families for c in f.classes), "sets": counts, "width": width,
+              "height": height, "frame_rate": frame_rate, "seed": seed,
+              "code": results.code_digest("tcar.data.tabletop.scene", "tcar.data.tabletop.templates",
+                                          "tcar.data.tabletop.assets")}
+    fingerprint = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+    marker = root / "fingerprint.json"
+    if marker.exists() and json.loads(marker.read_text()) == {"fingerprint": fingerprint, "complete": True}:
+        return root
+    if marker.exists() and json.loads(marker.read_text())["fingerprint"] != fingerprint or not marker.exists():
+        shutil.rmtree(root, ignore_errors=True)
+    for folder in ("videos", "ground_truth"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    marker.write_text(json.dumps({"fingerprint": fingerprint, "complete": False}))
+
+    plans = plan_sets(families, counts, seed)
+    todo = [p for p in plans if not (root / "ground_truth" / f"{p.ids[-1]}.json").exists()]
+    with ProcessPoolExecutor(worker_count(workers)) as pool:
+        jobs = pool.map(_render_set, todo, [root] * len(todo), [(width, height, frame_rate)] * len(todo), chunksize=4)
+        for _ in log.progress(jobs, total=len(todo), description="rendering sets"):
+            pass
+    _write_annotations(root, plans)
+    marker.write_text(json.dumps({"fingerprint": fingerprint, "complete": True}))
+    return root
+
+
+def draw(plan: SetPlan) -> dict[int, Scene]:
+    """The scenes of one set, class index -> scene."""
+    return FAMILIES[plan.family].draw(Stage(plan.split, list(plan.seed)))
+
+
+def _render_set(plan: SetPlan, root: Path, size: tuple[int, int, int]) -> None:
+    import cv2
+
+    cv2.setNumThreads(1)  # one process a core; OpenCV's own threads would fight them
+    family, scenes = FAMILIES[plan.family], draw(plan)
+    twin = {a: b for pair in family.twins for a, b in (pair, pair[::-1])}
+    ids = dict(zip(family.classes, plan.ids))
+    for index, clip in ids.items():
+        rendering = render(scenes[index], size[0], size[1])
+        partial = root / "videos" / f".{clip}.webm"
+        write_video(partial, rendering.frames, size[2])
+        partial.rename(root / "videos" / f"{clip}.webm")
+        truth = describe(scenes[index], rendering, clip) | {
+            "template": LABELS[index], "class": index, "group": family.group, "family": family.name,
+            "set": f"{plan.split}-{plan.family}-{plan.number}", "twin": ids[twin[index]], "seed": list(plan.seed),
+        }
+        flow = rendering.flow(stride=FLOW_STRIDE).astype(np.float16)
+        np.savez_compressed(root / "ground_truth" / f"{clip}.npz", instances=rendering.instances, flow=flow)
+        (root / "ground_truth" / f"{clip}.json").write_text(json.dumps(truth))
+
+
+def describe(scene: Scene, rendering: Rendering, clip: str) -> dict:
+    """The ground truth of a clip as plain data; boxes in the Something-Else form (Materzynska et al., 2020)."""
+    names = scene.instances()
+    first = {item.instance: item for item in reversed(scene.items)}
+    frames = []
+    for t, ids in enumerate(rendering.instances):
+        labels = []
+        for identity, instance in enumerate(names, 1):
+            rows, columns = np.any(ids == identity, 1).nonzero()[0], np.any(ids == identity, 0).nonzero()[0]
+            if len(rows):
+                box = {"x1": int(columns[0]), "y1": int(rows[0]), "x2": int(columns[-1]) + 1, "y2": int(rows[-1]) + 1}
+                hand = first[instance].category == "hand"
+                labels.append({"instance": identity, "box2d": box, "gt_annotation": instance,
+                               "standard_category": "hand" if hand else f"{identity - 1:04d}"})
+        depth = {names.index(i.instance) + 1: float(i.depth[t]) for i in scene.items}
+        frames.append({"name": f"{clip}/{t + 1:04d}.jpg", "depth_order": sorted(depth, key=depth.get), "labels": labels})
+    instances = [
+        {"id": i, "name": n, "category": first[n].category, "shape": first[n].shape or first[n].posture,
+         "texture": first[n].texture.name if first[n].texture else "skin"}
+        for i, n in enumerate(names, 1)
+    ]
+    return {"id": clip, "moving": [names.index(n) + 1 for n in scene.moving], "placeholders": list(scene.placeholders),
+            "events": [{"name": n, "start": a, "end": b} for n, a, b in scene.events], "instances": instances,
+            "frames": frames}
+
+
+def _write_annotations(root: Path, plans: list[SetPlan]) -> None:
+    texts = sorted(LABELS[c] for f in {p.family for p in plans} for c in FAMILIES[f].classes)
+    (root / "labels.json").write_text(json.dumps({text: str(i) for i, text in enumerate(texts)}, indent=1))
+    index, entries = {}, {split: [] for split in SPLITS}
+    for plan in plans:
+        for clip in plan.ids:
+            truth = json.loads((root / "ground_truth" / f"{clip}.json").read_text())
+            template, words = truth["template"], truth["placeholders"]
+            bracketed = template.replace("something", "[something]").replace("Something", "[Something]")
+            caption = template
+            for word in words:
+                caption = caption.replace("something", word, 1)
+            entries[plan.split].append({"id": clip, "label": caption, "template": bracketed, "placeholders": words})
+            index[clip] = {"split": plan.split, "class": template} | {k: truth[k] for k in ("group", "set", "twin", "seed")}
+    for split in SPLITS:
+        # the order of the file must not tell the class: the ids are already random
+        rows = sorted(entries[split], key=lambda e: int(e["id"]))
+        if split == "test":
+            with open(root / "test-answers.csv", "w", newline="") as file:
+                csv.writer(file, delimiter=";").writerows((r["id"], r["template"].replace("[", "").replace("]", ""))
+                                                          for r in rows)
+            rows = [{"id": r["id"]} for r in rows]
+        (root / f"{split}.json").write_text(json.dumps(rows))
+    (root / "ground_truth" / "index.json").write_text(json.dumps(index))
+
+
+def load_index(root: Path | str) -> dict[str, dict]:
+    """What every clip is: id -> split, class (template text), group, set, twin (id) and seed."""
+    path = Path(root) / "ground_truth" / "index.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: this folder is no Tabletop dataset; render one with notebook 00")
+    return json.loads(path.read_text())
+
+
+def load_truth(root: Path | str, clip: str) -> tuple[dict, UInt8[np.ndarray, "t h w"]]:
+    """The ground truth of one clip and its instance map (0 is the background)."""
+    folder = Path(root) / "ground_truth"
+    with np.load(folder / f"{clip}.npz", allow_pickle=False) as arrays:
+        return json.loads((folder / f"{clip}.json").read_text()), arrays["instances"]
+
+
+def load_flow(root: Path | str, clip: str) -> Float[np.ndarray, "s h2 w2 2"]:
+    """The true flow (x, y) from each frame to the next, in pixels, at every FLOW_STRIDE-th pixel."""
+    with np.load(Path(root) / "ground_truth" / f"{clip}.npz", allow_pickle=False) as arrays:
+        return arrays["flow"].astype(np.float32)
