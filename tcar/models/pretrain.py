@@ -1,0 +1,212 @@
+"""Training of the two small streams of the demo on stand-in tasks (`make streams`).
+
+A published DINOv2 or I3D comes trained on millions of images or clips; the small ones, of the same architectures, come
+trained on dense labels of random synthetic stills (category, colour, outline, pattern and place for every patch) and on
+the true flow of random synthetic clips. Neither shares objects, textures, backgrounds or clips with Tabletop.
+"""
+
+import argparse
+import json
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .. import log, results
+from ..data.tabletop import standin
+from . import i3d, streams
+
+LOG = log.get("streams")
+HELD_OUT = 0.08  # share of the stand-in data on which the provenance's scores are measured
+
+
+def _generate(make, seeds: range) -> list[Tensor]:
+    rows = [make(seed) for seed in log.progress(seeds, description="stand-in scenes")]
+    return [torch.from_numpy(np.stack(column)) for column in zip(*rows)]
+
+
+class DenseHead(nn.Module):
+    """One linear layer on every token, cut into named targets."""
+
+    def __init__(self, width: int, targets: dict[str, int]):
+        super().__init__()
+        self.targets = targets
+        self.linear = nn.Linear(width, sum(targets.values()))
+
+    def forward(self, tokens: Float[Tensor, "... d"]) -> dict[str, Tensor]:
+        return dict(zip(self.targets, self.linear(tokens).split(list(self.targets.values()), -1)))
+
+
+def _schedule(optimiser, steps: int, peak: float):
+    return torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, total_steps=steps, pct_start=0.1, anneal_strategy="cos")
+
+
+def semantic_loss(out: dict[str, Tensor], batch: list[Tensor]) -> tuple[Tensor, dict[str, float]]:
+    """Sum of the losses of every dense label, and the scores that a reader understands."""
+    share, colour, shape, pattern, offset = batch
+    filled = shape >= 0
+    terms = [
+        -(share * out["category"].log_softmax(-1)).sum(-1).mean(),
+        4 * F.l1_loss(out["colour"][filled], colour[filled]),
+        0.5 * F.cross_entropy(out["shape"][filled], shape[filled]),
+        0.5 * F.cross_entropy(out["pattern"][filled], pattern[filled]),
+        4 * F.l1_loss(out["offset"][filled], offset[filled]),
+    ]
+    scores = {
+        "category accuracy": (out["category"].argmax(-1) == share.argmax(-1)).float().mean().item(),
+        "shape accuracy": (out["shape"].argmax(-1) == shape)[filled].float().mean().item(),
+        "pattern accuracy": (out["pattern"].argmax(-1) == pattern)[filled].float().mean().item(),
+        "colour error": F.l1_loss(out["colour"][filled], colour[filled]).item(),
+    }
+    return sum(terms), scores
+
+
+def train_semantic(scenes: int, epochs: int, seed: int) -> tuple[nn.Module, dict]:
+    """Train the small DINOv2 on dense labels of stills; returns it with its scores on held-out stills."""
+    config = streams.DINOV2_TINY
+    grid = config.image_size // config.patch_size
+    make = partial(standin.make_still, size=config.image_size, grid=grid)
+    data = _generate(make, range(seed * 10**6, seed * 10**6 + scenes))
+    torch.manual_seed(seed)
+    model = streams.build_dinov2(config)
+    head = DenseHead(config.hidden_size, {"category": len(standin.CATEGORIES), "colour": 3, "offset": 2,
+                                          "shape": len(standin.SHAPE_NAMES), "pattern": len(standin.PATTERN_NAMES)})
+
+    def run(rows, augment):
+        frames, *labels = (column[rows] for column in data)
+        images = _normalise(frames.permute(0, 3, 1, 2), streams.IMAGENET, augment)
+        tokens = model(pixel_values=images).last_hidden_state[:, 1:].unflatten(1, (grid, grid))
+        return semantic_loss(head(tokens), labels)
+    return model, _optimise(nn.ModuleList([model, head]), run, scenes, epochs, 64, 1.5e-3, seed, "dinov2_tiny")
+
+
+def motion_loss(flow: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Robust flow regression; scored by explained variance over moving places."""
+    error = F.smooth_l1_loss(flow, truth, beta=0.5)
+    moving = truth.abs().sum(-1) > 0.3
+    rest = ((flow - truth)[moving] ** 2).sum() / (truth[moving] ** 2).sum()
+    return error, {"flow R2": 1 - rest.item()}
+
+
+def train_motion(scenes: int, epochs: int, seed: int) -> tuple[nn.Module, dict]:
+    """Train the small I3D on the true flow of clips; returns it with its scores on held-out clips.
+
+    Half of each batch is transposed, so that vertical motion is seen as often as horizontal motion, and half mirrored.
+    """
+    spec = streams.stream_spec("i3d_tiny")
+    torch.manual_seed(seed)
+    model = i3d.I3D(i3d.TINY).to(memory_format=torch.channels_last_3d)
+    with torch.no_grad():
+        grid = tuple(model.eval().features(torch.zeros(1, 3, spec.frames, spec.input_size, spec.input_size)).shape[2:])
+    make = partial(standin.make_clip, size=spec.input_size, grid=grid, frames=spec.frames)
+    clips, flows = _generate(make, range(seed * 10**6, seed * 10**6 + scenes))
+    head = DenseHead(model.width, {"flow": 8})
+
+    def run(rows, augment):
+        video, truth = clips[rows].permute(0, 4, 1, 2, 3), flows[rows].float()
+        if augment:
+            half = len(rows) // 2
+            video = torch.cat([video[:half], video[half:].transpose(3, 4)])
+            truth = torch.cat([truth[:half], truth[half:].transpose(2, 3).flip(-1)])
+            mirrored = torch.arange(len(rows)) % 2 == 0
+            video[mirrored] = video[mirrored].flip(4)
+            truth[mirrored] = truth[mirrored].flip(3) * torch.tensor([-1.0, 1.0])
+        video = _normalise(video, streams.KINETICS, augment)
+        # bfloat16 halves the time of these convolutions on a CPU
+        with torch.autocast("cpu", torch.bfloat16):
+            features = model.features(video.contiguous(memory_format=torch.channels_last_3d))
+        flow = head(features.float().movedim(1, -1))["flow"]
+        flow = flow.unflatten(-1, (2, 2, 2)).permute(0, 1, 2, 4, 3, 5, 6).flatten(4, 5).flatten(2, 3)
+        return motion_loss(flow, truth)
+    return model, _optimise(nn.ModuleList([model, head]), run, scenes, epochs, 32, 3e-3, seed, "i3d_tiny")
+
+
+def _normalise(frames: UInt8[Tensor, "b 3 ..."], statistics: dict, augment: bool) -> Tensor:
+    """Scale to [0, 1], vary contrast and brightness in training, and normalise as the stream does."""
+    shape = (1, 3) + (1,) * (frames.ndim - 2)
+    images = frames.float() / 255
+    if augment:
+        per_clip = (len(frames),) + (1,) * (frames.ndim - 1)
+        images = images * torch.empty(per_clip).uniform_(0.8, 1.2) + torch.empty(per_clip).uniform_(-0.1, 0.1)
+        images = images.clamp(0, 1)
+    return (images - torch.tensor(statistics["mean"]).view(shape)) / torch.tensor(statistics["std"]).view(shape)
+
+
+def _optimise(model: nn.Module, run, scenes: int, epochs: int, batch: int, rate: float, seed: int, name: str) -> dict:
+    held_out = int(scenes * HELD_OUT)
+    order = torch.Generator().manual_seed(seed)
+    steps = (scenes - held_out) // batch
+    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.02)
+    schedule = _schedule(optimiser, steps * epochs, rate)
+    for epoch in range(epochs):
+        model.train()
+        total = 0.0
+        for rows in (torch.randperm(scenes - held_out, generator=order) + held_out)[: steps * batch].split(batch):
+            loss, _ = run(rows, True)
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            total += loss.item()
+        LOG.info("%s epoch %d/%d loss %.4f", name, epoch + 1, epochs, total / steps)
+    model.eval()
+    with torch.no_grad():
+        parts = [run(rows, False)[1] for rows in torch.arange(held_out).split(batch)]
+    return {key: float(np.mean([p[key] for p in parts])) for key in parts[0]}
+
+
+TASKS = {  # stream -> (training, scenes, epochs)
+    "dinov2_tiny": (train_semantic, 12000, 9),
+    "i3d_tiny": (train_motion, 9000, 7),
+}
+
+
+def build(name: str, output: Path, seed: int, scale: float) -> None:
+    """Train one small stream on one core and write its weights, with their provenance beside them."""
+    torch.set_num_threads(1)  # the same sums in the same order, whatever the machine
+    log.configure("INFO")
+    train, scenes, epochs = TASKS[name]
+    scenes, epochs = max(400, int(scenes * scale)), max(1, round(epochs * scale))
+    begin = time.perf_counter()
+    model, scores = train(scenes, epochs, seed)
+    LOG.info("%s: %s", name, {k: round(v, 3) for k, v in scores.items()})
+    output.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, output / f"{name}.safetensors")
+    provenance = {
+        "stream": name, "trained_on": f"{scenes} synthetic stand-in scenes of the vocabulary 'pretrain'",
+        "epochs": epochs, "seed": seed, "held_out_scores": scores, "licence": "Apache-2.0",
+        "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
+        "code": results.code_digest("tcar.models.pretrain", "tcar.data.tabletop.standin"),
+        "seconds": round(time.perf_counter() - begin, 1),
+    }
+    (output / f"{name}.json").write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
+
+
+def main() -> None:
+    """Train the small streams named (all by default), side by side."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("streams", nargs="*", help=f"of {', '.join(TASKS)}; all of them by default")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "weights")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the stand-in scenes and epochs to use")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.streams) - set(TASKS):
+        parser.error(f"unknown streams {sorted(unknown)}; there are {', '.join(TASKS)}")
+    with ProcessPoolExecutor(len(TASKS), mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(build, name, arguments.output, arguments.seed, arguments.scale)
+                for name in arguments.streams or TASKS]
+        for job in jobs:
+            job.result()
+
+
+if __name__ == "__main__":
+    main()
