@@ -1,0 +1,134 @@
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from videos import write_broken, write_video
+
+from tcar.data import audit as module
+from tcar.data.audit import (
+    ClipHealth,
+    audit,
+    load_quarantine,
+    quarantine_list,
+    require_healthy,
+    save_quarantine,
+    statistics,
+)
+from tcar.data.ssv2 import Clip, DatasetError
+from tcar.data.video import REASONS
+from tcar.data.workers import Failure, isolated_map, worker_count
+
+
+def clip(path: Path, label: int = 0, name: str = "") -> Clip:
+    return Clip(name or path.stem, path, label, f"template {label}", "", ())
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Three good clips of two classes, and one of every kind of broken file."""
+    root = tmp_path_factory.mktemp("dataset")
+    good = [clip(write_video(root / f"good{frames}.webm", frames), frames % 2) for frames in (13, 24, 37)]
+    broken = [clip(path, name=reason) for reason, path in write_broken(root).items()]
+    return good[:1] + broken + good[1:]
+
+
+@pytest.fixture(scope="module")
+def health(dataset):
+    return audit(dataset, workers=2)
+
+
+def test_every_broken_file_is_found_and_no_other(dataset, health):
+    assert [found.id for found in health] == [entry.id for entry in dataset]
+    assert {found.id: found.reason for found in health if not found.ok} == dict(
+        zip(REASONS, REASONS, strict=True)
+    )
+    assert [(found.frames, found.width, found.height, found.rate) for found in health if found.ok] == [
+        (13, 160, 120, 12.0),
+        (24, 160, 120, 12.0),
+        (37, 160, 120, 12.0),
+    ]
+    assert all(
+        found.bytes == entry.path.stat().st_size
+        for found, entry in zip(health, dataset, strict=True)
+        if found.id != "missing"
+    )
+
+
+def test_the_findings_do_not_depend_on_the_workers(dataset, health):
+    assert audit(dataset, workers=1) == health
+
+
+def test_the_quarantine_list_is_kept(health, tmp_path):
+    path = tmp_path / "results" / "quarantine.json"
+    save_quarantine(health, path)
+    assert json.loads(path.read_text()) == quarantine_list(health)
+    assert load_quarantine(path) == dict(zip(REASONS, REASONS, strict=True))
+    with pytest.raises(DatasetError, match="run the audit"):
+        load_quarantine(tmp_path / "other.json")
+    path.write_text("{}]")
+    with pytest.raises(DatasetError, match="not a quarantine list"):
+        load_quarantine(path)
+
+
+def test_statistics_count_the_healthy(dataset, health):
+    found = statistics(dataset, health)
+    assert found["clips"] == 3
+    assert found["classes"] == {"template 0": 1, "template 1": 2}
+    assert found["imbalance"] == 2
+    assert found["sizes"] == {"160x120": 3}
+    assert found["frames"]["total"] == 13 + 24 + 37
+    assert found["durations"]["median"] == pytest.approx(2, abs=0.01)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_too_many_broken_clips_are_the_fault_of_the_copy():
+    health = [ClipHealth(str(number), number > 2, "" if number > 2 else "empty") for number in range(100)]
+    require_healthy(health, 0.03)
+    with pytest.raises(
+        DatasetError, match=r"3 of 100 clips are broken \(3 empty\).*quarantine_threshold=0\.02"
+    ):
+        require_healthy(health, 0.02)
+
+
+def behave(item: str) -> str:
+    """Stands in for a decoder that a file can kill or hang."""
+    if item.startswith("crash"):
+        os.abort()
+    if item.startswith("hang"):
+        time.sleep(600)
+    if item.startswith("raise"):
+        raise ValueError(item)
+    return item.upper()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_item_takes_another_with_it(workers):
+    items = ["a", "crash 1", "b", "crash 2", "hang", "c", "raise", "d"]
+    outcomes = dict(isolated_map(behave, items, workers=workers, time_limit=2.0))
+    assert [outcomes[number] for number in (0, 2, 5, 7)] == ["A", "B", "C", "D"]
+    kinds = {items[number]: found.kind for number, found in outcomes.items() if isinstance(found, Failure)}
+    assert kinds == {"crash 1": "crashed", "crash 2": "crashed", "hang": "timed out", "raise": "error"}
+    assert "ValueError: raise" in outcomes[6].detail
+
+
+def test_a_file_that_kills_the_decoder_is_one_line_of_the_audit(monkeypatch, tmp_path):
+    failures = [Failure("crashed", "exit code -11"), Failure("timed out", "no result within 60 s")]
+    monkeypatch.setattr(module, "isolated_map", lambda *_, **__: enumerate(failures))
+    found = audit([clip(tmp_path / "a.webm"), clip(tmp_path / "b.webm")])
+    assert [(entry.ok, entry.reason, entry.detail) for entry in found] == [
+        (False, "crashed the decoder", "exit code -11"),
+        (False, "timed out", "no result within 60 s"),
+    ]
+
+
+def test_worker_count():
+    assert worker_count(3) == 3
+    assert worker_count(0) == len(os.sched_getaffinity(0))
+    with pytest.raises(ValueError, match="workers"):
+        worker_count(-1)
+
+
+def test_nothing_to_do():
+    assert list(isolated_map(behave, [])) == []

@@ -1,0 +1,260 @@
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from torch import nn
+from videos import write_broken, write_video
+
+from tcar.data.ssv2 import Clip
+from tcar.data.video import read_segments
+from tcar.data.workers import Failure
+from tcar.features import FeatureError, FeatureStore, extract
+from tcar.models import Stream, Tokens, create_stream
+from tcar.shards import Extractor
+
+GRID, FRAMES = (2, 3, 4), 4
+
+
+class Brightness(Stream):
+    """A stand-in stream: the mean colour of each cell of 6 x 8 in each frame, times a weight."""
+
+    def __init__(self, scale: float = 1.0):
+        nn.Module.__init__(self)
+        self.name, self.input_size = "brightness", 0
+        self.backbone = nn.Module()
+        self.backbone.scale = nn.Parameter(torch.tensor(scale), requires_grad=False)
+
+    def forward(self, frames):
+        b, t, h, w, _ = frames.shape
+        cells = frames.float().view(b, t, 6, h // 6, 8, w // 8, 3).mean((3, 5)) / 255 * self.backbone.scale
+        axes = [(torch.arange(n) + 0.5) / n for n in (t, 6, 8)]
+        centres = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(1, 2)
+        return Tokens(cells.flatten(2, 3), centres, None, (t, 6, 8))
+
+
+class Rescaled(Brightness):
+    """The same name and weights, other code."""
+
+    def forward(self, frames):
+        tokens = super().forward(frames)
+        return Tokens(tokens.values * 1.1, tokens.coordinates, None, tokens.grid)
+
+
+def forgetful() -> nn.Module:
+    return Brightness(float(torch.rand(())))
+
+
+def clip(path: Path) -> Clip:
+    return Clip(path.stem, path, 0, "template", "", ())
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Seven videos of two sizes, mixed."""
+    root = tmp_path_factory.mktemp("videos")
+    return [
+        clip(
+            write_video(root / f"{number}.webm", 9 + 3 * number, width=160 if number % 3 else 128, height=96)
+        )
+        for number in range(7)
+    ]
+
+
+def expected(clips: list[Clip]) -> np.ndarray:
+    """Cell means without torch, straight from the frames."""
+    tokens = []
+    for entry in clips:
+        frames = read_segments(entry.path, FRAMES).astype(np.float64) / 255
+        t, h, w, _ = frames.shape
+        tokens.append(frames.reshape(2, 2, 3, h // 3, 4, w // 4, 3).mean((1, 3, 5)).reshape(24, 3))
+    return np.stack(tokens)
+
+
+def contents(store: FeatureStore) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in store.root.glob("[!.]*")}
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    """Do the work of the processes in this one, where a test is not about processes."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr("tcar.features.isolated_map", in_this_process)
+    yield
+    torch.set_num_threads(threads)
+
+
+def in_this_process(function, items, **_):
+    for number, item in enumerate(items):
+        yield number, function(item)
+
+
+@pytest.fixture(scope="module")
+def store(clips, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tcar.features.isolated_map", in_this_process)
+        return extract(clips, Brightness(), GRID, FRAMES, tmp_path_factory.mktemp("store"), batch_clips=3)
+
+
+def test_tokens_are_those_of_the_sampled_frames(clips, store):
+    tokens = store.load([entry.id for entry in clips])
+    assert (tokens.dtype, tokens.shape, store.width, store.grid) == (np.float16, (7, 24, 3), 3, GRID)
+    np.testing.assert_allclose(tokens, expected(clips), atol=1e-3)
+    np.testing.assert_allclose(
+        store.coordinates[[0, 23]], [[1 / 4, 1 / 6, 1 / 8], [3 / 4, 5 / 6, 7 / 8]], atol=1e-6
+    )
+
+
+def test_clips_come_in_the_order_asked_for(clips, store):
+    np.testing.assert_array_equal(store.load(["5", "0", "5"]), store.load()[[5, 0, 5]])
+    assert store.ids == [entry.id for entry in clips]
+    assert store.load([]).shape == (0, 24, 3)
+
+
+def test_the_numbers_do_not_depend_on_the_workers(clips, store, tmp_path):
+    """The store was made in this process, with one thread."""
+    other = extract(clips, partial(Brightness, 1.0), GRID, FRAMES, tmp_path, workers=2, batch_clips=3)
+    assert other.key == store.key
+    assert contents(other) == contents(store)
+
+
+def test_a_complete_store_is_opened_and_not_made_again(clips, store, inline):
+    before = {path: path.stat().st_mtime_ns for path in store.root.iterdir()}
+    again = extract(clips, Brightness(), GRID, FRAMES, store.root.parent, workers=1, batch_clips=3)
+    assert {path: path.stat().st_mtime_ns for path in again.root.iterdir()} == before
+    index = pyarrow.parquet.read_table(store.root / "index.parquet").to_pydict()
+    assert index == {"id": list("0123456"), "shard": [0, 0, 0, 1, 1, 1, 2], "row": [0, 1, 2, 0, 1, 2, 0]}
+
+
+@pytest.mark.parametrize(
+    "change", ["nothing", "weights", "grid", "frames", "batch", "clips", "order", "quarantine", "repaired"]
+)
+def test_whatever_makes_the_tokens_changes_the_key(clips, store, tmp_path, inline, change):
+    chosen = {"clips": clips[:6], "order": clips[::-1]}.get(change, list(clips))
+    if change == "repaired":
+        chosen[3] = Clip("3", write_video(tmp_path / "3.webm", 20, width=160, height=96), 0, "", "", ())
+    other = extract(
+        chosen,
+        Brightness(0.5 if change == "weights" else 1.0),
+        (1, 3, 4) if change == "grid" else GRID,
+        8 if change == "frames" else FRAMES,
+        tmp_path,
+        batch_clips=4 if change == "batch" else 3,
+        quarantine=["2"] if change == "quarantine" else (),
+    )
+    assert (other.key == store.key) == (change == "nothing")
+    assert other.root.name == f"brightness-{other.key[:16]}"
+
+
+def test_broken_and_quarantined_clips_are_left_out_and_named(clips, tmp_path, inline):
+    broken = {reason: clip(path) for reason, path in write_broken(tmp_path).items()}
+    mixed = [*clips[:2], *broken.values(), *clips[2:4]]
+    store = extract(mixed, Brightness(), GRID, FRAMES, tmp_path / "store", workers=2, batch_clips=2,
+                    quarantine={"1": "blurred"})  # fmt: skip
+    assert store.ids == ["0", "2", "3"]
+    assert store.broken == {"1": "blurred"} | {entry.id: reason for reason, entry in broken.items()}
+    assert json.loads((store.root / "store.json").read_text())["broken"] == store.broken
+    np.testing.assert_allclose(store.load(), expected([clips[0], clips[2], clips[3]]), atol=1e-3)
+    with pytest.raises(FeatureError, match="clip 1 has no features .* blurred"):
+        store.load(["0", "1"])
+    with pytest.raises(FeatureError, match="clip 99 has no features .* not among the clips"):
+        store.load(["99"])
+
+
+def test_a_run_that_dies_is_continued(clips, store, tmp_path, monkeypatch):
+    """The worker is killed in its second batch; the shard of the first is taken over as it is."""
+
+    def killed(function, items, **_):
+        for number, batch in enumerate(items):
+            dies = isinstance(function, Extractor) and batch.number == 1
+            yield number, Failure("crashed", "exit code -9") if dies else function(batch)
+
+    monkeypatch.setattr("tcar.features.isolated_map", killed)
+    with pytest.raises(FeatureError, match="crashed on batch 1 .* each of its clips can be read"):
+        extract(clips, Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
+    folder = next(tmp_path.iterdir())
+    with pytest.raises(FeatureError, match="no complete feature store"):
+        FeatureStore.open(folder)
+    first = (folder / "tokens-00000.npy").stat().st_mtime_ns
+    monkeypatch.setattr("tcar.features.isolated_map", in_this_process)
+    resumed = extract(clips, Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
+    assert resumed.root == folder
+    assert (folder / "tokens-00000.npy").stat().st_mtime_ns == first
+    assert contents(resumed) == contents(store)
+
+
+def test_half_a_shard_does_not_count(clips, store, tmp_path, monkeypatch, inline):
+    """The disk is full halfway through the second shard."""
+    save, calls = np.save, []
+
+    def fail(path, array):
+        calls.append(path)
+        if len(calls) == 3:  # tokens and coordinates of the first shard come before
+            path.write_bytes(array.tobytes()[:100])
+            raise OSError("no space left")
+        save(path, array)
+
+    monkeypatch.setattr("tcar.shards.np.save", fail)
+    with pytest.raises(OSError, match="no space left"):
+        extract(clips, Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
+    monkeypatch.undo()
+    monkeypatch.setattr("tcar.features.isolated_map", in_this_process)
+    resumed = extract(clips, Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
+    np.testing.assert_array_equal(resumed.load(), store.load())
+
+
+def test_a_store_made_by_other_code_is_made_again(clips, store, tmp_path, inline):
+    made = extract(clips, Rescaled(), GRID, FRAMES, tmp_path, batch_clips=3)
+    assert not np.array_equal(made.load(), store.load())
+    again = extract(clips, Brightness(), GRID, FRAMES, tmp_path, workers=1, batch_clips=3)
+    assert again.root == made.root
+    np.testing.assert_array_equal(again.load(), store.load())
+
+
+def test_a_clip_that_kills_its_reader_is_set_aside(clips, tmp_path, monkeypatch):
+    def mortal(function, items, **_):
+        for number, batch in enumerate(items):
+            kills = any(entry.id == "1" and entry.id not in batch.broken for entry in batch.clips)
+            yield number, Failure("crashed", "exit code -11") if kills else function(batch)
+
+    monkeypatch.setattr("tcar.features.isolated_map", mortal)
+    store = extract(clips[:5], Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
+    assert store.broken == {"1": "reading it crashed"}
+    np.testing.assert_allclose(store.load(), expected([clips[0], *clips[2:5]]), atol=1e-3)
+
+
+def test_the_stream_in_this_process_gives_the_same(clips, store, tmp_path):
+    """The way of a GPU: workers decode, this process computes."""
+    other = extract(clips, Brightness(), GRID, FRAMES, tmp_path, workers=1, batch_clips=3, device="cpu:0")
+    assert contents(other) == contents(store)
+
+
+@pytest.mark.parametrize("name", ["dinov2_tiny", "i3d_tiny"])
+def test_registered_streams(clips, tmp_path, inline, name):
+    build = partial(create_stream, name, seed=3)
+    store = extract(clips[:2], build, (2, 2, 2), 16, tmp_path)
+    frames = torch.from_numpy(read_segments(clips[1].path, 16))[None]
+    tokens = build()(frames)
+    pooled = nn.functional.adaptive_avg_pool3d(tokens.values.unflatten(2, tokens.grid[1:]).movedim(-1, 1), 2)
+    direct = pooled[0].flatten(1).T
+    assert store.width == direct.shape[1]
+    np.testing.assert_allclose(store.load(["1"])[0], direct, atol=2e-3 * float(direct.abs().max()))
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"stream": forgetful}, "other weights each time"),
+    ({"stream": partial(Brightness, float("nan"))}, "not finite in fp16"),
+    ({"stream": Brightness(), "checkpoint": "weights.safetensors"}, "checkpoint= goes with the name"),
+    ({"clips": "twice"}, "same id"),
+    ({"clips": "missing"}, "none of the 1 clips can be read, the first because: missing"),
+])  # fmt: skip
+def test_what_cannot_be_extracted(clips, tmp_path, inline, arguments, message):
+    chosen = {"twice": clips[:1] * 2, "missing": [clip(tmp_path / "x.webm")]}.get(
+        arguments.pop("clips", ""), clips[:1]
+    )
+    arguments = {"stream": Brightness()} | arguments
+    with pytest.raises(FeatureError, match=message):
+        extract(chosen, grid=GRID, frames=FRAMES, root=tmp_path / "store", **arguments)

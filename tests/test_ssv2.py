@@ -1,0 +1,168 @@
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tcar.data.ssv2 import Clip, DatasetError, class_names, flip_pairs, load_labels, load_split
+
+LABELS = {"Holding something": "1", "Approaching something": "0", "Tearing part of something": "2"}
+TRAIN = [
+    {"id": "78687", "label": "holding potato", "template": "Holding [something]", "placeholders": ["potato"]},
+    {
+        "id": "5",
+        "label": "tearing the edge of a page",
+        "template": "Tearing [part] of [something]",
+        "placeholders": ["the edge", "a page"],
+    },
+]
+
+
+def write_dataset(root: Path, prefix: str = "", folder: str = "") -> Path:
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / "videos").mkdir()
+    contents = {
+        "labels": LABELS,
+        "train": TRAIN,
+        "validation": TRAIN[:1],
+        "test": [{"id": "11"}, {"id": "12"}],
+    }
+    for name, content in contents.items():
+        (root / folder / f"{prefix}{name}.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.mark.parametrize("prefix", ["", "something-something-v2-"])
+@pytest.mark.parametrize("folder", ["", "labels"])
+def test_either_naming_gives_the_same_clips(tmp_path, prefix, folder):
+    root = write_dataset(tmp_path, prefix, folder)
+    assert class_names(root) == ["Approaching something", "Holding something", "Tearing part of something"]
+    assert load_split(root, "train") == [
+        Clip(
+            "78687", root / "videos" / "78687.webm", 1, "Holding [something]", "holding potato", ("potato",)
+        ),
+        Clip(
+            "5",
+            root / "videos" / "5.webm",
+            2,
+            "Tearing [part] of [something]",
+            "tearing the edge of a page",
+            ("the edge", "a page"),
+        ),
+    ]
+
+
+def test_labels_of_the_test_split_come_from_the_answers(tmp_path):
+    root = write_dataset(tmp_path)
+    assert [clip.label for clip in load_split(root, "test")] == [None, None]
+    (root / "test-answers.csv").write_text("12;Holding something\n11;Tearing [part] of [something]\n")
+    assert [(clip.id, clip.label) for clip in load_split(root, "test")] == [("11", 2), ("12", 1)]
+
+
+def test_videos_are_looked_for_where_the_dataset_keeps_them(tmp_path):
+    root = write_dataset(tmp_path)
+    (root / "videos").rmdir()
+    assert load_split(root, "train")[0].path == root / "78687.webm"
+    (root / "20bn-something-something-v2").mkdir()
+    assert load_split(root, "train")[0].path == root / "20bn-something-something-v2" / "78687.webm"
+
+
+def test_the_real_lists(shared):
+    train, validation = (load_split(shared / "ssv2", split) for split in ("train", "validation"))
+    assert (len(train), len(validation)) == (168_913, 24_777)
+    counts = Counter(clip.label for clip in train)
+    assert len(counts) == 174
+    assert counts.most_common(1) == [(109, 3284)]
+    assert min(counts.items(), key=lambda item: item[1]) == (51, 91)
+    assert {clip.template for clip in train if clip.label == 109} == {"Putting something on a surface"}
+    with (shared / "ssv2" / "validation.csv").open() as file:
+        assert [(clip.id, str(clip.label)) for clip in validation] == [
+            tuple(row) for row in csv.reader(file)
+        ][1:]
+
+
+def test_flip_pairs_of_the_real_labels(shared):
+    names = class_names(shared / "ssv2")
+    assert flip_pairs(names) == {86: 87, 87: 86, 93: 94, 94: 93, 166: 167, 167: 166}
+
+
+def test_words_that_only_contain_a_direction_are_no_pair():
+    names = [
+        "Putting something upright",
+        "Putting something upleft",
+        "Turning left",
+        "Bright right",
+        "Bright left",
+    ]
+    assert flip_pairs(names) == {3: 4, 4: 3}
+
+
+def test_a_folder_without_labels(tmp_path):
+    with pytest.raises(DatasetError, match=r"no labels\.json.*unpack"):
+        load_labels(tmp_path)
+    with pytest.raises(DatasetError, match="nowhere: no such dataset folder; set data_root"):
+        load_labels(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("{", "labels.json: not valid JSON"),
+        ("[1]", "holds a list, expected a dict"),
+        ('{"a": "0", "b": "2"}', "must be 0 to n-1"),
+        ('{"a": "0", "b": "0"}', "must be 0 to n-1"),
+        ('{"a": "first"}', "not a whole number"),
+    ],
+)
+def test_a_label_list_that_cannot_be_trusted(tmp_path, labels, message):
+    (tmp_path / "labels.json").write_text(labels)
+    with pytest.raises(DatasetError, match=message):
+        load_labels(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (
+            [TRAIN[0] | {"template": "Juggling [something]"}],
+            r"train.json: clip 78687 .*'Juggling \[something\]'.*not in the",
+        ),
+        ([{"label": "holding potato"}], 'train.json: entry .* has no "id"'),
+        ([{"id": "3", "label": "holding potato"}], 'clip 3 has a caption but no "template"'),
+        ([TRAIN[0], TRAIN[1], TRAIN[0]], "clip 78687 is listed twice"),
+    ],
+)
+def test_entries_that_do_not_fit(tmp_path, entries, message):
+    root = write_dataset(tmp_path)
+    (root / "train.json").write_text(json.dumps(entries))
+    with pytest.raises(DatasetError, match=message):
+        load_split(root, "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("7,1\n", "the first line must be `id,label_index`"),
+        ("id,label_index\n7,1\n8,3\n", r"train.csv, line 3: .*from 0 to 2"),
+        ("id,label_index\n7,-1\n", "train.csv, line 2"),
+        ("id,label_index\n7\n", "train.csv, line 2"),
+    ],
+)
+def test_lists_that_do_not_fit(tmp_path, text, message):
+    (tmp_path / "labels.json").write_text(json.dumps(LABELS))
+    (tmp_path / "train.csv").write_text(text)
+    with pytest.raises(DatasetError, match=message):
+        load_split(tmp_path, "train")
+
+
+def test_a_split_that_is_not_there(tmp_path):
+    root = write_dataset(tmp_path)
+    (root / "validation.json").unlink()
+    with pytest.raises(DatasetError, match=r"no validation\.json"):
+        load_split(root, "validation")
+    with pytest.raises(DatasetError, match="'val' does not exist; choose one of train, validation, test"):
+        load_split(root, "val")
+    (root / "test-answers.csv").write_text("11;Holding something\n12,Holding something\n")
+    with pytest.raises(DatasetError, match="test-answers.csv, line 2"):
+        load_split(root, "test")

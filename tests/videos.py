@@ -1,0 +1,79 @@
+"""Small video files for the tests, each frame of which carries its own number."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+
+BITS, BLOCK = 6, 16
+
+
+def numbered_frame(number: int, width: int = 160, height: int = 120) -> np.ndarray:
+    """A moving texture whose upper left blocks spell the number of the frame in black and white."""
+    texture = np.random.default_rng(7).integers(0, 256, (height // 8, width // 8, 3))
+    image = np.roll(texture.repeat(8, 0).repeat(8, 1), 3 * number, axis=1).astype(np.uint8)
+    for bit in range(BITS):
+        image[:BLOCK, BLOCK * bit : BLOCK * (bit + 1)] = 255 * (number >> bit & 1)
+    return image
+
+
+def read_number(image: np.ndarray) -> int:
+    """The number a decoded frame spells."""
+    middles = [image[BLOCK // 2, BLOCK * bit + BLOCK // 2].mean() > 127 for bit in range(BITS)]
+    return sum(int(on) << bit for bit, on in enumerate(middles))
+
+
+def write_video(
+    path: Path,
+    frames: int = 31,
+    *,
+    codec: str = "libvpx-vp9",
+    rate: int = 12,
+    width: int = 160,
+    height: int = 120,
+    times: list[int] | None = None,
+    **options: str,
+) -> Path:
+    """Encode numbered frames; `times` gives each frame's time in units of one frame, for a variable rate."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = options or ({"crf": "30", "cpu-used": "8"} if codec == "libvpx-vp9" else {})
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(numbered_frame(number, width, height), format="rgb24")
+            frame.pts = times[number] if times else number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def write_audio(path: Path) -> Path:
+    """One second of a tone and no picture."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libopus", rate=48000)
+        tone = np.sin(np.arange(48000, dtype=np.float32) * 0.05)[None]
+        frame = av.AudioFrame.from_ndarray(tone, format="flt", layout="mono")
+        frame.sample_rate = 48000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def write_broken(folder: Path) -> dict[str, Path]:
+    """One file of every kind of damage, under the reason it must be given."""
+    whole = write_video(folder / "whole.webm").read_bytes()
+    with av.open(str(folder / "whole.webm")) as container:
+        packet = bytes([packet for packet in container.demux(video=0) if packet.size][15])
+    damaged = bytearray(whole)
+    damaged[whole.index(packet)] = 0xFF  # a frame of VP9 begins with the bits 10
+    contents = {
+        "empty": b"",
+        "truncated": whole[: len(whole) // 2],
+        "not a video": b"these are words\n" * 500,
+        "undecodable": bytes(damaged),
+    }
+    paths = {"missing": folder / "missing.webm", "no video stream": write_audio(folder / "audio.webm")}
+    for reason, content in contents.items():
+        paths[reason] = folder / f"{reason.replace(' ', '_')}.webm"
+        paths[reason].write_bytes(content)
+    return paths
