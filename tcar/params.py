@@ -1,0 +1,344 @@
+"""Parameters of a run: one flat YAML file, one frozen dataclass a stage; field names are the YAML's keys.
+
+The defaults are those of `params/demo.yaml`. Every key, type and range is checked, because a misspelt or
+mistyped parameter would otherwise be a run with a default nobody asked for.
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from tcar import log
+
+
+class ParameterError(ValueError):
+    """A parameter is unknown, mistyped or out of range; the message names the key, the file and the fix."""
+
+
+def _bounded(default, **limits):
+    """A field with limits: `choices`, `pattern`, `minimum`, `maximum` (of each item), `length` (of lists)."""
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=limits)
+    return field(default=default, metadata=limits)
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every stage shares."""
+
+    name: str = "demo"  # the run's folder under `runs` and `figures`
+    seed: int = _bounded(0, minimum=0)
+    log_level: str = _bounded("INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    workers: int = _bounded(0, minimum=0)  # processes; 0 = one for every core
+    device: str = _bounded("auto", pattern=r"auto|cpu|mps|cuda(:\d+)?")
+    runs: str = "runs"
+    figures: str = "figures"
+    publish: bool = False  # copy tables, numbers and PDF into paper/
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which clips, and how Tabletop is rendered."""
+
+    dataset: str = _bounded("tabletop", choices=("tabletop", "ssv2"))
+    data_root: str = ""  # "" = data/ in the run's folder
+    classes: list[int] = _bounded([], minimum=0)  # 0-based, of the real label list; [] = all there are
+    # Twin sets in each twin group; one set shows every class of its group once.
+    train_sets: int = _bounded(100, minimum=1)
+    validation_sets: int = _bounded(30, minimum=1)
+    test_sets: int = _bounded(50, minimum=1)
+    width: int = _bounded(160, minimum=32)  # pixels
+    height: int = _bounded(120, minimum=32)  # pixels
+    frame_rate: int = _bounded(12, minimum=1)  # frames a second
+    quarantine_threshold: float = _bounded(
+        0.02, minimum=0.0, maximum=1.0
+    )  # share of clips that may be broken
+    contact_sheet_clips: int = _bounded(24, minimum=1)
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The two frozen backbones and the token grids they are pooled to."""
+
+    semantic: str = "dinov2_tiny"
+    motion: str = "i3d_tiny"
+    semantic_checkpoint: str = ""  # "" = the weights in the package
+    motion_checkpoint: str = ""
+    semantic_frames: int = _bounded(8, minimum=1)
+    motion_frames: int = _bounded(16, minimum=1)
+    semantic_grid: list[int] = _bounded([8, 4, 4], minimum=1, length=3)  # time, rows, columns
+    motion_grid: list[int] = _bounded([4, 4, 4], minimum=1, length=3)
+    batch_clips: int = _bounded(32, minimum=1)
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """The trained part: how the two token grids are brought together."""
+
+    fusion: str = "cross_attention"
+    fusion_width: int = _bounded(64, minimum=1)
+    heads: int = _bounded(8, minimum=1)
+    fusion_blocks: int = _bounded(2, minimum=1)
+    window: str = _bounded("joint", choices=("joint", "time", "space"))
+    dropout: float = _bounded(0.1, minimum=0.0, maximum=0.95)
+    drop_path: float = _bounded(0.1, minimum=0.0, maximum=0.95)
+    max_trained_parameters: int = _bounded(20_000_000, minimum=1)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The recipe of one training."""
+
+    epochs: int = _bounded(40, minimum=1)
+    epochs_by_method: dict[str, int] = _bounded({}, minimum=1)  # where a method converges later than `epochs`
+    batch_size: int = _bounded(64, minimum=1)  # clips
+    learning_rate: float = _bounded(0.001, minimum=0.0)
+    weight_decay: float = _bounded(0.05, minimum=0.0)
+    warmup_epochs: int = _bounded(3, minimum=0)
+    label_smoothing: float = _bounded(0.1, minimum=0.0, maximum=0.95)
+    clip_norm: float = _bounded(1.0, minimum=0.0)
+    seeds: list[int] = _bounded([0, 1, 2], minimum=0)
+    methods: list[str] = _bounded(
+        ["cross_attention", "late_concat", "late_concat_raw", "semantic", "semantic_bag", "motion"]
+    )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How certain the numbers are."""
+
+    bootstrap_samples: int = _bounded(2000, minimum=1)
+    calibration_bins: int = _bounded(15, minimum=1)
+    confidence: float = _bounded(0.95, minimum=0.5, maximum=0.999)
+
+
+@dataclass(frozen=True)
+class Ablations:
+    """What is varied, one factor at a time."""
+
+    ablation_heads: list[int] = _bounded([4, 8, 16], minimum=1)
+    ablation_fusions: list[str] = _bounded(
+        ["cross_attention", "semantic_from_motion", "motion_from_semantic", "late_concat"]
+    )
+    ablation_seeds: list[int] = _bounded([0, 1, 2], minimum=0)
+
+
+@dataclass(frozen=True)
+class Interpretability:
+    """How much is looked at."""
+
+    umap_clips: int = _bounded(400, minimum=10)
+    attention_clips: int = _bounded(8, minimum=1)
+    attribution_steps: int = _bounded(16, minimum=1)
+
+
+STAGES = {
+    "common": Common, "data": Data, "streams": Streams, "fusion": Fusion, "training": Training,
+    "evaluation": Evaluation, "ablations": Ablations, "interpretability": Interpretability,
+}  # fmt: skip
+FIELDS = {f.name: f for stage in STAGES.values() for f in dataclasses.fields(stage)}
+_TYPES = {name: t for stage in STAGES.values() for name, t in typing.get_type_hints(stage).items()}
+
+
+@cache
+def find_root(start: Path) -> Path:
+    """The project folder: the nearest one from `start` upward whose pyproject.toml belongs to tcar, else this
+    package's own checkout. Raises ParameterError where there is neither."""
+    for folder in (start, *start.parents, Path(__file__).parents[1]):
+        file = folder / "pyproject.toml"
+        if file.is_file() and tomllib.loads(file.read_text()).get("project", {}).get("name") == "tcar":
+            return folder
+    raise ParameterError(f"{start} is not inside the tcar project: change into its folder first")
+
+
+@dataclass(frozen=True)
+class Params:
+    """All parameters of one run, by stage, and the folders that follow from them."""
+
+    common: Common = Common()
+    data: Data = field(default_factory=Data)
+    streams: Streams = field(default_factory=Streams)
+    fusion: Fusion = field(default_factory=Fusion)
+    training: Training = field(default_factory=Training)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    ablations: Ablations = field(default_factory=Ablations)
+    interpretability: Interpretability = field(default_factory=Interpretability)
+    root: Path = field(default_factory=lambda: find_root(Path.cwd()))  # where relative paths begin
+
+    def as_dict(self) -> dict[str, typing.Any]:
+        """All parameters, flat, as the YAML file has them."""
+        return {k: v for stage in STAGES for k, v in dataclasses.asdict(getattr(self, stage)).items()}
+
+    @property
+    def run_dir(self) -> Path:
+        """Everything this run writes and git does not keep."""
+        return self.root / self.common.runs / self.common.name
+
+    @property
+    def results_dir(self) -> Path:
+        """The result files."""
+        return self.run_dir / "results"
+
+    @property
+    def logs_dir(self) -> Path:
+        """One log file a notebook."""
+        return self.run_dir / "logs"
+
+    @property
+    def figures_dir(self) -> Path:
+        """The figures and the numbers behind them."""
+        return self.root / self.common.figures / self.common.name
+
+    @property
+    def data_root(self) -> Path:
+        """The dataset's folder, in the layout of Something-Something-V2."""
+        stated = Path(self.data.data_root).expanduser()
+        return self.root / stated if self.data.data_root else self.run_dir / "data"
+
+    @property
+    def workers(self) -> int:
+        """Worker processes: as stated, or the cores this process may use."""
+        usable = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+        return self.common.workers or len(usable(0))
+
+
+def load(path: str | Path, **overrides) -> Params:
+    """Parameters from a flat YAML file; what it leaves out has the default, `overrides` win.
+
+    Raises ParameterError: no such file, not flat YAML, a repeated or unknown key, a wrong type or value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(p.as_posix() for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        there = f"; there are {', '.join(near)}" if near else ""
+        raise ParameterError(f"{path}: no such parameter file{there}")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParameterError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ParameterError(f"{path}: expected lines `key: value`, found a {type(values).__name__}")
+    return from_values({**values, **overrides}, source=str(path))
+
+
+def from_values(values: Mapping[str, typing.Any], source: str = "parameters") -> Params:
+    """Parameters from a flat mapping; `source` is named in every error. Raises ParameterError."""
+    unknown = [key for key in values if key not in FIELDS]
+    if unknown:
+        raise ParameterError(f"{source}: " + "; ".join(_unknown(key) for key in unknown))
+    checked = {key: _check(key, value, source) for key, value in values.items()}
+    stages = {
+        name: stage(**{f.name: checked[f.name] for f in dataclasses.fields(stage) if f.name in checked})
+        for name, stage in STAGES.items()
+    }
+    return Params(**stages)
+
+
+def from_notebook(namespace: Mapping[str, typing.Any]) -> Params:
+    """Parameters from the variables of a notebook, read in the cell after its `parameters` cell.
+
+    namespace: the notebook's `globals()`. Also sets up logging, once for the whole notebook.
+    Raises ParameterError: a wrong type or value, or, when papermill passed parameters, a name that is none.
+    """
+    source = os.environ.get("TCAR_STAGE") or Path(os.environ.get("JPY_SESSION_NAME", "notebook")).stem
+    if log.under_papermill(namespace):
+        plain = (bool, int, float, str, list, tuple, dict, type(None))
+        names = [k for k, v in namespace.items() if isinstance(v, plain) and not k.startswith("_")]
+        unknown = [_unknown(k) for k in names if k not in FIELDS and k not in ("In", "Out")]
+        if unknown:
+            raise ParameterError(f"{source}: " + "; ".join(unknown))
+    run = from_values({k: namespace[k] for k in FIELDS if k in namespace}, source=source)
+    # The pipeline keeps everything a notebook prints, so there the kernel writes no file of its own.
+    logfile = None if "TCAR_STAGE" in os.environ else run.logs_dir / f"{source}.log"
+    log.configure(run.common.log_level, logfile)
+    return run
+
+
+def _unknown(key: object) -> str:
+    close = difflib.get_close_matches(str(key), FIELDS, n=1)
+    return f"unknown parameter {key!r}" + (f", did you mean {close[0]!r}?" if close else "")
+
+
+def _check(key: str, value, source: str):
+    """The value in its declared type, or a ParameterError."""
+    expected, limits = _TYPES[key], FIELDS[key].metadata
+    if not _fits(value, expected):
+        name = str(expected) if typing.get_args(expected) else expected.__name__
+        found = f"{value!r} ({_kind(value)})"
+        raise ParameterError(f"{source}: {key} is {found}, expected {name}{_hint(value, expected)}")
+    if expected is float:
+        value = float(value)
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    for item in items:
+        problem = _outside(item, limits)
+        if problem:
+            raise ParameterError(f"{source}: {key} is {value!r}, {problem}")
+    if "length" in limits and len(value) != limits["length"]:
+        raise ParameterError(f"{source}: {key} is {value!r}, expected {limits['length']} numbers")
+    if key == "name" and not re.fullmatch(r"[\w][\w.-]*", value):
+        raise ParameterError(
+            f"{source}: name is {value!r}; it names a folder: letters, digits, _ - and . only"
+        )
+    return value
+
+
+def _fits(value, expected) -> bool:
+    """Whether a value has the declared type: a whole number is a float too, a truth value is no number."""
+    items, origin = typing.get_args(expected), typing.get_origin(expected)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(v, items[0]) for v in value)
+    if origin is dict:
+        pairs = value.items() if isinstance(value, dict) else [(None, None)]
+        return all(_fits(k, items[0]) and _fits(v, items[1]) for k, v in pairs)
+    if expected is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
+
+
+def _outside(value, limits: Mapping) -> str:
+    """What is wrong with a value of the right type, or an empty string."""
+    if "choices" in limits and value not in limits["choices"]:
+        return f"expected one of {', '.join(limits['choices'])}"
+    if "pattern" in limits and not re.fullmatch(limits["pattern"], value):
+        return f"expected {limits['pattern']}"
+    if "minimum" in limits and value < limits["minimum"]:
+        return f"expected at least {limits['minimum']}"
+    if "maximum" in limits and value > limits["maximum"]:
+        return f"expected at most {limits['maximum']}"
+    return ""
+
+
+def _kind(value) -> str:
+    return {str: "text", types.NoneType: "nothing"}.get(type(value), type(value).__name__)
+
+
+def _hint(value, expected) -> str:
+    """YAML 1.1 reads 1e-4 as text: say how to write the number it was meant to be."""
+    number = re.fullmatch(r"([-+]?\d+)(\.\d*)?[eE]([-+]?)(\d+)", value) if isinstance(value, str) else None
+    if expected is not float or number is None:
+        return ""
+    whole, fraction, sign, power = number.groups()
+    return f": YAML reads {value} as text, write {whole}{fraction or '.0'}e{sign or '+'}{power}"
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys without a word; here that is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                problem = f"the key {key!r} stands there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,42 @@
+"""What all tests share. The shapes and types tcar declares are enforced in the tests only: they cost time."""
+
+import logging
+import os
+from pathlib import Path
+
+import jaxtyping
+import pytest
+
+HOOK = jaxtyping.install_import_hook("tcar", "typechecker.check")
+ROOT = Path(__file__).parents[1]
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of reference clips and label lists beside the project; without it, the test is skipped."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """An empty project folder, and the current one: relative paths of parameters resolve here."""
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "tcar"\n')
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _fresh_logging():
+    """No test sees the log handlers of another."""
+    yield
+    logger = logging.getLogger("tcar")
+    for handler in logger.handlers[:]:
+        logger.removeHandler(handler)
+        handler.close()
+    logger.setLevel(logging.NOTSET)

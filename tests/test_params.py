@@ -1,0 +1,147 @@
+"""Parameters: every way a file can be wrong is one error that names the key, the file and the fix."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from tcar import params
+from tcar.params import ParameterError
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "params").glob("*.yaml"))
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "some.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_values_reach_their_stage_and_the_rest_keeps_its_default(project):
+    run = params.load(written(project, "name: x\nepochs: 3\nlearning_rate: 1\nseeds: [4]\n"), seed=7)
+    assert (run.common.name, run.common.seed, run.training.epochs, run.training.seeds) == ("x", 7, 3, [4])
+    assert run.training.learning_rate == 1.0
+    assert type(run.training.learning_rate) is float
+    default = params.Params().as_dict()
+    changed = {k for k, v in run.as_dict().items() if v != default[k]}
+    assert changed == {"name", "seed", "epochs", "learning_rate", "seeds"}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("epohcs: 3", ["epohcs", "did you mean 'epochs'"]),
+        ("zzz: 3", ["zzz"]),
+        ("epochs: 3.5", ["epochs", "3.5", "expected int"]),
+        ("epochs: true", ["epochs", "bool", "expected int"]),
+        ("epochs: '3'", ["epochs", "text", "expected int"]),
+        ("publish: 1", ["publish", "expected bool"]),
+        ("name: 3", ["name", "expected str"]),
+        ("name: ../x", ["name", "folder"]),
+        ("seeds: 3", ["seeds", "list[int]"]),
+        ("seeds: [1, a]", ["seeds", "list[int]"]),
+        ("epochs_by_method: {motion: a}", ["epochs_by_method", "dict[str, int]"]),
+        ("learning_rate: .nan", ["learning_rate", "expected float"]),
+        ("learning_rate: 1e-4", ["learning_rate", "text", "write 1.0e-4"]),
+        ("learning_rate: 2.5e6", ["write 2.5e+6"]),
+        ("epochs: 0", ["epochs", "at least 1"]),
+        ("dropout: 2", ["dropout", "at most 0.95"]),
+        ("seeds: [0, -1]", ["seeds", "at least 0"]),
+        ("dataset: kinetics", ["dataset", "tabletop, ssv2"]),
+        ("device: gpu", ["device", "cuda"]),
+        ("semantic_grid: [8, 4]", ["semantic_grid", "3 numbers"]),
+        ("epochs: 3\nepochs: 4", ["epochs", "twice"]),
+        ("epochs: [", ["YAML"]),
+        ("- epochs", ["key: value"]),
+    ],
+)
+def test_a_wrong_file_is_one_error_naming_file_and_key(project, text, named):
+    with pytest.raises(ParameterError) as error:
+        params.load(written(project, text))
+    assert all(word in str(error.value) for word in ["some.yaml", *named]), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_number_an_error_tells_to_write_is_read_as_that_number(project):
+    for bad, good in (("1e-4", "1.0e-4"), ("2.5e6", "2.5e+6"), ("-3e2", "-3.0e+2")):
+        with pytest.raises(ParameterError, match=good.replace("+", r"\+")):
+            params.load(written(project, f"weight_decay: {bad}"))
+        if float(good) >= 0:
+            assert params.load(written(project, f"weight_decay: {good}")).training.weight_decay == float(bad)
+
+
+def test_a_missing_file_names_those_there_are(project):
+    written(project, "seed: 1")
+    with pytest.raises(ParameterError, match=r"nope\.yaml: no such parameter file; there are .*some\.yaml"):
+        params.load(project / "nope.yaml")
+
+
+def test_every_key_belongs_to_one_stage():
+    names = [f.name for stage in params.STAGES.values() for f in dataclasses.fields(stage)]
+    assert len(names) == len(set(names)) == len(params.Params().as_dict())
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_the_files_that_come_with_the_project_are_valid(file):
+    assert params.load(file).common.name == file.stem
+
+
+def test_the_demo_states_every_default():
+    stated = params.load(ROOT / "params" / "demo.yaml").as_dict()
+    assert stated == {**params.Params().as_dict(), "publish": True}
+    lines = (ROOT / "params" / "demo.yaml").read_text().splitlines()
+    assert {line.partition(":")[0] for line in lines if line and line[0] != "#"} == set(stated)
+
+
+def test_folders_follow_from_the_project_wherever_in_it_one_is(project, monkeypatch):
+    here = params.load(written(project, "name: x\nruns: elsewhere"))
+    assert here.run_dir == project / "elsewhere" / "x"
+    assert here.results_dir == project / "elsewhere" / "x" / "results"
+    assert here.figures_dir == project / "figures" / "x"
+    assert here.data_root == project / "elsewhere" / "x" / "data"
+    monkeypatch.chdir(project / "notebooks")
+    assert params.from_values({"name": "x", "runs": "elsewhere"}).run_dir == here.run_dir
+    assert params.from_values({"data_root": "d"}).data_root == project / "d"
+    assert params.from_values({"data_root": "/d", "runs": "/r"}).data_root == Path("/d")
+
+
+def test_workers_are_the_usable_cores_unless_stated(project):
+    assert params.from_values({"workers": 3}).workers == 3
+    assert params.Params().workers >= 1
+
+
+def test_two_runs_share_no_list(project):
+    params.Params().training.seeds.append(99)
+    assert 99 not in params.Params().training.seeds
+
+
+class TestNotebook:
+    """The globals of a notebook are its parameters."""
+
+    injected = "# Parameters\nepochs = 5\n"
+
+    def namespace(self, *cells: str, **variables) -> dict:
+        return {"In": ["", *cells], "Out": {}, "Path": Path, "params": params, "_i1": "x", **variables}
+
+    def test_declared_variables_are_read(self, project):
+        run = params.from_notebook(self.namespace("epochs = 5", epochs=5))
+        assert run.training.epochs == 5
+
+    def test_a_wrong_type_is_an_error(self, project):
+        with pytest.raises(ParameterError, match="learning_rate.*write 1.0e-4"):
+            params.from_notebook(self.namespace(learning_rate="1e-4"))
+        with pytest.raises(ParameterError, match="epochs is <module"):
+            params.from_notebook(self.namespace(epochs=params))
+
+    def test_an_unknown_name_is_an_error_only_when_papermill_passed_it(self, project):
+        assert params.from_notebook(self.namespace("epohcs = 5", epohcs=5)) == params.Params()
+        with pytest.raises(ParameterError, match="'epohcs', did you mean 'epochs'"):
+            params.from_notebook(self.namespace("epochs = 1", self.injected, epohcs=5))
+
+    def test_the_log_is_kept_in_the_run_unless_the_pipeline_keeps_it(self, project, monkeypatch):
+        params.from_notebook(self.namespace(name="x"))
+        assert (project / "runs" / "x" / "logs" / "notebook.log").is_file()
+        monkeypatch.setenv("TCAR_STAGE", "03_training")
+        params.from_notebook(self.namespace(name="y"))
+        assert not (project / "runs" / "y").exists()
