@@ -1,0 +1,85 @@
+"""The whole pipeline in small, as the user starts it: from nothing to the paper, then nothing to do."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tcar import pipeline, results
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(params: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run the pipeline with one thread a process, as many tests share the cores."""
+    command = [sys.executable, "-m", "tcar.pipeline", str(params), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> Path:
+    """The run's folder, after the smoke pipeline has written it."""
+    folder = tmp_path_factory.mktemp("smoke")
+    values = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text())
+    places = {"runs": str(folder / "runs"), "figures": str(folder / "figures")}
+    (folder / "smoke.yaml").write_text(yaml.safe_dump({**values, **places}))
+    done = start(folder / "smoke.yaml")
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    return folder
+
+
+def test_every_notebook_leaves_its_result_and_itself(smoke):
+    run = smoke / "runs" / "smoke"
+    for step in pipeline.TABLE:
+        assert (run / "notebooks" / f"{step.name}.ipynb").is_file()
+        assert (run / "logs" / f"{step.name}.log").is_file()
+        for name in step.outputs:
+            assert results.load(run / "results" / f"{name}.json")
+            assert results.load(run / "results" / f"{name}.meta.json")["parameters"]["name"] == "smoke"
+
+
+def test_results_hold_what_others_rely_on(smoke):
+    folder = smoke / "runs" / "smoke" / "results"
+    evaluation = results.load(folder / "evaluation.json")
+    assert {"top1", "top5", "twin_accuracy", "ece", "per_class", "per_group", "seeds"} <= evaluation.keys()
+    assert evaluation["synthetic"] is True
+    for name in ("top1", "top5", "twin_accuracy"):
+        assert 0 <= evaluation[name]["low"] <= evaluation[name]["value"] <= evaluation[name]["high"] <= 1
+    assert {"clips", "quarantined", "ceilings", "leaks"} <= results.load(folder / "audit.json").keys()
+    row = results.load(folder / "ablations.json")["rows"][0]
+    assert {
+        "factor",
+        "level",
+        "seed",
+        "top1",
+        "twin_accuracy",
+        "trainable_parameters",
+        "gflops",
+    } <= row.keys()
+
+
+def test_figures_come_as_pdf_png_and_numbers(smoke):
+    figures = smoke / "figures" / "smoke"
+    stems = {path.stem for path in figures.glob("*.pdf")}
+    assert len(stems) >= 7
+    for stem in stems:
+        assert (figures / f"{stem}.png").stat().st_size > 0
+        assert json.loads((figures / f"{stem}.json").read_text())
+
+
+def test_the_paper_is_a_pdf_with_its_tables(smoke):
+    paper = smoke / "runs" / "smoke" / "paper"
+    assert (paper / "tcar.pdf").read_bytes()[:5] == b"%PDF-"
+    assert list(paper.rglob("*.tex"))
+
+
+def test_the_second_run_does_nothing(smoke):
+    done = start(smoke / "smoke.yaml")
+    assert done.returncode == 0
+    assert done.stdout.count("up to date") >= len(pipeline.TABLE) + 1
+    assert "done in" not in done.stdout
