@@ -1,0 +1,249 @@
+"""Pre-norm transformer blocks over space-time tokens: one stream reads itself, or two streams read each
+other.
+
+Source: Vaswani et al. 2017; pre-norm, Xiong et al. 2020; reading across streams, Lu et al. 2019 (ViLBERT).
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Complex, Float
+from torch import Tensor, nn
+
+from tcar.models.positions import LEARNED_BINS, rotate
+
+STREAMS = ("semantic", "motion")
+OTHER = {"semantic": "motion", "motion": "semantic"}
+
+Record = dict[str, Tensor]
+Rotary = Complex[Tensor, "n pairs"]
+
+
+def attend(
+    q: Float[Tensor, "b n d"],
+    k: Float[Tensor, "b m d"],
+    v: Float[Tensor, "b m d"],
+    heads: int,
+    mask: Bool[Tensor, "n m"] | None = None,
+    weights: bool = False,
+) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b h n m"] | None]:
+    """Attend with scaled dot products in `heads` equal slices of the channels; the mask says what may be
+    read.
+
+    The weights are worked out explicitly only when asked for; otherwise the fused kernel never stores them.
+    There is no dropout on the weights: fused CPU kernels have none, so it sits on the residual branches
+    instead.
+    """
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    attention = None
+    if weights:
+        logits = (q @ k.transpose(-1, -2)) / q.shape[-1] ** 0.5
+        attention = (logits if mask is None else logits.masked_fill(~mask, float("-inf"))).softmax(dim=-1)
+        out = attention @ v
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return out.transpose(1, 2).flatten(2), attention
+
+
+class Residual(nn.Module):
+    """Add a branch to its trunk, in training with dropout and drop-path (Huang et al. 2016, per sample).
+
+    Both are one scaled 0/1 factor, applied in the same pass as the sum: random numbers dominate small models
+    on a CPU.
+    """
+
+    def __init__(self, dropout: float | int, drop_path: float | int):
+        super().__init__()
+        self.dropout, self.drop_path = dropout, drop_path
+
+    def forward(
+        self, trunk: Float[Tensor, "b n d"], branch: Float[Tensor, "b n d"]
+    ) -> Float[Tensor, "b n d"]:
+        if not self.training or self.dropout == self.drop_path == 0:
+            return trunk + branch
+        factor = None
+        for rate, shape in ((self.dropout, branch.shape), (self.drop_path, (branch.shape[0], 1, 1))):
+            if rate > 0:
+                keep = torch.empty(shape, dtype=branch.dtype, device=branch.device).bernoulli_(1 - rate)
+                keep = keep.div_(1 - rate)
+                factor = keep if factor is None else factor.mul_(keep)
+        return torch.addcmul(trunk, branch, factor)
+
+
+class Projection(nn.Module):
+    """LayerNorm and one fused linear layer to those of query, key and value that `roles` names."""
+
+    def __init__(self, width: int, roles: str = "qkv"):
+        super().__init__()
+        self.width, self.roles = width, roles
+        self.norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, len(roles) * width)
+
+    def forward(self, x: Float[Tensor, "b n d"], rotary: Rotary | None) -> dict[str, Float[Tensor, "b n d"]]:
+        """Return the tensors by role, queries and keys rotated to their coordinates."""
+        parts = self.linear(self.norm(x)).unflatten(-1, (len(self.roles), self.width))
+        turning = len(self.roles.replace("v", ""))
+        turned, still = parts.split((turning, len(self.roles) - turning), dim=2)
+        return dict(zip(self.roles, (*rotate(turned, rotary).unbind(2), *still.unbind(2)), strict=True))
+
+    def first_query(
+        self, x: Float[Tensor, "b n d"], rotary: Rotary | None
+    ) -> dict[str, Float[Tensor, "b _ d"]]:
+        """Return all keys and values but only the first query, for a block that is read there alone."""
+        h = self.norm(x)
+        wq, wkv = self.linear.weight.split((self.width, 2 * self.width))
+        bq, bkv = self.linear.bias.split((self.width, 2 * self.width))
+        keys, values = F.linear(h, wkv, bkv).unflatten(-1, (2, self.width)).split(1, dim=2)
+        query = F.linear(h[:, :1], wq, bq)[:, :, None]
+        return {
+            "q": rotate(query, None if rotary is None else rotary[:1])[:, :, 0],
+            "k": rotate(keys, rotary)[:, :, 0],
+            "v": values[:, :, 0],
+        }
+
+
+class FeedForward(nn.Sequential):
+    """LayerNorm, a hidden layer with GELU, and back to the width."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+
+class Embedding(nn.Module):
+    """Normalise a stream's raw tokens, project them to the model's width, add the stream embedding."""
+
+    def __init__(self, features: int, width: int, learned_positions: bool = False):
+        super().__init__()
+        self.norm = nn.LayerNorm(features)
+        # The stream embedding takes the place of the projection's bias.
+        self.project = nn.Linear(features, width, bias=False)
+        self.stream = nn.Parameter(torch.zeros(width))
+        self.position = nn.Linear(3 * LEARNED_BINS, width, bias=False) if learned_positions else None
+
+    def forward(
+        self, x: Float[Tensor, "b n f"], places: Float[Tensor, "n bins"] | None
+    ) -> Float[Tensor, "b n d"]:
+        shift = self.stream if self.position is None else self.stream + self.position(places.to(x.dtype))
+        return self.project(self.norm(x)) + shift
+
+
+class SelfBlock(nn.Module):
+    """A pre-norm transformer block: tokens read one another, then a feed-forward layer."""
+
+    def __init__(
+        self, width: int, heads: int, hidden: int, dropout: float | int = 0, drop_path: float | int = 0
+    ):
+        super().__init__()
+        self.heads = heads
+        self.project, self.out = Projection(width), nn.Linear(width, width)
+        self.feed_forward = FeedForward(width, hidden)
+        self.residual = Residual(dropout, drop_path)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        rotary: Rotary | None = None,
+        mask: Bool[Tensor, "n n"] | None = None,
+        *,
+        first_only: bool = False,
+        record: Record | None = None,
+        name: str = "self",
+    ) -> Float[Tensor, "b _ d"]:
+        """Return the tokens after the block, or only the first one (`first_only`), which costs a fraction.
+
+        With a `record`, "<name>.weights" [b h n n] is written to it, for all tokens either way.
+        """
+        prune = first_only and record is None
+        qkv = self.project.first_query(x, rotary) if prune else self.project(x, rotary)
+        read, weights = attend(
+            **qkv,
+            heads=self.heads,
+            mask=mask[:1] if prune and mask is not None else mask,
+            weights=record is not None,
+        )
+        if record is not None:
+            record[f"{name}.weights"] = weights
+        x, read = (x[:, :1], read[:, :1]) if first_only else (x, read)
+        x = self.residual(x, self.out(read))
+        return self.residual(x, self.feed_forward(x))
+
+
+class CrossBlock(nn.Module):
+    """Two streams read each other, or one reads the other: both from the tokens before the block.
+
+    Each stream has one LayerNorm and one fused projection: its queries read the other stream, its keys and
+    values are read by it. A stream that reads also has a feed-forward layer; one that does not leaves as it
+    came.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        dropout: float | int = 0,
+        drop_path: float | int = 0,
+        readers: tuple[str, ...] = STREAMS,
+    ):
+        super().__init__()
+        self.heads, self.readers = heads, readers
+        roles = {s: ("q" if s in readers else "") + ("kv" if OTHER[s] in readers else "") for s in STREAMS}
+        self.project = nn.ModuleDict({s: Projection(width, roles[s]) for s in STREAMS})
+        self.out = nn.ModuleDict({s: nn.Linear(width, width) for s in readers})
+        self.feed_forward = nn.ModuleDict({s: FeedForward(width, hidden) for s in readers})
+        self.residual = Residual(dropout, drop_path)
+
+    def forward(
+        self,
+        tokens: dict[str, Float[Tensor, "b _ d"]],
+        rotary: dict[str, Rotary | None],
+        masks: dict[str, Tensor | None],
+        *,
+        record: Record | None = None,
+        name: str = "cross",
+    ) -> dict[str, Float[Tensor, "b _ d"]]:
+        """Return both streams' tokens after the block; `masks[s]` says what stream s may read of the other.
+
+        With a `record`, "<name>.<reader>_from_<read>.weights" [b h n m] are written to it.
+        """
+        parts = {s: self.project[s](tokens[s], rotary[s]) for s in STREAMS}
+        after = dict(tokens)
+        for s in self.readers:
+            source = parts[OTHER[s]]
+            read, weights = attend(
+                parts[s]["q"], source["k"], source["v"], self.heads, masks[s], weights=record is not None
+            )
+            if record is not None:
+                record[f"{name}.{s}_from_{OTHER[s]}.weights"] = weights
+            x = self.residual(tokens[s], self.out[s](read))
+            after[s] = self.residual(x, self.feed_forward[s](x))
+        return after
+
+
+class Readout(nn.Module):
+    """The last blocks: all tokens and a learned readout token read one another; only the readout leaves.
+
+    The readout sits at the origin of space and time, so places are absolute to it.
+    """
+
+    def __init__(self, blocks: int, width: int, **block):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(width) * 0.02)
+        self.blocks = nn.ModuleList(SelfBlock(width, **block) for _ in range(blocks))
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "b n d"],
+        rotary: Rotary | None,
+        record: Record | None = None,
+        suffix: str = "",
+    ) -> Float[Tensor, "b d"]:
+        """Return the readout; with a `record`, "self<i><suffix>.weights" [b h 1+n 1+n] are written to it."""
+        x = torch.cat([self.token.expand(tokens.shape[0], 1, -1), tokens], dim=1)
+        if rotary is not None:
+            rotary = torch.cat([rotary.new_ones(1, rotary.shape[1]), rotary])
+        for i, block in enumerate(self.blocks):
+            # Nothing but the readout is read after the last block, so the rest of its output is never
+            # computed.
+            last = i == len(self.blocks) - 1
+            x = block(x, rotary, first_only=last, record=record, name=f"self{i}{suffix}")
+        return x[:, 0]

@@ -1,0 +1,151 @@
+"""Positions of tokens in physical space-time, so that grids of different strides line up.
+
+Every token sits at the centre (t, y, x) of its cell, in [0, 1] of the clip. Rotary tables, attention windows
+and learned position embeddings are functions of these coordinates alone, never of token indices.
+"""
+
+from collections.abc import Callable
+from operator import is_
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Complex, Float
+from torch import Tensor
+
+WINDOWS = ("joint", "time", "space")
+POSITIONS = ("rotary", "learned", "none")
+
+# Radians over the whole clip: an eighth of a turn tells far from near without wrapping; four turns set
+# neighbours on an axis of eight cells half a turn apart, the finest difference such an axis can hold.
+SLOWEST, FASTEST = torch.pi / 4, 8 * torch.pi
+
+LEARNED_BINS = 16
+
+
+def rotary_frequencies(heads: int, head_dim: int) -> Float[Tensor, "pairs 3"]:
+    """Return each channel pair's angular frequency over (t, y, x), in radians per clip, head by head.
+
+    All pairs of all heads share one geometric series. Pair p of head h takes step p * heads + h of it, so
+    every head holds slow and fast pairs, and turns with axis (p + h) mod 3, so any even head dimension covers
+    the three axes. Source: Su et al. 2021, RoFormer, here axial in three dimensions.
+    """
+    head, pair = torch.meshgrid(torch.arange(heads), torch.arange(head_dim // 2), indexing="ij")
+    step = (pair * heads + head).double() / max(heads * (head_dim // 2) - 1, 1)
+    speed = SLOWEST * (FASTEST / SLOWEST) ** step
+    axis = torch.nn.functional.one_hot((pair + head) % 3, 3)
+    return (speed[..., None] * axis).flatten(0, 1)
+
+
+def rotary_table(xyz: Float[Tensor, "n 3"], heads: int, head_dim: int) -> Complex[Tensor, "n pairs"]:
+    """Return the rotation e^(i angle) of every token's channel pairs at its coordinates (t, y, x)."""
+    angles = xyz.double() @ rotary_frequencies(heads, head_dim).to(xyz.device).T
+    rotation = torch.polar(torch.ones_like(angles), angles)
+    return rotation if xyz.dtype == torch.float64 else rotation.to(torch.complex64)
+
+
+def rotate(
+    x: Float[Tensor, "b n parts d"], table: Complex[Tensor, "n pairs"] | None
+) -> Float[Tensor, "b n parts d"]:
+    """Turn neighbouring channel pairs by a token's rotation; a table of None leaves them as they are.
+
+    One complex product reads and writes the tensor once; rotating halves takes four passes and a copy.
+    """
+    if table is None:
+        return x
+    real = x if x.dtype == torch.float64 else x.float()
+    turned = torch.view_as_complex(real.unflatten(-1, (-1, 2))) * table[:, None]
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+
+
+def window_mask(
+    query_xyz: Float[Tensor, "n 3"], key_xyz: Float[Tensor, "m 3"], window: str
+) -> Bool[Tensor, "n m"] | None:
+    """Return which keys each query may read: "joint" all (None), "time" its place, "space" its moment.
+
+    Between grids of different strides, two tokens share a place (or a moment) when either is nearest to the
+    other, so a coarse token reads all the fine ones it covers and no token is left without keys.
+    """
+    if window == "joint":
+        return None
+    axes = slice(1, 3) if window == "time" else slice(0, 1)
+    distance = torch.cdist(query_xyz[:, axes].double(), key_xyz[:, axes].double())
+    nearest_key = distance.min(dim=1, keepdim=True).values
+    nearest_query = distance.min(dim=0, keepdim=True).values
+    tolerance = 1e-6  # equal distances may differ in the last digit
+    return (distance <= nearest_key + tolerance) | (distance <= nearest_query + tolerance)
+
+
+def interpolation_weights(xyz: Float[Tensor, "n 3"], bins: int) -> Float[Tensor, "n {3*bins}"]:
+    """Return the weights that read learned tables of `bins` cells per axis (t, y, x), linear in between."""
+    place = (xyz * bins - 0.5).clamp(0, bins - 1)[..., None]
+    return (1 - (place - torch.arange(bins, device=xyz.device)).abs()).clamp_min(0).flatten(1)
+
+
+class CoordinateCache:
+    """Remembers what a function made of the last coordinates: a whole training shares one pair of grids.
+
+    The same tensor objects are recognised at once, equal coordinates in new tensors by their values. Compiled
+    and meta-device code calls the function directly: a compiler folds the tables itself, meta tensors have no
+    values.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+        self.seen: tuple[Tensor, ...] = ()
+        self.versions: tuple[int, ...] | None = None
+        self.copies: tuple[Tensor, ...] = ()
+        self.value: Any = None
+
+    def __call__(self, *coordinates: Tensor) -> Any:
+        if torch.compiler.is_compiling() or coordinates[0].is_meta:
+            return self.function(*coordinates)
+        if not self._same_objects(coordinates):
+            if not self._same_values(coordinates):
+                # Tables made inside inference_mode could not be used in a later training step.
+                with torch.inference_mode(False), torch.no_grad():
+                    self.copies = tuple(c.detach().clone() for c in coordinates)
+                    self.value = self.function(*self.copies)
+            self.seen, self.versions = coordinates, _versions(coordinates)
+        return self.value
+
+    def _same_objects(self, coordinates: tuple[Tensor, ...]) -> bool:
+        same = len(coordinates) == len(self.seen) and all(map(is_, coordinates, self.seen))
+        return same and self.versions is not None and self.versions == _versions(coordinates)
+
+    def _same_values(self, coordinates: tuple[Tensor, ...]) -> bool:
+        return len(coordinates) == len(self.copies) and all(
+            a.device == b.device and a.dtype == b.dtype and torch.equal(a, b)
+            for a, b in zip(coordinates, self.copies, strict=True)
+        )
+
+
+def _versions(tensors: tuple[Tensor, ...]) -> tuple[int, ...] | None:
+    """Return the counters that in-place writes raise; None for inference tensors, which keep none."""
+    return None if any(t.is_inference() for t in tensors) else tuple(t._version for t in tensors)
+
+
+class Geometry:
+    """Rotary tables, attention masks and places of learned positions, made once for each pair of grids.
+
+    `timeless` moves all tokens to the same moment: their places are known, the order of their frames is not.
+    """
+
+    def __init__(self, positions: str, window: str, heads: int, head_dim: int, timeless: bool = False):
+        self.positions, self.window, self.timeless = positions, window, timeless
+        self.heads, self.head_dim = heads, head_dim
+        self.tables = CoordinateCache(self._tables)
+
+    def __call__(self, **xyz: Float[Tensor, "_ 3"]) -> dict[str, dict[str, Tensor | None]]:
+        """Return "rotary", "places", "own" (mask in a stream) and "other" (mask across), each by stream."""
+        values = self.tables(*xyz.values())
+        return {name: dict(zip(xyz, row, strict=True)) for name, row in values.items()}
+
+    def _tables(self, *xyz: Tensor) -> dict[str, list[Tensor | None]]:
+        at = [c * c.new_tensor([0, 1, 1]) for c in xyz] if self.timeless else xyz
+        rotary, learned = self.positions == "rotary", self.positions == "learned"
+        return {
+            "rotary": [rotary_table(c, self.heads, self.head_dim) if rotary else None for c in at],
+            "places": [interpolation_weights(c, LEARNED_BINS) if learned else None for c in at],
+            "own": [window_mask(c, c, self.window) for c in xyz],
+            "other": [window_mask(q, k, self.window) for q, k in zip(xyz, reversed(xyz), strict=True)],
+        }
