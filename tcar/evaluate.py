@@ -1,0 +1,337 @@
+"""Metrics with their uncertainty: accuracy, twin accuracy, calibration, and comparisons of two methods.
+
+Clips of one twin set are rendered from one seed and differ in one factor, so they are not independent: every
+interval here comes from a bootstrap over whole sets (a clip without a set is a set of its own). Every metric
+is a ratio of sums over sets, or the calibration error, which is a sum of absolute sums; a resample is then a
+row of integer weights, and thousands of resamples are one matrix product.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+
+# Weights of one block of resamples stay below this many entries (128 MB), however many clips there are.
+_BLOCK_ENTRIES = 2**24
+_TEMPERATURES = (0.05, 20.0)
+
+
+class EvaluationError(ValueError):
+    """Predictions that cannot be scored; the message names what does not fit."""
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made: number of resamples, seed, and confidence level (0.95 = a 95% interval)."""
+
+    samples: int = 2000
+    seed: int = 0
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Sums over each set `g`: all that a resample needs. Column `m` is the metric at `paths[m]`."""
+
+    paths: tuple[tuple[str, ...], ...]
+    hits: Float[np.ndarray, "g m"]
+    counts: Float[np.ndarray, "g m"]
+    gaps: Float[np.ndarray, "g bins"]  # sum of (confidence - correct) in each confidence bin
+    clips: Float[np.ndarray, " g"]
+    sets: tuple[str, ...]
+
+
+class Metrics(dict):
+    """Values ready for a result file, with the tally and the bootstrap that they came from."""
+
+    def __init__(self, values: dict, tally: Tally, bootstrap: Bootstrap):
+        super().__init__(values)
+        self.tally = tally
+        self.bootstrap = bootstrap
+
+
+def annotations(ids: Sequence[str], index: Mapping[str, Mapping]) -> dict:
+    """The groups, twins and sets of clips, from a dataset's `ground_truth/index.json`, for `metrics(**...)`.
+
+    A twin outside `ids` (quarantined, say) counts as no twin. An empty index (the real dataset has none)
+    gives {}.
+
+    Raises:
+        EvaluationError: a clip is missing from an index that is not empty.
+    """
+    if not index:
+        return {}
+    missing = [clip for clip in ids if clip not in index]
+    if missing:
+        raise EvaluationError(f"{len(missing)} clips are not in ground_truth/index.json, as {missing[0]}")
+    position = {clip: i for i, clip in enumerate(ids)}
+    return {
+        "groups": [index[clip]["group"] for clip in ids],
+        "twins": np.array([position.get(index[clip]["twin"], -1) for clip in ids]),
+        "sets": [index[clip]["set"] for clip in ids],
+    }
+
+
+def metrics(
+    logits: Float[np.ndarray, "n c"],
+    labels: Int[np.ndarray, " n"],
+    groups: Sequence[str] | None = None,
+    twins: Int[np.ndarray, " n"] | None = None,
+    names: Sequence[str] | None = None,
+    *,
+    sets: Sequence[str] | None = None,
+    bootstrap_samples: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+    calibration_bins: int = 15,
+) -> Metrics:
+    """Every metric of one trained model on one split, with bootstrap intervals over twin sets.
+
+    `twins[i]` is the position of clip i's twin, or -1; a pair counts in twin accuracy when both clips are
+    right. `names[k]` names class k. Without `groups` or `twins` what depends on them is empty or None.
+
+    Returns `top1`, `top5`, `twin_accuracy`, `ece`, `per_class[name]` (top-1), `per_group[group]["top1"]` and
+    `per_group[group]["twin_accuracy"]`, each {"value", "low", "high"} as fractions, None where no clip
+    counts; and `confusion`, counts of clips whose rows are the true classes. `ece` is the expected
+    calibration error in equal-width bins (Guo et al. 2017, arXiv:1706.04599).
+
+    Raises:
+        EvaluationError: sizes or labels that do not fit, logits that are not finite, twins in different sets.
+    """
+    logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+    n, classes = logits.shape
+    names = [str(k) for k in range(classes)] if names is None else list(names)
+    sets = [f"clip-{i}" for i in range(n)] if sets is None else list(sets)
+    twins = np.full(n, -1) if twins is None else np.asarray(twins)
+    _check(logits, labels, groups, twins, names, sets)
+
+    rank = _rank(logits, labels)
+    columns = _columns(rank, labels, groups, twins, names)
+    tally = _tally(columns, logits, labels, sets, calibration_bins)
+    bootstrap = Bootstrap(bootstrap_samples, seed, confidence)
+    values = _nested([tally], bootstrap)
+    values["confusion"] = confusion(logits, labels).tolist()
+    return Metrics(values, tally, bootstrap)
+
+
+def over_seeds(runs: Sequence[Metrics]) -> dict:
+    """The mean of each metric over runs that differ in their seed, with intervals over clips and seeds.
+
+    Every resample draws sets and seeds, and all drawn seeds answer for the same drawn sets, as they did in
+    truth (the crossed bootstrap of Owen 2007, arXiv:0712.1111): what is common to all seeds does not average
+    away. The keys are those of `metrics` (confusion matrices are summed), with `per_seed` values of the main
+    ones.
+
+    Raises:
+        EvaluationError: no run, or runs over different clips.
+    """
+    tallies = _comparable(runs)
+    values = _nested(tallies, runs[0].bootstrap)
+    values["confusion"] = np.sum([run["confusion"] for run in runs], axis=0).tolist()
+    main = ("top1", "top5", "twin_accuracy", "ece")
+    values["per_seed"] = {name: [run[name]["value"] for run in runs] for name in main}
+    return values
+
+
+def paired_difference(
+    a: Metrics | Sequence[Metrics],
+    b: Metrics | Sequence[Metrics],
+    metric: str = "twin_accuracy",
+    group: str = "",
+) -> dict:
+    """How much higher `metric` is for method a than for b on the same clips, with its interval.
+
+    Both methods answer for the same resampled sets; their seeds are resampled independently, for equal seeds
+    of two methods have nothing in common. `group` restricts it to one group (top1 and twin_accuracy only).
+
+    Raises:
+        EvaluationError: the methods were scored on different clips, or there is no such metric.
+    """
+    a, b = ([runs] if isinstance(runs, Metrics) else list(runs) for runs in (a, b))
+    tallies = _comparable([*a, *b])
+    path = ("per_group", group, metric) if group else (metric,)
+    paths = (*tallies[0].paths, ("ece",))
+    if path not in paths:
+        known = ", ".join("/".join(p) for p in paths if p[0] != "per_class")
+        raise EvaluationError(f"no metric {'/'.join(path)}; there are {known}")
+    column, bootstrap = paths.index(path), a[0].bootstrap
+    first, second = tallies[: len(a)], tallies[len(a) :]
+    difference = _point(first)[column] - _point(second)[column]
+    samples = _resample(first, bootstrap, 1)[:, column] - _resample(second, bootstrap, 2)[:, column]
+    value, low, high = _interval(difference, samples, bootstrap.confidence)
+    return {"metric": metric, "difference": value, "low": low, "high": high}
+
+
+def confusion(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, "c c"]:
+    """Counts of clips: rows are true classes, columns predicted ones."""
+    classes = logits.shape[1]
+    cells = np.asarray(labels) * classes + np.argmax(logits, axis=1)
+    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
+
+
+def probabilities(logits: Float[np.ndarray, "n c"], temperature: float = 1.0) -> Float[np.ndarray, "n c"]:
+    """Class probabilities of logits divided by a temperature (no unit, above 0)."""
+    return softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=1)
+
+
+def fit_temperature(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> float:
+    """The temperature that minimises the negative log-likelihood, to be fitted on validation clips only.
+
+    The likelihood is convex in 1/temperature, so a bounded search on the logarithm finds the one minimum, or
+    the bound (0.05 or 20) where there is none, as when every clip is right (Guo et al. 2017,
+    arXiv:1706.04599).
+    """
+    logits, rows = np.asarray(logits, dtype=np.float64), np.arange(len(labels))
+
+    def negative_log_likelihood(log_temperature: float) -> float:
+        return -log_softmax(logits / np.exp(log_temperature), axis=1)[rows, labels].mean()
+
+    bounds = tuple(np.log(_TEMPERATURES))
+    found = minimize_scalar(negative_log_likelihood, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x))
+
+
+def reliability(
+    logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"], bins: int = 15, temperature: float = 1.0
+) -> list[dict]:
+    """What a reliability diagram shows: of every bin of confidence, from low to high, the `share` of the
+    clips in it, their mean `confidence` and their `accuracy` (both None where the bin is empty)."""
+    logits = np.asarray(logits, dtype=np.float64) / temperature
+    confidence, correct, bin_of = _confidence(logits, labels, bins)
+    rows = []
+    for inside in (bin_of == b for b in range(bins)):
+        means = [float(x[inside].mean()) if inside.any() else None for x in (confidence, correct)]
+        rows.append({"share": float(inside.mean()), "confidence": means[0], "accuracy": means[1]})
+    return rows
+
+
+def _check(logits, labels, groups, twins, names, sets) -> None:
+    n, classes = logits.shape
+    sizes = {"labels": labels, "groups": groups, "twins": twins, "sets": sets}
+    for what, given in sizes.items():
+        if given is not None and len(given) != n:
+            raise EvaluationError(f"{n} rows of logits but {len(given)} {what}")
+    if n == 0:
+        raise EvaluationError("there are no clips to score")
+    if len(names) != classes:
+        raise EvaluationError(f"logits of {classes} classes but {len(names)} class names")
+    broken = ~np.isfinite(logits).all(axis=1)
+    if broken.any():
+        raise EvaluationError(f"logits of clip {broken.argmax()} are not finite")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise EvaluationError(f"labels are {labels.min()} to {labels.max()}, logits have {classes} classes")
+    apart = [i for i, j in enumerate(twins) if j >= 0 and sets[i] != sets[j]]
+    if apart:
+        own, other = sets[apart[0]], sets[twins[apart[0]]]
+        raise EvaluationError(f"clip {apart[0]} is in set {own}, its twin in set {other}; one set expected")
+
+
+def _rank(logits, labels) -> Int[np.ndarray, " n"]:
+    """How many classes come before the true one; equal logits in order of class, as argmax takes them."""
+    own = logits[np.arange(len(labels)), labels][:, None]
+    earlier = np.arange(logits.shape[1]) < np.asarray(labels)[:, None]
+    return ((logits > own) | ((logits == own) & earlier)).sum(axis=1)
+
+
+def _columns(rank, labels, groups, twins, names) -> dict[tuple, tuple[np.ndarray, np.ndarray]]:
+    """Per metric, how often each clip counts and how often it hits. A pair counts at the first of its two
+    clips."""
+    n, correct = len(rank), rank < 1
+    pairs = {(min(i, j), max(i, j)) for i, j in enumerate(twins.tolist()) if j >= 0}
+    first, second = np.array(sorted(pairs), dtype=int).reshape(-1, 2).T
+    paired = np.bincount(first, minlength=n)
+    both = np.bincount(first, weights=correct[first] & correct[second], minlength=n)
+    columns = {
+        ("top1",): (np.ones(n), correct),
+        ("top5",): (np.ones(n), rank < 5),
+        ("twin_accuracy",): (paired, both),
+    }
+    columns |= {("per_class", name): (labels == k, (labels == k) & correct) for k, name in enumerate(names)}
+    for group in sorted(set(groups or ())):
+        inside = np.array([g == group for g in groups])
+        columns["per_group", group, "top1"] = inside, inside & correct
+        columns["per_group", group, "twin_accuracy"] = inside * paired, inside * both
+    return columns
+
+
+def _confidence(logits, labels, bins) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    confidence = softmax(logits, axis=1).max(axis=1)
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    return confidence, np.argmax(logits, axis=1) == labels, bin_of
+
+
+def _tally(columns, logits, labels, sets, bins) -> Tally:
+    unique, set_of = np.unique(np.asarray(sets), return_inverse=True)
+    confidence, correct, bin_of = _confidence(logits, labels, bins)
+    gaps = np.zeros((len(unique), bins))
+    np.add.at(gaps, (set_of, bin_of), confidence - correct)
+    counts, hits = (
+        np.stack([np.bincount(set_of, weights=column, minlength=len(unique)) for column in part], axis=1)
+        for part in zip(*columns.values(), strict=True)
+    )
+    clips = np.bincount(set_of).astype(np.float64)
+    return Tally(tuple(columns), hits, counts, gaps, clips, tuple(unique.tolist()))
+
+
+def _comparable(runs: Sequence[Metrics]) -> list[Tally]:
+    if not runs:
+        raise EvaluationError("there is no run to average")
+    tallies = [run.tally for run in runs]
+    one = tallies[0]
+    for tally in tallies[1:]:
+        same = (tally.sets, tally.paths) == (one.sets, one.paths)
+        if not (same and np.array_equal(tally.counts, one.counts)):
+            raise EvaluationError("the runs were scored on different clips or classes")
+    return tallies
+
+
+def _statistics(tally: Tally, weights: Float[np.ndarray, "b g"]) -> Float[np.ndarray, "b m"]:
+    """Every metric under each row of set weights, the calibration error last."""
+    with np.errstate(invalid="ignore"):  # 0/0 where no clip counts: not a number, reported as None
+        ratios = (weights @ tally.hits) / (weights @ tally.counts)
+    ece = np.abs(weights @ tally.gaps).sum(axis=1) / (weights @ tally.clips)
+    return np.concatenate([ratios, ece[:, None]], axis=1)
+
+
+def _point(runs: Sequence[Tally]) -> Float[np.ndarray, " m"]:
+    return np.mean([_statistics(run, np.ones((1, len(run.sets))))[0] for run in runs], axis=0)
+
+
+def _resample(runs: Sequence[Tally], bootstrap: Bootstrap, stream: int = 1) -> Float[np.ndarray, "b m"]:
+    """Means over drawn seeds on drawn sets; every `stream` sees the same sets but seeds of its own."""
+    children = np.random.SeedSequence(bootstrap.seed).spawn(stream + 1)
+    draw_sets, draw_seeds = np.random.default_rng(children[0]), np.random.default_rng(children[stream])
+    sets, seeds, blocks = len(runs[0].sets), len(runs), []
+    for start in range(0, bootstrap.samples, block := max(1, _BLOCK_ENTRIES // sets)):
+        size = min(block, bootstrap.samples - start)
+        weights = draw_sets.multinomial(sets, np.full(sets, 1 / sets), size=size).astype(np.float64)
+        shares = draw_seeds.multinomial(seeds, np.full(seeds, 1 / seeds), size=size) / seeds
+        per_seed = np.stack([_statistics(run, weights) for run in runs])
+        blocks.append(np.einsum("sbm,bs->bm", per_seed, shares))
+    return np.concatenate(blocks)
+
+
+def _interval(value: float, samples: np.ndarray, confidence: float, centred: bool = False) -> list:
+    samples = samples[~np.isnan(samples)]
+    if np.isnan(value) or not len(samples):
+        return [None, None, None]
+    if centred:
+        samples = np.maximum(samples - samples.mean() + value, 0)
+    low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return [float(value), float(low), float(high)]
+
+
+def _nested(runs: Sequence[Tally], bootstrap: Bootstrap) -> dict:
+    paths = (*runs[0].paths, ("ece",))
+    values = {"per_class": {}, "per_group": {}}
+    for path, value, samples in zip(paths, _point(runs), _resample(runs, bootstrap).T, strict=True):
+        # A sum of absolute deviations grows with resampling noise: its resamples are centred on the value.
+        interval = _interval(value, samples, bootstrap.confidence, centred=path == ("ece",))
+        inside = values
+        for key in path[:-1]:
+            inside = inside.setdefault(key, {})
+        inside[path[-1]] = dict(zip(("value", "low", "high"), interval, strict=True))
+    return values

@@ -1,0 +1,161 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import tcar
+from tcar.data.video import VideoError, probe, read_frames, segment_indices
+from tcar.models.checkpoints import CheckpointError
+from tcar.models.fusion import FusionConfig
+from tcar.models.streams import create_stream
+from tcar.models.tca import TCA, TCAConfig
+from tcar.predict import PredictionError, full_size_model, main, predict
+
+NAMES = ("Pushing something", "Pulling something", "Covering something")
+
+
+def tiny(**checkpoints):
+    """A small model; its streams are random, or have the weights of the checkpoints."""
+    streams = {
+        role: create_stream(name, checkpoint=checkpoints.get(f"{role}_checkpoint"))
+        for role, name in (("semantic", "dinov2_tiny"), ("motion", "i3d_tiny"))
+    }
+    widths = {f"{role}_width": stream.width for role, stream in streams.items()}
+    fusion = FusionConfig(num_classes=3, width=16, heads=2, blocks=1, **widths)
+    torch.manual_seed(0)
+    config = TCAConfig("dinov2_tiny", "i3d_tiny", 8, 16, (2, 2, 2), (2, 2, 2), NAMES, fusion)
+    return TCA(config, **streams)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Checkpoints of both streams, as the package or a user has them."""
+    folder, model = tmp_path_factory.mktemp("weights"), tiny()
+    for role in ("semantic", "motion"):
+        save_file(getattr(model, role).backbone.state_dict(), folder / f"{role}.safetensors")
+    return {f"{role}_checkpoint": folder / f"{role}.safetensors" for role in ("semantic", "motion")}
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return np.random.default_rng(0).integers(0, 256, (20, 60, 80, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def saved(weights, tmp_path_factory):
+    """A saved model of trained streams, calibrated with temperature 2."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny(**weights).save_pretrained(folder)
+    (folder / "calibration.json").write_text(json.dumps({"temperature": 2.0}))
+    return folder
+
+
+def test_probabilities_are_those_of_the_model_at_its_temperature(saved, weights, frames):
+    found = predict(frames, saved, top=3, **weights)
+    picked = [torch.from_numpy(frames[segment_indices(20, count)])[None] for count in (8, 16)]
+    with torch.inference_mode():
+        logits = TCA.from_pretrained(saved, **weights)(*picked)[0].double()
+    expected = torch.exp(logits / 2) / torch.exp(logits / 2).sum()
+    order = expected.argsort(descending=True).tolist()
+    assert [name for name, _ in found.top] == [NAMES[k] for k in order]
+    assert [share for _, share in found.top] == pytest.approx(expected[order].tolist(), rel=1e-6)
+    assert (found.trained, found.temperature) == (True, 2.0)
+    assert "calibrated with temperature 2.00" in str(found)
+    assert str(found).splitlines()[0].endswith(NAMES[order[0]])
+
+
+def test_only_as_many_classes_as_asked_for_and_as_there_are(saved, weights, frames):
+    assert len(predict(frames, saved, top=2, **weights).top) == 2
+    assert sum(share for _, share in predict(frames, saved, top=50, **weights).top) == pytest.approx(1)
+
+
+def test_random_weights_are_said_to_be_meaningless(frames, tmp_path):
+    model = tiny()
+    model.save_pretrained(tmp_path)
+    for given in (model, tmp_path):
+        found = predict(frames, given)
+        assert not found.trained
+        assert "random, so the class is meaningless" in str(found)
+
+
+def test_a_model_of_unknown_training_is_not_called_trained(frames, weights):
+    found = predict(frames, tiny(**weights))
+    assert not found.trained
+    assert "meaningless unless you trained it" in found.note
+
+
+def test_a_model_without_calibration_says_so(weights, frames, tmp_path):
+    tiny(**weights).save_pretrained(tmp_path)
+    found = predict(frames, tmp_path, **weights)
+    assert (found.trained, found.temperature) == (True, 1.0)
+    assert "not calibrated" in found.note
+
+
+def test_a_file_gives_what_its_frames_give(shared, saved, weights):
+    path = shared / "clips" / "pancake.mkv"
+    video = read_frames(path, range(probe(path).frames))
+    found = predict(path, saved, **weights)
+    assert found == predict(video, saved, **weights)
+    assert found == tcar.predict(str(path), str(saved), **weights)
+
+
+def test_real_clips_go_through_the_full_size_model(shared):
+    model = full_size_model()
+    for name in ("arm_wrestling.mp4", "ntu.avi"):
+        found = predict(shared / "clips" / name, model)
+        assert len(found.top) == 5
+        assert "meaningless" in str(found)
+
+
+def test_one_frame_is_a_video(saved, weights, frames):
+    assert len(predict(frames[:1], saved, **weights).top) == 3
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [np.zeros((8, 60, 80, 3)), np.zeros((60, 80, 3), np.uint8), np.zeros((0, 60, 80, 3), np.uint8)],
+)
+def test_frames_of_another_kind_are_refused(broken):
+    with pytest.raises(PredictionError, match=r"uint8 frames \[time, height, width, 3\] in RGB expected"):
+        predict(broken, "full")
+
+
+def test_what_is_missing_is_named(project, saved, weights, frames):
+    with pytest.raises(PredictionError, match="runs/demo/model: no trained model; `make paper` makes it"):
+        predict(frames)
+    with pytest.raises(CheckpointError, match="elsewhere"):
+        predict(frames, project / "elsewhere")
+    with pytest.raises(VideoError, match=r"nowhere\.mp4: missing"):
+        predict("nowhere.mp4", saved, **weights)
+    with pytest.raises(PredictionError, match="top is 0"):
+        predict(frames, saved, top=0)
+
+
+@pytest.mark.parametrize("content", ["{}", "no json", '{"temperature": 0}', '{"temperature": "hot"}'])
+def test_a_broken_calibration_is_named(weights, frames, tmp_path, content):
+    tiny(**weights).save_pretrained(tmp_path)
+    (tmp_path / "calibration.json").write_text(content)
+    with pytest.raises(PredictionError, match=r"calibration\.json: .*temperature"):
+        predict(frames, tmp_path, **weights)
+
+
+def test_the_default_model_is_that_of_the_demo(project, saved, weights, frames):
+    (project / "runs" / "demo").mkdir(parents=True)
+    (project / "runs" / "demo" / "model").symlink_to(saved)
+    assert predict(frames, **weights) == predict(frames, saved, **weights)
+
+
+def test_the_command_prints_classes_or_one_line_of_error(shared, saved, weights, capsys):
+    path = shared / "clips" / "pancake.mkv"
+    options = [f"--{name.replace('_', '-')}={weight}" for name, weight in weights.items()]
+    main([str(path), "--model", str(saved), "--top", "1", *options])
+    assert capsys.readouterr().out.strip() == str(predict(path, saved, top=1, **weights)).strip()
+    command = [sys.executable, "-m", "tcar.predict", "nowhere.mp4", "--model", str(saved), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("tcar.predict: nowhere.mp4: missing")
+    assert len(done.stderr.splitlines()) == 1
