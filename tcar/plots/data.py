@@ -1,0 +1,137 @@
+"""Figures of a dataset: what its classes look like, how many clips there are, what can be read off
+without a model.
+"""
+
+from __future__ import annotations
+
+import cv2
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import UInt8
+from matplotlib.figure import Figure
+from PIL import Image
+
+from tcar.plots import GROUPS, MOTION, SEMANTIC, SPLITS, canvas, in_order, side_label, styled, wrap
+
+
+@styled()
+def contact_sheet(clips: dict[str, UInt8[np.ndarray, "t h w 3"]], columns: int = 2) -> Figure:
+    """Show one row of frames over time for each class, the classes in `columns` columns."""
+    height, width = _thumbnail(next(iter(clips.values()))).shape[1:3]
+    frames = len(next(iter(clips.values())))
+    rows = -(-len(clips) // columns)
+    picture = 6.875 / columns - 1.1  # what the class names leave of each column, inches
+    fig, axes = canvas(
+        rows,
+        columns,
+        width="full",
+        height=0.2 + rows * (picture / frames * height / width + 0.02),
+    )
+    fig.get_layout_engine().set(h_pad=0.005, w_pad=0.02, hspace=0, wspace=0)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for axis, (name, clip) in zip(axes.T.flat, clips.items(), strict=False):
+        # One image a row, and a palette of 256 colours: matplotlib then writes an indexed image into the PDF.
+        axis.imshow(_palette(np.concatenate(list(_thumbnail(clip)), axis=1)), interpolation="none")
+        side_label(axis, wrap(name, 22, 3))
+    return fig
+
+
+def _thumbnail(clip: np.ndarray, width: int = 72) -> np.ndarray:
+    """Shrink every frame to `width` pixels across, by area."""
+    height = max(1, round(width * clip.shape[1] / clip.shape[2]))
+    return np.stack([cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in clip])
+
+
+def _palette(image: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).quantize(256, dither=Image.Dither.NONE).convert("RGB"))
+
+
+@styled()
+def class_balance(counts: dict[str, dict[str, int]]) -> Figure:
+    """Show how many clips each class has, by split; `counts[split][class]`.
+
+    Up to 40 classes are named, one bar each; more are ranked by size on a logarithmic axis.
+    """
+    names = sorted({name for split in counts.values() for name in split})
+    totals = {name: sum(split.get(name, 0) for split in counts.values()) for name in names}
+    names.sort(key=lambda name: (-totals[name], name))
+    if len(names) > 40:
+        return _ranked_balance(counts, names)
+    fig, axes = canvas(height=0.5 + 0.11 * len(names))
+    left = np.zeros(len(names))
+    for split, classes in counts.items():
+        values = np.array([classes.get(name, 0) for name in names])
+        axes[0, 0].barh(range(len(names)), values, left=left, color=SPLITS[split], label=split)
+        left += values
+    axes[0, 0].set_yticks(range(len(names)), [wrap(name, 54) for name in names], fontsize=4.5)
+    axes[0, 0].invert_yaxis()
+    axes[0, 0].set(xlabel="clips")
+    fig.legend(loc="outside lower center", ncols=3)
+    return fig
+
+
+def _ranked_balance(counts: dict[str, dict[str, int]], names: list[str]) -> Figure:
+    fig, axes = canvas()
+    for split, classes in counts.items():
+        axes[0, 0].plot([classes.get(name, 0) for name in names], color=SPLITS[split], label=split)
+    axes[0, 0].set(xlabel="class, ranked by number of clips", ylabel="clips", yscale="log")
+    axes[0, 0].legend()
+    return fig
+
+
+@styled()
+def durations(seconds: dict[str, list[float]]) -> Figure:
+    """Show how long the clips of each split last, as shares of the split; seconds."""
+    fig, axes = canvas(height=1.6)
+    everything = np.concatenate([np.asarray(values, float) for values in seconds.values()])
+    bins = np.histogram_bin_edges(everything, bins=24)
+    for split, values in seconds.items():
+        weights = np.full(len(values), 1 / max(len(values), 1))
+        axes[0, 0].hist(
+            values,
+            bins,
+            weights=weights,
+            histtype="step",
+            label=split,
+            color={**SPLITS, "validation": SEMANTIC, "test": MOTION}[split],
+        )
+    axes[0, 0].set(xlabel="duration, seconds", ylabel="share of the split")
+    fig.legend(loc="outside lower center", ncols=3)
+    return fig
+
+
+@styled()
+def probes(
+    values: dict[str, dict[str, dict[str, float]]],
+    *,
+    chance: float | None = None,
+    xlabel: str = "accuracy, 95% interval",
+) -> Figure:
+    """Show what simple probes reach in each group: `values[group][probe] = {value, low, high}`, shares.
+
+    Used for the ceilings (what each kind of information can reach at best) and for the leaks (what must
+    not be predictable: there every interval should hold the dashed line, `chance`).
+    """
+    names = list(dict.fromkeys(name for group in values.values() for name in group))
+    fig, axes = canvas(
+        1, len(values), width="full", height=0.75 + 0.13 * len(names), sharey=True, sharex=True
+    )
+    for axis, group in zip(axes.flat, in_order(values, GROUPS), strict=True):
+        for row, name in enumerate(names):
+            if name in values[group]:
+                _interval(axis, row, values[group][name])
+        if chance is not None:
+            axis.axvline(chance, color="black", linestyle="--", linewidth=0.6)
+        axis.set(title=group, xlim=(-0.03, 1.03), ylim=(len(names) - 0.5, -0.5))
+        axis.xaxis.set_major_locator(mpl.ticker.MultipleLocator(0.5))
+        axis.grid(axis="x", linewidth=0.3)
+    axes[0, 0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    fig.supxlabel(xlabel, fontsize=7)
+    return fig
+
+
+def _interval(axis, row: int, entry: dict[str, float], color: str = "#333333") -> None:
+    axis.plot([entry["low"], entry["high"]], [row, row], color=color, linewidth=1.2, solid_capstyle="butt")
+    axis.plot(entry["value"], row, "o", color=color, markersize=3)

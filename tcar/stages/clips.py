@@ -1,0 +1,91 @@
+"""The clips of a run: rendered or read, without those the audit has quarantined."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tcar import results
+from tcar.data.ssv2 import SPLITS, Clip, DatasetError, load_labels, load_split
+
+if TYPE_CHECKING:
+    from tcar.params import Params
+
+
+def dataset_folder(run: Params) -> Path:
+    """Render Tabletop where it is asked for, and give the folder of the dataset; raises DatasetError
+    without one.
+    """
+    data = run.data
+    if data.dataset == "tabletop":
+        from tcar.data.tabletop import render_dataset
+
+        render_dataset(
+            run.data_root,
+            classes=data.classes,
+            train_sets=data.train_sets,
+            validation_sets=data.validation_sets,
+            test_sets=data.test_sets,
+            width=data.width,
+            height=data.height,
+            frame_rate=data.frame_rate,
+            seed=run.common.seed,
+            workers=run.workers,
+        )
+    load_labels(run.data_root)
+    return run.data_root
+
+
+def healthy_clips(run: Params) -> dict[str, list[Clip]]:
+    """Read the clips of every split that the audit left in and whose class is known.
+
+    Raises ResultError before the audit has run, DatasetError where a split has no clip with a known class.
+    """
+    quarantined = {clip["id"] for clip in results.load(run.results_dir / "audit.json")["quarantined"]}
+    listed = {split: load_split(run.data_root, split) for split in SPLITS}
+    healthy = {
+        split: [clip for clip in found if clip.id not in quarantined] for split, found in listed.items()
+    }
+    known = {split: [clip for clip in found if clip.label is not None] for split, found in healthy.items()}
+    for split, found in known.items():
+        if not found:
+            raise DatasetError(
+                f"{run.data_root}: no clip of {split} has a known class; the answers of test belong "
+                "in test-answers.csv (id;template)"
+            )
+    return known
+
+
+def class_names(run: Params) -> list[str]:
+    """Give the class names as the audit found them, in the order of their index."""
+    return results.load(run.results_dir / "audit.json")["classes"]
+
+
+def ground_truth(run: Params) -> dict[str, dict]:
+    """Give Tabletop's index of clips (group, set, twin), or nothing for a dataset without one."""
+    if run.data.dataset != "tabletop":
+        return {}
+    from tcar.data.tabletop import load_index
+
+    return load_index(run.data_root)
+
+
+def class_groups(run: Params) -> list[str] | None:
+    """Give each class's group in the order of the classes, or None for a dataset without groups."""
+    group_of = {entry["class"]: entry["group"] for entry in ground_truth(run).values()}
+    return [group_of[name] for name in class_names(run)] if group_of else None
+
+
+def one_per_class(found: list[Clip], count: int) -> list[Clip]:
+    """Choose the first clip of each class, the classes in the order of their index; at most `count` of them.
+
+    Fewer clips than classes are spread over the classes.
+    """
+    first: dict[int, Clip] = {}
+    for clip in found:
+        first.setdefault(clip.label, clip)
+    labels = sorted(first)
+    chosen = np.linspace(0, len(labels) - 1, min(count, len(labels))).round().astype(int)
+    return [first[labels[index]] for index in chosen]

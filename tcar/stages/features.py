@@ -1,0 +1,79 @@
+"""The frozen streams of a run and the tokens they gave."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from tcar import features, results
+from tcar.data.ssv2 import SPLITS, Clip
+from tcar.data.video import read_segments
+from tcar.features import FeatureStore
+from tcar.models import create_stream, stream_cost
+
+if TYPE_CHECKING:
+    from tcar.models import Stream
+    from tcar.params import Params
+
+ROLES = ("semantic", "motion")
+
+
+def stream(run: Params, role: str) -> Stream:
+    """Create the frozen stream that the parameters name for a role, with its published or packaged
+    weights.
+    """
+    name, checkpoint = getattr(run.streams, role), getattr(run.streams, f"{role}_checkpoint")
+    return create_stream(name, pretrained=True, checkpoint=checkpoint or None)
+
+
+def describe(made: Stream, frames: int | None = None) -> dict:
+    """Tell a stream's dimensions and cost for one clip; GFLOPs count a multiplication and an addition as
+    two.
+    """
+    return {
+        "name": made.name,
+        "role": made.role,
+        "frames": frames or made.frames,
+        "input_size": made.input_size,
+        "width": made.width,
+        "pretrained": made.pretrained,
+        **stream_cost(made, frames),
+    }
+
+
+def extract(run: Params, role: str, found: dict[str, list[Clip]]) -> FeatureStore:
+    """Compute the tokens of every clip of every split with the stream of a role, or open the finished
+    store.
+    """
+    settings = run.streams
+    return features.extract(
+        [clip for split in SPLITS for clip in found[split]],
+        getattr(settings, role),
+        getattr(settings, f"{role}_grid"),
+        getattr(settings, f"{role}_frames"),
+        run.run_dir / "features",
+        checkpoint=getattr(settings, f"{role}_checkpoint"),
+        workers=run.workers,
+        batch_clips=settings.batch_clips,
+        device=run.common.device,
+    )
+
+
+def token_grids(
+    made: Stream, found: list[Clip], frames: int | None = None
+) -> Float[np.ndarray, "clips t h w d"]:
+    """Compute the tokens of a few clips on the stream's own grid, before any pooling."""
+    videos = np.stack([read_segments(clip.path, frames or made.frames) for clip in found])
+    tokens = made(torch.from_numpy(videos))
+    return tokens.values.unflatten(2, tokens.grid[1:]).numpy()
+
+
+def stores(run: Params) -> dict[str, FeatureStore]:
+    """Open the feature stores that the extraction wrote down; raises ResultError or FeatureError without
+    them.
+    """
+    names = results.load(run.results_dir / "extractors.json")["stores"]
+    return {role: FeatureStore.open(run.run_dir / "features" / names[role]) for role in ROLES}

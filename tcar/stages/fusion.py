@@ -1,0 +1,70 @@
+"""The fusion of a run: its configuration at the parameters, and checks of an untrained module."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tcar.models.fusion import FusionConfig
+from tcar.models.positions import rotary_table
+from tcar.stages.clips import class_names
+from tcar.stages.features import ROLES, stores
+
+if TYPE_CHECKING:
+    from tcar.params import Params
+
+
+def fusion_config(run: Params, kind: str = "", **changes) -> FusionConfig:
+    """Give the configuration of a fusion at the parameters of the run; `changes` are fields of
+    FusionConfig.
+    """
+    fusion, opened = run.fusion, stores(run)
+    settings = {
+        "kind": kind or fusion.fusion,
+        "num_classes": len(class_names(run)),
+        "width": fusion.fusion_width,
+        "semantic_width": opened["semantic"].width,
+        "motion_width": opened["motion"].width,
+        "heads": fusion.heads,
+        "blocks": fusion.fusion_blocks,
+        "window": fusion.window,
+        "dropout": fusion.dropout,
+        "drop_path": fusion.drop_path,
+    }
+    return FusionConfig(**settings | changes)
+
+
+def random_tokens(run: Params, clips: int) -> list[Tensor]:
+    """Draw tokens like those of the run's stores: semantic [b n d1], their places [n 3], motion [b m d2],
+    places.
+    """
+    generator = torch.Generator().manual_seed(run.common.seed)
+    inputs = []
+    for store in stores(run).values():
+        inputs.append(torch.randn(clips, *store.coordinates.shape[:1], store.width, generator=generator))
+        inputs.append(torch.from_numpy(store.coordinates).float())
+    return inputs
+
+
+def rotary_alignment(run: Params) -> dict[str, tuple[Float[np.ndarray, "n m"], np.ndarray, np.ndarray]]:
+    """Score equal contents at the places of the two grids, along time and along height, the other axes
+    equal.
+
+    Gives (scores [semantic, motion], semantic coordinates, motion coordinates) for each axis; a score is
+    the mean over channel pairs of the cosine between two rotations, 1 where the places are the same.
+    """
+    heads, grids, scores = run.fusion.heads, {role: store.grid for role, store in stores(run).items()}, {}
+    for name, axis in (("time", 0), ("height", 1)):
+        centres = {role: (np.arange(grid[axis]) + 0.5) / grid[axis] for role, grid in grids.items()}
+        tables = {}
+        for role, places in centres.items():
+            xyz = torch.full((len(places), 3), 0.5, dtype=torch.float64)
+            xyz[:, axis] = torch.from_numpy(places)
+            tables[role] = rotary_table(xyz, heads, run.fusion.fusion_width // heads)
+        semantic, motion = (tables[role] for role in ROLES)
+        scores[name] = (semantic @ motion.conj().T).real.numpy() / semantic.shape[1], *centres.values()
+    return scores

@@ -1,0 +1,255 @@
+"""The figures show the numbers they are given, say what is synthetic, and are the same bytes every time."""
+
+import json
+from types import SimpleNamespace
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.decomposition import PCA
+
+from tcar import plots
+from tcar.plots import attention, data, features, scores, training
+
+GROUPS = ["direction", "binding"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    return SimpleNamespace(figures_dir=tmp_path / "figures", data=SimpleNamespace(dataset="tabletop"))
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def entry(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.1, "high": value + 0.05}
+
+
+def frames(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 24, 32, 3), dtype=np.uint8)
+
+
+def draw_methods():
+    return scores.methods(
+        {
+            "semantic": {"top1": entry(0.4), "twin_accuracy": entry(0.2)},
+            "cross_attention": {"top1": entry(0.8), "twin_accuracy": entry(0.7)},
+        }
+    )
+
+
+def test_save_writes_three_files_that_do_not_change(run):
+    numbers = {"b": np.float32(0.1), "a": [np.int64(3), float("nan")]}
+    plots.save(draw_methods(), run, "methods", numbers)
+    first = {path.name: path.read_bytes() for path in run.figures_dir.iterdir()}
+    assert set(first) == {"methods.pdf", "methods.png", "methods.json"}
+    assert json.loads(first["methods.json"]) == {"a": [3, None], "b": 0.1}
+    assert b"CreationDate" not in first["methods.pdf"]
+    plots.save(draw_methods(), run, "methods", numbers)
+    assert {path.name: path.read_bytes() for path in run.figures_dir.iterdir()} == first
+
+
+def test_every_saved_figure_names_its_dataset(run):
+    figure = draw_methods()
+    plots.save(figure, run, "methods", {})
+    assert figure.get_suptitle() == "Tabletop (synthetic)"
+    run.data.dataset = "ssv2"
+    plots.save(figure, run, "methods", {})
+    assert figure.get_suptitle() == "Something-Something-V2"
+
+
+def test_png_is_small_and_as_large_as_the_column(run):
+    plots.save(draw_methods(), run, "methods", {})
+    png = run.figures_dir / "methods.png"
+    assert Image.open(png).width == int(3.25 * 150)
+    assert png.stat().st_size < 40_000
+
+
+def test_every_fusion_has_a_name_and_a_colour_of_its_own():
+    from tcar.models.fusion import list_fusions
+
+    colours = [plots.colour(kind) for kind in list_fusions()]
+    assert len(set(colours)) == len(colours)
+    with pytest.raises(KeyError, match="tcar/plots/__init__.py"):
+        plots.label("no_such_method")
+
+
+def test_colours_of_the_streams_differ_to_a_colour_blind_eye():
+    # Deuteranopia in linear RGB (Machado, Oliveira and Fernandes 2009, severity 1.0).
+    blind = np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    )
+    seen = [
+        blind @ (np.array(mpl.colors.to_rgb(plots.colour(method))) ** 2.2)
+        for method in ("semantic", "motion", "cross_attention", "late_concat")
+    ]
+    distances = [np.linalg.norm(a - b) for number, a in enumerate(seen) for b in seen[:number]]
+    assert min(distances) > 0.15
+
+
+def test_wrap_keeps_short_names_and_marks_what_it_cuts():
+    assert plots.wrap("Moving something up", 30) == "Moving something up"
+    cut = plots.wrap("Moving something and something so they pass each other", 20, 2)
+    assert cut.endswith("…")
+    assert all(len(line) <= 20 for line in cut.splitlines())
+    assert cut.count("\n") == 1
+
+
+def test_contact_sheet_shows_every_class_once():
+    clips = {f"class {number}": frames(6, number) for number in range(5)}
+    figure = data.contact_sheet(clips)
+    shown = [axis.get_ylabel() for axis in figure.axes if axis.images]
+    assert sorted(shown) == sorted(clips)
+    pictures = [axis.images[0].get_array() for axis in figure.axes if axis.images]
+    assert {picture.shape for picture in pictures} == {(54, 6 * 72, 3)}
+
+
+def test_class_balance_stacks_the_splits():
+    counts = {"train": {"up": 6, "down": 4}, "test": {"up": 2, "down": 3}}
+    axis = data.class_balance(counts).axes[0]
+    assert [patch.get_width() for patch in axis.patches] == [6, 4, 2, 3]
+    assert [patch.get_x() for patch in axis.patches] == [0, 0, 6, 4]
+
+
+def test_class_balance_of_many_classes_is_ranked():
+    counts = {"train": {f"{number:03d}": number + 1 for number in range(174)}}
+    line = data.class_balance(counts).axes[0].lines[0]
+    assert list(line.get_ydata()) == list(range(174, 0, -1))
+
+
+def test_durations_are_shares_of_each_split():
+    axis = data.durations({"train": [2.0] * 30, "test": [2.0, 4.0]}).axes[0]
+    assert max(axis.patches[0].get_xy()[:, 1]) == pytest.approx(1.0)
+    assert max(axis.patches[1].get_xy()[:, 1]) == pytest.approx(0.5)
+
+
+def test_probes_draw_each_interval_where_it_is():
+    values = {group: {"first_frame": entry(0.5), "oracle": entry(0.9)} for group in GROUPS}
+    axes = data.probes(values, chance=0.5).axes
+    assert [axis.get_title() for axis in axes] == GROUPS
+    interval, dot = axes[1].lines[2:4]
+    np.testing.assert_allclose(interval.get_xydata(), [[0.8, 1], [0.95, 1]])
+    np.testing.assert_allclose(dot.get_xydata(), [[0.9, 1]])
+    assert axes[0].lines[-1].get_xdata()[0] == 0.5
+
+
+def test_pca_colours_are_the_principal_components():
+    tokens = np.random.default_rng(0).normal(size=(2, 3, 4, 4, 12)) @ np.diag(np.linspace(3, 0.1, 12))
+    colours = features.pca_colours(tokens)
+    assert colours.shape == (2, 3, 4, 4, 3)
+    assert colours.min() >= 0
+    assert colours.max() <= 1
+    components = PCA(3).fit_transform(tokens.reshape(-1, 12))
+    inside = (colours.reshape(-1, 3) > 0) & (colours.reshape(-1, 3) < 1)
+    for column in range(3):
+        kept = inside[:, column]
+        correlation = np.corrcoef(components[kept, column], colours.reshape(-1, 3)[kept, column])[0, 1]
+        assert abs(correlation) == pytest.approx(1, abs=1e-6)
+
+
+def test_pca_colours_of_constant_tokens_are_no_error():
+    assert np.isfinite(features.pca_colours(np.ones((1, 2, 2, 2, 5)))).all()
+
+
+def test_overlay_heats_the_right_place_at_the_right_time():
+    weights = np.zeros((4, 3, 4))
+    weights[2, 0, 3] = 0.2
+    picture = attention.overlay(np.full((8, 24, 32, 3), 90, np.uint8), weights)
+    change = np.abs(picture - 90 / 255).sum(axis=-1)
+    assert set(np.nonzero(change.max(axis=(1, 2)))[0]) == {4, 5}
+    assert change[4, 4, 28] == change.max()
+    assert change[4, 12:].max() == change[4, :, :16].max() == 0
+
+
+def test_overlay_leaves_an_even_map_transparent():
+    clip = frames(4)
+    picture = attention.overlay(clip, np.full((2, 3, 4), 1 / 24))
+    np.testing.assert_allclose(picture, clip.mean(axis=-1, keepdims=True).repeat(3, axis=-1) / 255)
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (3, 2), (4, 2)])
+def test_every_clip_has_its_strips_whatever_the_columns(count, columns):
+    clips = [
+        {"name": f"class {n}", "frames": frames(6), "maps": {"motion": np.ones((2, 2, 2))}}
+        for n in range(count)
+    ]
+    figure = attention.attention_spacetime(clips, columns)
+    named = [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel().startswith("class")]
+    assert sorted(named) == [clip["name"] for clip in clips]
+    assert sum(len(axis.images) for axis in figure.axes) == 2 * 6 * count
+
+
+def test_figures_list_methods_and_groups_in_their_own_order():
+    values = {
+        m: {"direction": entry(0.5), "camera": entry(0.5)} for m in ("motion", "cross_attention", "semantic")
+    }
+    axes = scores.per_group(values).axes
+    assert [axis.get_title() for axis in axes] == ["direction", "camera"]
+    names = [tick.get_text() for tick in axes[0].get_yticklabels()]
+    assert names == ["Semantic stream", "Motion stream", "Cross-attention"]
+
+
+def test_strips_of_different_grids_span_the_same_time():
+    clip = {
+        "name": "Moving something up",
+        "frames": frames(8),
+        "maps": {"semantic": np.ones((8, 4, 4)), "motion": np.ones((4, 4, 4))},
+    }
+    axes = attention.attention_spacetime([clip], columns=1).axes
+    assert len(axes) == 3
+    assert {axis.get_xlim() for axis in axes} == {(0, 1)}
+    assert [len(axis.images) for axis in axes] == [8, 8, 8]
+
+
+def test_curves_mark_the_kept_epoch():
+    history = [
+        {"epoch": e, "train_loss": 1 / e, "validation_loss": 2 / e, "validation_top1": e / 10}
+        for e in (1, 2, 3)
+    ]
+    figure = training.curves(
+        {"motion": {0: history}, "semantic": {0: history}}, {"motion": [2], "semantic": [3]}
+    )
+    kept = figure.axes[3].lines[1]
+    assert [point.item() for point in kept.get_xydata()[0]] == [2, 0.2]
+    assert kept.get_color() == plots.MOTION
+
+
+def test_confusion_is_a_share_of_the_true_class_in_the_order_of_the_groups():
+    matrix = [[8, 2, 0], [0, 5, 5], [1, 0, 3]]
+    axis = scores.confusion(matrix, ["a", "b", "c"], ["camera", "direction", "camera"]).axes[0]
+    np.testing.assert_allclose(axis.images[0].get_array(), [[0.5, 0, 0.5], [0.2, 0.8, 0], [0, 0.25, 0.75]])
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["b  1", "a  2", "c  3"]
+
+
+def test_reliability_leaves_out_empty_bins():
+    values = [(0.0, None, None), (0.75, 0.5, 0.4), (0.25, 0.9, 1.0)]
+    bins = [dict(zip(("share", "confidence", "accuracy"), row, strict=True)) for row in values]
+    axis = scores.reliability(bins, bins).axes[0]
+    np.testing.assert_allclose(axis.lines[1].get_xydata(), [[0.5, 0.4], [0.9, 1.0]])
+
+
+def test_ablation_marks_the_mean_over_seeds():
+    rows = [
+        {
+            "factor": "heads",
+            "level": level,
+            "seed": seed,
+            "top1": 0.1 * level + 0.01 * seed,
+            "twin_accuracy": None,
+        }
+        for level in (4, 8)
+        for seed in range(3)
+    ]
+    rows.append({"factor": "fusion", "level": "motion", "seed": 0, "top1": 0, "twin_accuracy": None})
+    axis = scores.ablation(rows, "heads", ("top1",)).axes[0]
+    assert [line.get_xdata()[0] for line in axis.lines[1::2]] == pytest.approx([0.41, 0.81])
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["4 heads", "8 heads"]
