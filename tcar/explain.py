@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from captum.attr import IntegratedGradients, Saliency
 from jaxtyping import Bool, Float, Int
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
 Grid = tuple[int, int, int]
@@ -163,6 +164,7 @@ def saliency(
     """
     if not frames.is_floating_point():
         raise ValueError(f"saliency needs float frames in [0, 1], got {frames.dtype}; divide uint8 by 255")
+    frames = frames.detach().clone().requires_grad_()  # captum marks its input, which is the caller's
     if method == "gradient":
         values, error = Saliency(model).attribute(frames, target=target, abs=False), None
     elif method == "integrated_gradients":
@@ -181,8 +183,7 @@ def saliency(
 
 
 def pointing_game(map: Map, mask: Mask, tolerance: float | int = 0) -> float:
-    """Return 1.0 where the map's peak lies on the mask or within `tolerance` pixels of it in that frame, else
-    0.0.
+    """Return 1.0 where the map's peak is on the mask, or within `tolerance` pixels in its frame, else 0.0.
 
     A coarse map is first stretched to the mask's size, so that a peak lies at the middle of its cell. Where
     several places tie, the share of them that hit. Source: Zhang et al. 2016, excitation backprop.
@@ -190,13 +191,12 @@ def pointing_game(map: Map, mask: Mask, tolerance: float | int = 0) -> float:
     values, mask = _scores(map), _mask(mask)
     if values.shape != mask.shape:
         values = F.interpolate(values[None, None], mask.shape, mode="trilinear", align_corners=False)[0, 0]
-    peaks = (values >= values.max() * (1 - 1e-9)).nonzero()
+    peaks = (values >= values.max() * (1 - 1e-9)).numpy()
     hits = []
-    for t, y, x in peaks:
-        truth = mask[t].nonzero()
-        distance = (truth - torch.stack([y, x])).double().norm(dim=1)
-        hits.append(bool((distance <= tolerance).any()))
-    return float(np.mean(hits))
+    for frame, peak in zip(mask.numpy(), peaks, strict=True):
+        distance = distance_transform_edt(~frame) if frame.any() else np.full(frame.shape, np.inf)
+        hits.append(distance[peak] <= tolerance)
+    return float(np.concatenate(hits).mean())
 
 
 def mass_inside(map: Map, mask: Mask) -> float:

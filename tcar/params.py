@@ -53,18 +53,21 @@ class Data:
 
     dataset: str = _bounded("tabletop", choices=("tabletop", "ssv2"))
     data_root: str = ""  # "" = data/ in the run's folder
-    classes: list[int] = _bounded([], minimum=0)  # 0-based, of the real label list; [] = all there are
+    # 0-based, of the real label list; [] = all there are.
+    classes: list[int] = _bounded(
+        [17, 18, 19, 20, 6, 38, 39, 40, 42, 171, 47, 68, 74, 109, 43, 45, 41, 44], minimum=0
+    )
     # Twin sets in each twin group; one set shows every class of its group once.
-    train_sets: int = _bounded(100, minimum=1)
-    validation_sets: int = _bounded(30, minimum=1)
-    test_sets: int = _bounded(50, minimum=1)
+    train_sets: int = _bounded(60, minimum=1)
+    validation_sets: int = _bounded(14, minimum=1)
+    test_sets: int = _bounded(40, minimum=1)
     width: int = _bounded(160, minimum=32)  # pixels
     height: int = _bounded(120, minimum=32)  # pixels
     frame_rate: int = _bounded(12, minimum=1)  # frames a second
     quarantine_threshold: float = _bounded(
         0.02, minimum=0.0, maximum=1.0
     )  # share of clips that may be broken
-    contact_sheet_clips: int = _bounded(24, minimum=1)
+    contact_sheet_clips: int = _bounded(18, minimum=1)
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ class Streams:
     motion_checkpoint: str = ""
     semantic_frames: int = _bounded(8, minimum=1)
     motion_frames: int = _bounded(16, minimum=1)
-    semantic_grid: list[int] = _bounded([8, 4, 4], minimum=1, length=3)  # time, rows, columns
-    motion_grid: list[int] = _bounded([4, 4, 4], minimum=1, length=3)
+    semantic_grid: list[int] = _bounded([8, 3, 4], minimum=1, length=3)  # time, rows, columns
+    motion_grid: list[int] = _bounded([4, 3, 4], minimum=1, length=3)
     batch_clips: int = _bounded(32, minimum=1)
 
 
@@ -88,8 +91,9 @@ class Fusion:
 
     fusion: str = "cross_attention"
     fusion_width: int = _bounded(64, minimum=1)
-    heads: int = _bounded(8, minimum=1)
+    heads: int = _bounded(4, minimum=1)
     fusion_blocks: int = _bounded(2, minimum=1)
+    mlp_ratio: float = _bounded(2.0, minimum=0.1)  # hidden width of the feed-forward layers over `fusion_width`
     window: str = _bounded("joint", choices=("joint", "time", "space"))
     dropout: float = _bounded(0.1, minimum=0.0, maximum=0.95)
     drop_path: float = _bounded(0.1, minimum=0.0, maximum=0.95)
@@ -100,18 +104,16 @@ class Fusion:
 class Training:
     """The recipe of one training."""
 
-    epochs: int = _bounded(40, minimum=1)
+    epochs: int = _bounded(26, minimum=1)
     epochs_by_method: dict[str, int] = _bounded({}, minimum=1)  # where a method converges later than `epochs`
-    batch_size: int = _bounded(64, minimum=1)  # clips
-    learning_rate: float = _bounded(0.001, minimum=0.0)
+    batch_size: int = _bounded(24, minimum=1)  # clips
+    learning_rate: float = _bounded(0.0015, minimum=0.0)
     weight_decay: float = _bounded(0.05, minimum=0.0)
-    warmup_epochs: int = _bounded(3, minimum=0)
+    warmup_epochs: int = _bounded(2, minimum=0)
     label_smoothing: float = _bounded(0.1, minimum=0.0, maximum=0.95)
     clip_norm: float = _bounded(1.0, minimum=0.0)
     seeds: list[int] = _bounded([0, 1, 2], minimum=0)
-    methods: list[str] = _bounded(
-        ["cross_attention", "late_concat", "late_concat_raw", "semantic", "semantic_bag", "motion"]
-    )
+    methods: list[str] = _bounded(["cross_attention", "late_concat", "late_concat_raw", "semantic", "motion"])
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,7 @@ class Ablations:
     """What is varied, one factor at a time."""
 
     ablation_heads: list[int] = _bounded([4, 8, 16], minimum=1)
-    ablation_fusions: list[str] = _bounded(
-        ["cross_attention", "semantic_from_motion", "motion_from_semantic", "late_concat"]
-    )
+    ablation_fusions: list[str] = _bounded(["cross_attention", "late_concat", "late_concat_raw"])
     ablation_seeds: list[int] = _bounded([0, 1, 2], minimum=0)
 
 

@@ -325,12 +325,13 @@ def _train_all(todo: dict[Path, tuple[Job, dict]], train, validation, recipe, ro
     cost = {f: job.epochs * fusion_cost(job.fusion, *shape)["gflops"] for f, (job, _) in todo.items()}
     longest_first = sorted(todo, key=cost.get, reverse=True)
     context = multiprocessing.get_context("spawn")  # a fork of a process that has threads may hang
-    messages, stop = context.SimpleQueue(), context.Event()
+    messages, (lifeline, end) = context.SimpleQueue(), context.Pipe(duplex=False)
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="tcar-tokens-") as shared:
         train.save(Path(shared, "train"))
         validation.save(Path(shared, "validation"))
-        with ProcessPoolExecutor(workers, context, _start_worker, (shared, recipe, messages, stop)) as pool:
+        given = shared, recipe, messages, lifeline
+        with ProcessPoolExecutor(workers, context, _start_worker, given) as pool:
             try:
                 futures = {pool.submit(_work, folder, *todo[folder]) for folder in longest_first}
                 _follow(futures, messages, sum(job.epochs for job, _ in todo.values()))
@@ -338,7 +339,7 @@ def _train_all(todo: dict[Path, tuple[Job, dict]], train, validation, recipe, ro
                 raise TrainingError("a training process died, often for want of memory: lower workers. In a "
                                     'script, call this under `if __name__ == "__main__":`') from error
             except BaseException:
-                stop.set()
+                end.close()
                 pool.shutdown(cancel_futures=True)
                 raise
 
@@ -365,17 +366,17 @@ def _messages(futures: set[Future], messages) -> Iterator[str]:
 _worker: dict = {}  # what all jobs of one worker process share
 
 
-def _start_worker(shared: str, recipe: Training, messages, stop) -> None:
+def _start_worker(shared: str, recipe: Training, messages, lifeline) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers an interrupt
-    threading.Thread(target=_end_with_parent, args=(stop,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
     tokens = {split: TokenSet.load(Path(shared, split)) for split in ("train", "validation")}
     _worker.update(tokens, recipe=recipe, messages=messages)
 
 
-def _end_with_parent(stop) -> None:
-    """End at once when told to or when the parent was killed; left alone, a worker would wait for ever."""
-    while not stop.wait(timeout=1) and multiprocessing.parent_process().is_alive():
-        pass
+def _end_with(lifeline) -> None:
+    """End when the parent closes its side or is killed; left alone, a worker would wait for ever."""
+    with contextlib.suppress(EOFError, OSError):
+        lifeline.recv()
     os._exit(1)
 
 

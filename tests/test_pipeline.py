@@ -11,9 +11,11 @@ from notebook_files import SETUP, write_notebook
 
 from tcar import execution, notebooks, pipeline, report, results
 from tcar.notebooks import NotebookError
+from tcar.params import Training
 from tcar.pipeline import Step
 
 ROOT = Path(__file__).parents[1]
+EPOCHS = Training().epochs
 STEPS = (
     Step("a", (), ("first",), ("data",)),
     Step("b", ("first",), ("second",), ("data", "training")),
@@ -76,7 +78,7 @@ def say(**values) -> None:
 def test_all_run_in_order_once(toy, project):
     assert run(toy) == (0, ["a", "b", "c"])
     assert run(toy) == (0, [])
-    assert results.load(project / "runs/toy/results/second.json") == {"odd": 1, "epochs": 40}
+    assert results.load(project / "runs/toy/results/second.json") == {"odd": 1, "epochs": EPOCHS}
 
 
 def test_a_changed_parameter_concerns_the_steps_of_its_stage(toy, capsys):
@@ -84,7 +86,7 @@ def test_a_changed_parameter_concerns_the_steps_of_its_stage(toy, capsys):
     say(train_sets=3, epochs=5)
     capsys.readouterr()
     assert run(toy) == (0, ["b"])
-    assert "[2/3] b: epochs: 40 -> 5" in capsys.readouterr().out
+    assert f"[2/3] b: epochs: {EPOCHS} -> 5" in capsys.readouterr().out
     say(train_sets=3, epochs=5, confidence=0.9, workers=1, log_level="ERROR")
     assert run(toy) == (0, ["c"])
 

@@ -55,7 +55,7 @@ def test_closer_and_away_differ_in_colour_alone(seed):
         mover = next(i for i in scene.items if i.instance == scene.moving[0])
         reference = next(i for i in scene.items if i.instance == "object 3")
         gap = np.abs(mover.track[:, 0] - reference.track[:, 0])
-        assert (gap[-1] < gap[0]) == nears and abs(gap[-1] - gap[0]) > 30
+        assert (gap[-1] < gap[0]) == nears and abs(gap[-1] - gap[0]) > 20
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -19,6 +19,10 @@ def dataset_folder(run: Params) -> Path:
     without one.
     """
     data = run.data
+    if data.dataset != "tabletop" and data.classes:
+        raise DatasetError(
+            f"classes is {data.classes}, but only Tabletop can be rendered in part: leave it []"
+        )
     if data.dataset == "tabletop":
         from tcar.data.tabletop import render_dataset
 

@@ -31,6 +31,7 @@ def fusion_config(run: Params, kind: str = "", **changes) -> FusionConfig:
         "motion_width": opened["motion"].width,
         "heads": fusion.heads,
         "blocks": fusion.fusion_blocks,
+        "mlp_ratio": fusion.mlp_ratio,
         "window": fusion.window,
         "dropout": fusion.dropout,
         "drop_path": fusion.drop_path,

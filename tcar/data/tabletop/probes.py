@@ -23,7 +23,7 @@ from .dataset import load_flow, load_index, load_truth
 MOMENTS = 8  # frames a clip, the middles of equal segments
 ROLES = 7    # two hands, one prop (cloth, box or screen), four objects
 CEILINGS = ("first frame", "single frame", "bag of frames", "true flow", "additive", "oracle")
-LEAKS = ("file size", "length", "brightness", "first frame", "hand position")
+LEAKS = ("file size", "length", "brightness", "hand position")
 
 
 def _state(truth: dict, shape: tuple[int, int]) -> Float[np.ndarray, "t r 5"]:
@@ -70,7 +70,6 @@ def evidence(clip: str, root: Path) -> dict[str, np.ndarray]:
     flow = np.concatenate(windows).ravel()
     path = Path(root) / "videos" / f"{clip}.webm"
     frames = video.read_frames(path, [0, len(instances) // 2])
-    thumbnail = cv2.resize(frames[0], (16, 12), interpolation=cv2.INTER_AREA)
     bag = np.concatenate([states.mean(0), states.min(0), states.max(0), np.median(states, 0)])
     seen = instances > 0
     return {
@@ -83,7 +82,6 @@ def evidence(clip: str, root: Path) -> dict[str, np.ndarray]:
         "leak: file size": np.array([path.stat().st_size, path.stat().st_size / len(instances)]),
         "leak: length": np.array([len(instances)]),
         "leak: brightness": np.array([frames.mean(), frames.std(), *frames.mean((0, 1, 2))]),
-        "leak: first frame": thumbnail.ravel().astype(np.float32),
         "leak: hand position": np.concatenate([_state(truth, instances.shape[1:])[0, :2].ravel(), [seen[0].mean()]]),
     }
 

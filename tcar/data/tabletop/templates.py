@@ -142,9 +142,8 @@ class Stage:
     def idle_hand(self) -> list[Item]:
         """A hand that rests at the lower edge: the hand's presence tells nothing."""
         wobble = self.tremor()
-        side = self.side()
-        return self.hand(self.path(80 + side * self.u(50, 62) + wobble[:, 0], self.u(106, 112) + wobble[:, 1], 1.0,
-                                   -side * self.u(0, 25)), depth=5.0)
+        return self.hand(self.path(self.u(12, 148) + wobble[:, 0], self.u(106, 112) + wobble[:, 1], 1.0,
+                                   self.u(-25, 25)), depth=5.0)
 
     def scene(self, items, moving, *, camera=None, parallax=0.0, events=None, placeholders=()) -> Scene:
         first, last = int(self.start * self.frames), int(self.end * self.frames)
@@ -160,8 +159,9 @@ def name(item: Item) -> str:
 @family("direction", (93, 87), (94, 86))
 def push_pull(s: Stage):
     """The hand stays on one side of the object: away from the hand is a push, towards it a pull (exact reversals)."""
-    y, travel, wobble = s.u(64, 92), s.u(50, 72), s.tremor()
-    x = 80 - travel / 2 + travel * s.ramp() + s.u(-8, 12)
+    y, travel, wobble = s.u(64, 92), s.u(36, 48), s.tremor()
+    # where it starts tells little of where it goes: the middle of the way varies more than half the way is long
+    x = s.u(56, 108) + travel * (s.ramp() - 0.5)
     thing = s.thing("object", s.path(x, y))
     hand = s.hand(s.path(x - thing.size[0] - 2, y + wobble[:, 1] + 2, 1.0, s.u(52, 68)))
     push = s.scene([thing, *hand], ["object", "hand"], placeholders=[name(thing)])
@@ -170,9 +170,9 @@ def push_pull(s: Stage):
 
 @family("direction", (45, 43))
 def up_down(s: Stage):
-    x, top, travel, wobble = s.u(55, 105), s.u(36, 46), s.u(34, 46), s.tremor()
-    y = top + travel * (1 - s.ramp())
-    thing = s.thing("object", s.path(x + wobble[:, 0], y), depth=3.25, lift=(top + travel - y) * 0.8)
+    x, middle, travel, wobble = s.u(55, 105), s.u(46, 76), s.u(26, 34), s.tremor()
+    y = middle + travel * (0.5 - s.ramp())
+    thing = s.thing("object", s.path(x + wobble[:, 0], y), depth=3.25, lift=(middle + travel / 2 - y) * 0.8)
     hand = s.hand(s.path(x + wobble[:, 0], y, 1.0, s.side() * s.u(25, 50)), "grip")
     up = s.scene([thing, *hand], ["object", "hand"], placeholders=[name(thing)])
     return {45: up, 43: up.reversed()}
@@ -229,14 +229,15 @@ def closer_away(s: Stage):
     """Three movers in three lanes with one silhouette; one is coloured, two are grey pucks, and at least one puck goes
     the other way. The coloured one counts: it nears the coloured reference or leaves it. The twin exchanges the
     colours of two movers that go opposite ways: the flow, and the reference, are the same."""
-    lanes = s.rng.permutation([48.0, 73.0, 98.0]) + s.rng.uniform(-2, 2, 3)
-    side, travel = s.side(), s.u(36, 44)
+    lanes = s.rng.permutation([42.0, 72.0, 102.0]) + s.rng.uniform(-2, 2, 3)
+    side, travel = s.side(), s.u(28, 36)
     heading = np.array([1, -1, s.side()])
     shape, radius = s.shape(), int(s.rng.integers(9, 11))
     colour = s.texture()
     movers = []
     for lane, way in enumerate(heading):
-        x = 80 - side * 12 + way * side * travel * (s.ramp() - 0.5) + s.u(-3, 3)
+        # every mover has its own stretch of its lane, so that the gap at one moment tells little of the heading
+        x = 80 - side * 16 + s.u(-20, 20) + way * side * travel * (s.ramp() - 0.5)
         movers.append(s.thing(f"object {lane}", s.path(x, lanes[lane]), 2.0 + 0.1 * lanes[lane] / 100, radius, shape=shape,
                               texture=assets.PUCK))
     reference = s.thing("object 3", s.path(80 + side * s.u(58, 62), 73 + s.u(-4, 4)), 2.0, 15)
@@ -302,7 +303,7 @@ def _down_and_up(s: Stage, boxed: bool) -> dict[tuple[int, int], Scene]:
     # the arm comes from the side, so that it does not hide what lies on the surface
     track = s.path(x + wobble[:, 0], y, 1.0, s.side() * s.u(48, 66))
     hand = s.hand(track, "grip", 3.0)
-    thing = s.thing("object", s.path(x + wobble[:, 0], y - 3), 3.25, radius=9, shadow=0.0)
+    thing = s.thing("object", s.path(x + wobble[:, 0], y), 3.25, radius=11, shadow=0.0)
     texture, width = s.texture(), int(s.rng.integers(46, 54))
     box = []
     if boxed:
@@ -310,7 +311,7 @@ def _down_and_up(s: Stage, boxed: bool) -> dict[tuple[int, int], Scene]:
         place = s.path(x, low + 8)
         box = [Item("object 1", "box-back", place, s.depth(1.0), (width, 50), s.vocabulary, "box", texture, shadow=0.0),
                Item("object 1", "box-front", place, s.depth(4.0), (width, 50), s.vocabulary, "box", texture, shadow=0.0)]
-    lying = replace(thing, track=s.path(x, low - 3), depth=s.depth(2.0), shadow=0.3)
+    lying = replace(thing, track=s.path(x, low), depth=s.depth(2.0), shadow=0.3)
     scenes = {}
     for down in (0, 1):
         for up in (0, 1):
@@ -348,8 +349,8 @@ def _still_life(s: Stage) -> list[Item]:
 def turn_camera(s: Stage):
     """The whole scene shifts to the right when the camera turns left (exact reversals)."""
     items = _still_life(s) + s.idle_hand()
-    travel, camera = s.u(34, 46), s.rest()
-    camera[:, 0] = travel * (s.ramp() - 0.5)
+    travel, camera = s.u(26, 36), s.rest()
+    camera[:, 0] = s.u(-20, 20) + travel * (s.ramp() - 0.5)
     camera[:, :2] += s.tremor(0.4)
     scene = s.scene(items, [], camera=camera, placeholders=[name(items[0])])
     return {166: scene, 167: scene.reversed()}
@@ -360,7 +361,7 @@ def approach(s: Stage):
     """Everything grows, near layers more than far ones (exact reversals)."""
     items = _still_life(s) + s.idle_hand()
     camera = s.rest()
-    camera[:, 2] = 0.85 + s.u(0.35, 0.5) * s.ramp()
+    camera[:, 2] = s.u(0.92, 1.18) * s.u(1.3, 1.45) ** (s.ramp() - 0.5)
     camera[:, :2] += s.tremor(0.4)
     scene = s.scene(items, [], camera=camera, parallax=0.35, placeholders=[name(items[0])])
     return {0: scene, 32: scene.reversed()}
@@ -370,7 +371,7 @@ def approach(s: Stage):
 def towards_camera(s: Stage):
     """Only the thing and the hand that holds it grow (exact reversals)."""
     x, y, wobble = s.u(65, 95), s.u(58, 74), s.tremor()
-    scale = 0.75 + s.u(0.6, 0.8) * s.ramp()
+    scale = s.u(0.8, 1.3) * s.u(1.5, 1.7) ** (s.ramp() - 0.5)
     still = s.thing("object 1", s.path(x + s.side() * s.u(44, 54), s.u(60, 84)), 1.0)
     thing = s.thing("object 0", s.path(x + wobble[:, 0], y + wobble[:, 1], scale), 3.25)
     hand = s.hand(s.path(x + wobble[:, 0], y + wobble[:, 1], scale, s.side() * s.u(15, 40)), "grip")

@@ -1,0 +1,175 @@
+"""What the notebooks share: clips without the quarantined, probes, checks of positions, means over sets."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tcar import params, results
+from tcar.data.ssv2 import Clip, DatasetError
+from tcar.features import FeatureStore
+from tcar.models.fusion import FusionConfig
+from tcar.stages import clips, features, fits, fusion, looking, probing
+from tcar.stages.words import shown, verdict
+from tcar.train import Fit, TokenSet
+
+TEMPLATES = ["Moving something down", "Moving something up"]
+
+
+def clip(number: int, label: int | None = 0) -> Clip:
+    return Clip(str(number), Path(f"{number}.webm"), label, "", "", ())
+
+
+def store(root: Path, grid: tuple[int, int, int], tokens: np.ndarray, ids: list[str]) -> FeatureStore:
+    """A store as an extraction leaves it, with these tokens."""
+    axes = [(np.arange(cells) + 0.5) / cells for cells in grid]
+    coordinates = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    root.mkdir(parents=True, exist_ok=True)
+    np.save(root / "tokens-00000.npy", tokens.astype(np.float16))
+    places = {name: (0, row) for row, name in enumerate(ids)}
+    return FeatureStore(root, "key", "stream", grid[0], grid, tokens.shape[-1], coordinates, ids, {}, places)
+
+
+@pytest.fixture
+def run(project):
+    """A run of a dataset without ground truth: four clips a split, of which one is quarantined."""
+    made = params.from_values(
+        {"name": "t", "dataset": "ssv2", "data_root": "data", "fusion_width": 32, "bootstrap_samples": 200}
+    )
+    made.data_root.mkdir()
+    labels = {name: str(index) for index, name in enumerate(TEMPLATES)}
+    (made.data_root / "labels.json").write_text(json.dumps(labels))
+    for number, split in enumerate(("train", "validation", "test")):
+        rows = [f"{10 * number + row},{row % 2}" for row in range(4)]
+        (made.data_root / f"{split}.csv").write_text("\n".join(["id,label_index", *rows]) + "\n")
+    audit = {"quarantined": [{"id": "11", "reason": "empty"}], "classes": TEMPLATES}
+    results.save(made.results_dir / "audit.json", audit, params=made)
+    return made
+
+
+def test_quarantined_clips_are_left_out(run):
+    found = clips.healthy_clips(run)
+    assert [[c.id for c in found[split]] for split in found] == [
+        ["0", "1", "2", "3"],
+        ["10", "12", "13"],
+        ["20", "21", "22", "23"],
+    ]
+
+
+def test_a_test_split_without_answers_is_an_error(run):
+    (run.data_root / "test.csv").unlink()
+    (run.data_root / "test.json").write_text('[{"id": "20"}]')
+    with pytest.raises(DatasetError, match=r"no clip of test has a known class.*test-answers.csv"):
+        clips.healthy_clips(run)
+
+
+def test_only_tabletop_can_be_rendered_in_part(run):
+    partial = params.from_values({"dataset": "ssv2", "data_root": "data", "classes": [1]})
+    with pytest.raises(DatasetError, match="leave it"):
+        clips.dataset_folder(partial)
+
+
+def test_one_per_class_spreads_over_the_classes():
+    found = [clip(number, label) for number, label in enumerate([4, 4, 0, 1, 3, 2, 0])]
+    assert [c.id for c in clips.one_per_class(found, 9)] == ["2", "3", "5", "4", "0"]
+    assert [c.label for c in clips.one_per_class(found, 3)] == [0, 2, 4]
+
+
+def test_probe_needs_the_order_where_only_the_order_tells(run, tmp_path):
+    """Two classes with the same moments, one the other's reversal: averaged tokens cannot part them."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 2
+    ramp = np.repeat(np.linspace(-1, 1, 4), 2)[None, :, None] * np.where(labels, 1, -1)[:, None, None]
+    tokens = ramp * np.ones(3) + rng.normal(0, 0.05, (120, 8, 3))
+    opened = {"motion": store(tmp_path / "s", (4, 1, 2), tokens, [str(n) for n in range(120)])}
+    found = [clip(number, int(label)) for number, label in enumerate(labels)]
+    rows = probing.linear_probes(run, opened, {"train": found[:80], "validation": found[80:]})
+    scores = {row["pooling"]: row for row in rows}
+    assert scores["in order"]["value"] == 1.0
+    assert scores["averaged"]["low"] <= 0.65
+    assert scores["averaged"]["chance"] == 0.5
+
+
+def test_a_probe_never_names_a_class_that_training_did_not_show(run, tmp_path):
+    tokens = np.random.default_rng(0).normal(size=(12, 2, 3))
+    opened = {"motion": store(tmp_path / "s", (1, 1, 2), tokens, [str(n) for n in range(12)])}
+    found = [clip(number, number % 2) for number in range(8)] + [clip(8 + number, 7) for number in range(4)]
+    rows = probing.linear_probes(run, opened, {"train": found[:8], "validation": found[8:]})
+    assert {row["value"] for row in rows} == {0.0}
+
+
+def test_best_score_lies_at_the_own_place_whatever_the_strides(run, tmp_path, monkeypatch):
+    opened = {
+        role: store(tmp_path / role, grid, np.zeros((1, int(np.prod(grid)), 4)), ["0"])
+        for role, grid in (("semantic", (8, 4, 4)), ("motion", (4, 2, 2)))
+    }
+    monkeypatch.setattr(fusion, "stores", lambda run: opened)
+    for scores, queries, keys in fusion.rotary_alignment(run).values():
+        assert scores.shape == (len(queries), len(keys))
+        nearest = np.abs(queries[:, None] - keys[None]).argmin(axis=1)
+        np.testing.assert_array_equal(scores.argmax(axis=1), nearest)
+
+
+def test_kept_fits_are_asked_for_as_they_were_made(run, monkeypatch):
+    """The jobs that are read back from training.json must be the ones it was written from."""
+    recipe = params.Training(learning_rate=1 / 3000, epochs=7)
+    made = params.Params(common=run.common, training=recipe, root=run.root)
+    config = FusionConfig(semantic_width=8, motion_width=6, num_classes=2, width=32, heads=4, dropout=0.1)
+    history = [{"epoch": epoch, "validation_top1": 0.5} for epoch in range(1, 6)]
+    done = {"motion": [Fit(config, seed, history, 2, {}, 1.0) for seed in (3, 5)]}
+    results.save(run.results_dir / "training.json", fits.training_record(made, done), params=made)
+    asked = {}
+
+    def fit_many(jobs, train, validation, recipe, root, workers):
+        asked.update(jobs=jobs, recipe=recipe)
+        return done["motion"]
+
+    monkeypatch.setattr(fits, "fit_many", fit_many)
+    tokens = TokenSet(*(np.zeros((0, 2, 3)),) * 4, labels=np.zeros(0, np.int64), ids=[])
+    assert fits.trained(run, {"train": tokens, "validation": tokens}) == done
+    assert [(job.fusion, job.seed, job.epochs) for job in asked["jobs"]] == [(config, 3, 5), (config, 5, 5)]
+    assert asked["recipe"].learning_rate == pytest.approx(recipe.learning_rate, rel=1e-9)
+
+
+def test_one_factor_changes_at_a_time(run, tmp_path, monkeypatch):
+    opened = {role: store(tmp_path / role, (2, 1, 1), np.zeros((1, 2, 4)), ["0"]) for role in features.ROLES}
+    monkeypatch.setattr(fusion, "stores", lambda run: opened)
+    headline = fusion.fusion_config(run)
+    for (factor, level), config in fits.ablation_configs(run).items():
+        changed = {name for name, value in vars(config).items() if value != vars(headline)[name]}
+        assert changed <= {"heads" if factor == "heads" else "kind"}
+        assert str(config.heads if factor == "heads" else config.kind) == level
+
+
+def test_mean_interval_resamples_whole_sets(run):
+    """Ten equal clips of a set tell no more than one: the interval is that of the sets."""
+    values = np.random.default_rng(0).normal(size=30)
+    alone = looking.mean_interval(run, values, None)
+    tenfold = looking.mean_interval(run, values.repeat(10), [str(n) for n in np.arange(30).repeat(10)])
+    assert tenfold["value"] == pytest.approx(values.mean())
+    assert tenfold["high"] - tenfold["low"] == pytest.approx(alone["high"] - alone["low"], rel=0.25)
+    assert alone["high"] - alone["low"] == pytest.approx(2 * 1.96 * values.std() / np.sqrt(30), rel=0.2)
+
+
+def test_received_attention_is_a_mean_over_blocks_heads_and_queries():
+    weights = torch.rand(2, 2, 3, 5, 8).softmax(dim=-1)  # blocks, clips, heads, queries, keys
+    steps = {f"block{i}.motion_from_semantic.weights": block for i, block in enumerate(weights)}
+    found = looking._received(steps, "semantic", (2, 2, 2))
+    torch.testing.assert_close(found.flatten(1), weights.mean(dim=(0, 2, 3)))
+    assert looking._received(steps, "motion", (2, 2, 2)) is None
+
+
+def test_neighbours_are_counted_without_the_clip_itself():
+    features = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+    assert looking.same_class_neighbours(features, np.array([0, 0, 1, 1]), 1) == 1.0
+    assert looking.same_class_neighbours(features, np.array([0, 1, 0, 1]), 1) == 0.0
+
+
+def test_words_say_what_the_interval_allows():
+    assert verdict({"low": 0.01, "high": 0.2}) == "above"
+    assert verdict({"low": -0.2, "high": -0.01}) == "below"
+    assert verdict({"low": 0.0, "high": 0.2}) == "not told apart from"
+    assert shown({"value": 0.5, "low": 0.25, "high": 0.751}) == "50.0% [25.0%, 75.1%]"
+    assert shown({"value": None, "low": None, "high": None}) == "–"
