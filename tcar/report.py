@@ -1,22 +1,33 @@
 """The paper of a run: every table, number and outcome sentence comes from the run's result files."""
 
-import csv
-import io
 import json
-import math
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tcar.tables import (
+    METRICS,
+    SOURCES,
+    ReportError,
+    count,
+    estimate,
+    interval,
+    level_name,
+    load_results,
+    millions,
+    need,
+    outcome,
+    parameter,
+    percent,
+    significant,
+    tables,
+    to_csv,
+    to_latex,
+)
 
 if TYPE_CHECKING:
     from tcar.params import Params
 
-SOURCES = Path(__file__).resolve().parents[1] / "paper"
-STAGES = {
-    "audit": "00_data_audit", "extractors": "01_extractors", "fusion": "02_fusion", "training": "03_training",
-    "evaluation": "04_evaluation", "ablations": "05_ablations", "interpretability": "06_interpretability",
-}
 FIGURES = (
     "contact_sheet", "ceilings", "stream_probes", "attention_sanity", "training_curves", "methods",
     "per_group", "confusion", "reliability", "ablation_heads", "ablation_fusions", "umap",
@@ -29,261 +40,9 @@ RIVALS = {
     "late_concat_raw": "late concatenation of raw pooled features",
     "semantic_bag": "the semantic stream with its frames as a set",
 }
-METRICS = {"top1": "Top-1", "top5": "Top-5", "twin_accuracy": "Twin accuracy", "ece": "ECE"}
-
-
-class ReportError(RuntimeError):
-    """A result the paper needs is missing or malformed; the message names the file and the fix."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of finished text: what typst, CSV and LaTeX show is the same strings."""
-
-    name: str
-    caption: str
-    columns: list[str]
-    rows: list[list[str]]
-
-
-# --- how a number looks: the only place ---------------------------------------------------------------------
-
-
-def percent(fraction: float | int | None, sign: str = "") -> str:
-    """A fraction in [-1, 1] in percent with one decimal; `sign="+"` shows a plus, unknown is empty."""
-    if fraction is None:
-        return ""
-    if not -1 <= fraction <= 1:
-        raise ReportError(f"{fraction!r} is not a fraction: result files hold accuracies between 0 and 1")
-    # Adding zero turns the -0.0 of a tiny negative difference into 0.0.
-    return f"{round(100 * fraction, 1) + 0.0:{sign}.1f}"
-
-
-def interval(metric: dict) -> str:
-    """The `low` and `high` of an estimate as `[79.0, 83.1]` in percent."""
-    low, high = metric.get("low"), metric.get("high")
-    return "" if low is None or high is None else f"[{percent(low)}, {percent(high)}]"
-
-
-def estimate(metric: dict | float | int | None) -> str:
-    """`{"value", "low", "high"}` (or a bare fraction) as `81.2 [79.0, 83.1]`."""
-    if not isinstance(metric, dict):
-        return percent(metric)
-    return f"{percent(metric.get('value'))} {interval(metric)}".strip()
-
-
-def count(number: int | None) -> str:
-    """An integer with thousands separators."""
-    return "" if number is None else f"{number:,}"
-
-
-def millions(number: int | None) -> str:
-    """A number of parameters in millions, with two decimals."""
-    return "" if number is None else f"{number / 1e6:.2f}"
-
-
-def significant(number: float | int | None, digits: int = 3) -> str:
-    """A quantity with a few significant digits, a tiny one as `1.20e-7`."""
-    if not number:
-        return "" if number is None else "0"
-    exponent = math.floor(math.log10(abs(number)))
-    if exponent < -4:
-        return f"{number / 10**exponent:.{digits - 1}f}e{exponent}"
-    return f"{number:.{max(0, digits - 1 - exponent)}f}"
-
-
-def parameter(value: Any) -> str:
-    """A parameter of the run as the text shows it."""
-    if isinstance(value, dict):
-        return ", ".join(f"{readable(k)}: {parameter(v)}" for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(parameter, value))
-    if isinstance(value, int) and value >= 10_000:
-        return count(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def readable(name: Any) -> str:
-    """A method as the figures call it; any other key with spaces (`bag_of_frames` -> `bag of frames`)."""
-    from tcar.plots import METHODS
-
-    return METHODS[name][0] if name in METHODS else str(name).replace("_", " ")
-
-
-def heading(name: Any) -> str:
-    """A readable name that begins with a capital."""
-    return readable(name)[:1].upper() + readable(name)[1:]
-
-
-def level_name(factor: str, level: Any) -> str:
-    """A level of an ablation: `8 heads`, or the name of a method."""
-    return f"{level} heads" if factor == "heads" else readable(level)
-
-
-# --- reading ------------------------------------------------------------------------------------------------
-
-
-def load_results(folder: Path) -> dict[str, dict]:
-    """Read the seven result files of a run; a missing or broken one is an error naming its notebook."""
-    results = {}
-    for stage, notebook in STAGES.items():
-        path = Path(folder) / f"{stage}.json"
-        fix = f"run notebooks/{notebook}.ipynb (`make paper` runs every stage that is due)"
-        if not path.is_file():
-            raise ReportError(f"{path} is missing: {fix}")
-        try:
-            results[stage] = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ReportError(f"{path} is not JSON ({error}): delete it and {fix}") from None
-    return results
-
-
-def need(results: dict[str, dict], stage: str, *keys: str) -> Any:
-    """The value at `keys` in a stage's results, or an error that names the file, the key and the notebook."""
-    value = results[stage]
-    for depth, key in enumerate(keys, 1):
-        if not isinstance(value, dict) or key not in value:
-            missing = ".".join(keys[:depth])
-            raise ReportError(f"{stage}.json has no '{missing}': run notebooks/{STAGES[stage]}.ipynb again")
-        value = value[key]
-    return value
-
-
-def methods_of(results: dict) -> dict[str, dict]:
-    """The evaluated methods, in the order of the figures."""
-    from tcar.plots import METHODS
-
-    methods = need(results, "evaluation", "methods")
-    return {m: methods[m] for m in sorted(methods, key=[*METHODS, *methods].index)}
-
-
-# --- tables -------------------------------------------------------------------------------------------------
-
-
-def tables(results: dict, params: "Params") -> list[Table]:
-    """All tables of the paper."""
-    evaluation, audit = results["evaluation"], results["audit"]
-    data = "synthetic (Tabletop)" if evaluation.get("synthetic") else "Something-Something V2"
-    percents = f"in % with {100 * params.evaluation.confidence:g}% intervals over twin sets"
-    if not evaluation.get("synthetic"):
-        percents = percents.replace("twin sets", "clips")
-    methods, points = methods_of(results), percents.replace("in %", "in percentage points")
-    return [
-        methods_table(f"Methods on the test clips, {data}: means over seeds {percents} and seeds. Twin "
-                      "accuracy counts a pair only if both clips are right; ECE is the expected calibration "
-                      "error.",
-                      methods, results["training"].get("methods", {})),
-        comparisons_table(f"Paired differences, A minus B, on the same clips, {data}: {points} and seeds.",
-                          evaluation.get("comparisons", [])),
-        grid_table("per_group", f"Top-1 accuracy per group of classes, {data}: {percents} and seeds.",
-                   "Method", {m: row.get("per_group") or {} for m, row in methods.items()}),
-        grid_table("per_group_twin_accuracy", f"Twin accuracy per group, {data}: {percents} and seeds.",
-                   "Method", {m: row.get("per_group_twin_accuracy") or {} for m, row in methods.items()}),
-        ablations_table(f"Ablations on the test clips, {data}: one factor is changed at a time; means over "
-                        f"seeds {percents} and seeds. GFLOPs of the fusion for one clip (2 a multiply-add).",
-                        results),
-        streams_table(need(results, "extractors", "streams"), results["extractors"].get("full_size") or []),
-        grid_table("ceilings", "Ceilings before any method is trained: how often a probe of one kind of "
-                   f"evidence prefers a clip's class to its twin's, {data}: {percents}; chance is 50.",
-                   "Group", audit.get("ceilings") or {}),
-        grid_table("leaks", "Leak checks: how often a probe of one nuisance prefers a clip's class to "
-                   f"its twin's, {data}: {percents}; chance is 50.", "Group", audit.get("leaks") or {}),
-        Table("interpretability", f"Attention on the moving object, against its ground-truth masks, {data}.",
-              ["Quantity", "Value"], leaves(results["interpretability"].get("attention_on_moving") or {})),
-        published_table(),
-    ]
-
-
-def methods_table(caption: str, methods: dict[str, dict], trained: dict[str, dict]) -> Table:
-    """Accuracy, calibration and training of every method."""
-    rows = [
-        [readable(m), *(estimate(row.get(metric)) for metric in METRICS),
-         millions(row.get("trained_parameters")), count(trained.get(m, {}).get("epochs"))]
-        for m, row in methods.items()
-    ]
-    return Table("methods", caption, ["Method", *METRICS.values(), "Trained (M)", "Epochs"], rows)
-
-
-def comparisons_table(caption: str, comparisons: list[dict]) -> Table:
-    """Paired differences, and what their intervals allow to say."""
-    rows = [
-        [readable(c["a"]), readable(c["b"]), METRICS.get(c["metric"], readable(c["metric"])),
-         f"{percent(c.get('difference'), '+')} {interval(c)}".strip(), outcome(c)]
-        for c in comparisons
-    ]
-    return Table("comparisons", caption, ["A", "B", "Metric", "Difference", "A is … B"], rows)
-
-
-def grid_table(name: str, caption: str, corner: str, values: dict[str, dict]) -> Table:
-    """Estimates by row and column; no rows where there are no columns."""
-    columns = list(dict.fromkeys(column for row in values.values() for column in row))
-    rows = [[heading(key), *(estimate(row.get(c)) for c in columns)] for key, row in values.items()]
-    return Table(name, caption, [corner, *map(heading, columns)], rows if columns else [])
-
-
-def ablations_table(caption: str, results: dict) -> Table:
-    """Every level of every ablated factor, with what it costs."""
-    costs = {(row["factor"], row["level"]): row for row in need(results, "ablations", "rows")}
-    rows = []
-    for row in need(results, "ablations", "summary"):
-        cost = costs.get((row["factor"], row["level"]), {})
-        rows.append([heading(row["factor"]), level_name(row["factor"], row["level"]),
-                     estimate(row.get("top1")), estimate(row.get("twin_accuracy")),
-                     millions(cost.get("trainable_parameters")), significant(cost.get("gflops"))])
-    columns = ["Factor", "Level", "Top-1", "Twin accuracy", "Trained (M)", "GFLOPs"]
-    return Table("ablations", caption, columns, rows)
-
-
-def streams_table(used: list[dict], full_size: list[dict]) -> Table:
-    """Dimensions and cost of the frozen streams, those of the run and the full-size ones."""
-    def sides(value: Any) -> str:
-        return "×".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
-
-    rows = [
-        [s.get("name", ""), s.get("role", ""), count(s.get("frames")), sides(s.get("input_size")),
-         count(s.get("width")), sides(s.get("grid")), millions(s.get("parameters")),
-         millions(s.get("trained_parameters")), significant(s.get("gflops"))]
-        for s in [*used, *full_size]
-    ]
-    columns = ["Stream", "Role", "Frames", "Pixels", "Width", "Grid", "Parameters", "Trained", "GFLOPs"]
-    return Table("streams", "The frozen streams, those of this run first: input, token width and grid (time "
-                 "× height × width), parameters in millions, and GFLOPs for one clip (2 a multiply-add).",
-                 columns, rows)
-
-
-def leaves(values: dict, path: str = "") -> list[list[str]]:
-    """A nested dictionary as rows of path and value: estimates and shares in percent, other numbers as is."""
-    rows = []
-    for key, value in values.items():
-        name = f"{path}, {readable(key)}" if path else heading(key)
-        if isinstance(value, dict) and "value" not in value:
-            rows += leaves(value, name)
-        elif isinstance(value, dict):
-            rows.append([name, estimate(value)])
-        elif isinstance(value, (int, float)):
-            is_share = isinstance(value, float) and abs(value) <= 1
-            rows.append([name, percent(value) if is_share else significant(value)])
-    return rows
-
-
-def published_table() -> Table:
-    """Results of others on the real dataset, as paper/published.csv has them; unknown cells are empty."""
-    header, *rows = csv.reader(io.StringIO((SOURCES / "published.csv").read_text(encoding="utf-8")))
-    caption = ("Published results on the validation set of Something-Something V2 (real videos), in %, as "
-               "the cited sources state them; what was not found is left empty. Trained parameters of "
-               "attentive probes are computed from their published configuration. None of these is ours.")
-    return Table("published", caption, [c[:1].upper() + c[1:] for c in header], rows)
 
 
 # --- text ---------------------------------------------------------------------------------------------------
-
-
-def outcome(comparison: dict) -> str:
-    """What the interval of a paired difference allows to say: above, below, or neither."""
-    low, high = comparison.get("low"), comparison.get("high")
-    if low is None or high is None:
-        return ""
-    return "above" if low > 0 else "below" if high < 0 else "not distinguishable from"
 
 
 def find_comparison(results: dict, a: str, b: str, metric: str) -> dict:
@@ -386,40 +145,7 @@ def numbers(results: dict, params: "Params", figures: list[str], captions: dict[
     }
 
 
-# --- writing ------------------------------------------------------------------------------------------------
-
-
-def to_csv(table: Table) -> str:
-    """The table as CSV with a header line."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([table.columns, *table.rows])
-    return text.getvalue()
-
-
-def latex(text: str) -> str:
-    """Plain text for LaTeX: special characters escaped, typographic ones as commands."""
-    special = {c: f"\\{c}" for c in "&%$#_{}"} | {
-        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$",
-        "…": r"\ldots{}", "≈": r"$\approx$",
-    }
-    return "".join(special.get(c, c) for c in text)
-
-
-def to_latex(table: Table) -> str:
-    """The table as a LaTeX float (needs `\\usepackage{booktabs}`); a column of sources becomes citations."""
-    cited = table.columns.index("Sources") if "Sources" in table.columns else None
-    kept = [i for i, column in enumerate(table.columns) if column != "Frozen"]
-    lines = [" & ".join(rf"\cite{{{row[i].replace(' ', ',')}}}" if i == cited else latex(row[i])
-                        for i in kept) for row in table.rows]
-    place = "table*" if len(kept) > 4 else "table"
-    return "\n".join([
-        rf"\begin{{{place}}}[t]", r"  \centering\small", rf"  \caption{{{latex(table.caption)}}}",
-        rf"  \label{{tab:{table.name}}}", rf"  \begin{{tabular}}{{{'l' * len(kept)}}}", r"    \toprule",
-        f"    {' & '.join(latex(table.columns[i]) for i in kept)} \\\\",
-        r"    \midrule",
-        *(rf"    {line} \\" for line in lines),
-        r"    \bottomrule", r"  \end{tabular}", rf"\end{{{place}}}", "",
-    ])
+# --- writing --------------------------------------------------------------------------------------------------
 
 
 def fresh(folder: Path) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tcar import params, report
+from tcar import params, report, tables
 
 METHODS = {
     "cross_attention": "Cross-attention", "late_concat": "Late concatenation", "motion": "Motion stream",
@@ -144,7 +144,7 @@ def test_the_text_gets_the_numbers_of_the_result_files(built):
     assert counts == ["1,234", "1,368", "3", "2"]
     assert values["attention_rows_sum_error"] == "1.2e-7"
     assert inserted["figures"] == ["methods"]
-    assert inserted["parameters"]["heads"] == "8"
+    assert inserted["parameters"]["heads"] == str(params.Params().fusion.heads)
     assert "3 of 6" in inserted["text"]["converged"]
 
 
@@ -212,7 +212,7 @@ def test_latex_tables_are_booktabs_and_escaped(built):
 
 
 def test_latex_escapes_every_special_character():
-    assert report.latex(r"a_b & 5% of {x} \ ~^ #1 $2 ×") == (
+    assert tables.latex(r"a_b & 5% of {x} \ ~^ #1 $2 ×") == (
         r"a\_b \& 5\% of \{x\} \textbackslash{} \textasciitilde{}\textasciicircum{} \#1 \$2 $\times$")
 
 
@@ -247,7 +247,7 @@ def test_broken_results_are_one_clear_error(tmp_path):
     (None, ""), (0, "0"), (2048.0, "2048"), (44.12, "44.1"), (0.0712, "0.0712"), (3.44e-6, "3.44e-6"),
 ])
 def test_significant_digits(number, shown):
-    assert report.significant(number) == shown
+    assert tables.significant(number) == shown
 
 
 def test_the_same_results_give_the_same_pdf(built):

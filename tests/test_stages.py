@@ -127,7 +127,8 @@ def test_kept_fits_are_asked_for_as_they_were_made(run, monkeypatch):
         return done["motion"]
 
     monkeypatch.setattr(fits, "fit_many", fit_many)
-    tokens = TokenSet(*(np.zeros((0, 2, 3)),) * 4, labels=np.zeros(0, np.int64), ids=[])
+    grid = np.zeros((0, 2, 3)), np.zeros((2, 3))
+    tokens = TokenSet(*grid, *grid, labels=np.zeros(0, np.int64), ids=[])
     assert fits.trained(run, {"train": tokens, "validation": tokens}) == done
     assert [(job.fusion, job.seed, job.epochs) for job in asked["jobs"]] == [(config, 3, 5), (config, 5, 5)]
     assert asked["recipe"].learning_rate == pytest.approx(recipe.learning_rate, rel=1e-9)

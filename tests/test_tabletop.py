@@ -175,7 +175,7 @@ def test_another_seed_gives_other_clips(small, tmp_path):
     assert sizes[0] != sizes[1]
 
 
-@pytest.mark.parametrize("wrong, message", [
+@pytest.mark.parametrize(("wrong", "message"), [
     ({"classes": [3]}, "no template"), ({"classes": [109, 47]}, "add"), ({"width": 200}, "4:3")])
 def test_bad_requests_name_the_parameter_and_the_fix(tmp_path, wrong, message):
     request = {"train_sets": 1, "validation_sets": 1, "test_sets": 1} | wrong
@@ -191,6 +191,6 @@ def test_forced_choice_is_one_half_without_evidence():
 
 
 def test_motion_starts_no_earlier_in_an_original_than_in_its_reversal():
-    starts, ends = zip(*((s.start, 1 - s.end) for s in (Stage("train", [i]) for i in range(400))))
+    starts, ends = zip(*((s.start, 1 - s.end) for s in (Stage("train", [i]) for i in range(400))), strict=True)
     assert abs(np.mean(starts) - np.mean(ends)) < 0.01
     assert templates.class_groups()[38] == "binding"

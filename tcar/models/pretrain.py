@@ -30,7 +30,7 @@ HELD_OUT = 0.08  # share of the stand-in data on which the provenance's scores a
 
 def _generate(make, seeds: range) -> list[Tensor]:
     rows = [make(seed) for seed in log.progress(seeds, description="stand-in scenes")]
-    return [torch.from_numpy(np.stack(column)) for column in zip(*rows)]
+    return [torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)]
 
 
 class DenseHead(nn.Module):
@@ -42,7 +42,7 @@ class DenseHead(nn.Module):
         self.linear = nn.Linear(width, sum(targets.values()))
 
     def forward(self, tokens: Float[Tensor, "... d"]) -> dict[str, Tensor]:
-        return dict(zip(self.targets, self.linear(tokens).split(list(self.targets.values()), -1)))
+        return dict(zip(self.targets, self.linear(tokens).split(list(self.targets.values()), -1), strict=True))
 
 
 def _schedule(optimiser, steps: int, peak: float):

@@ -57,7 +57,8 @@ SHAPES: dict[str, dict[str, np.ndarray]] = {
         "hexagon": _superformula(6, 22, 14, 14),
         "cross": np.array([[-.35, -1], [.35, -1], [.35, -.35], [1, -.35], [1, .35], [.35, .35], [.35, 1], [-.35, 1],
                            [-.35, .35], [-1, .35], [-1, -.35], [-.35, -.35]]),
-        "house": np.array([[0, -1], [0.95, -0.15], [0.7, -0.15], [0.7, 0.9], [-0.7, 0.9], [-0.7, -0.15], [-0.95, -0.15]]),
+        "house": np.array([[0, -1], [0.95, -0.15], [0.7, -0.15], [0.7, 0.9], [-0.7, 0.9], [-0.7, -0.15],
+                           [-0.95, -0.15]]),
         "clover": _superformula(3, 1.0, 1.4, 1.4),
     },
     "validation": {
@@ -200,7 +201,7 @@ def box_sprite(texture: Texture, width: int, height: int, front: bool) -> np.nda
     x, y = 2 * x / fine_w - 1, y / fine_h
     albedo = cv2.resize(paint(texture, 64), (fine_w, fine_h)).astype(np.float32)
     if front:
-        mask = (y > 0.32 + 0.0 * x) & (np.abs(x) < 0.97 - 0.1 * y)
+        mask = (y > 0.32) & (np.abs(x) < 0.97 - 0.1 * y)
         albedo[(y > 0.32) & (y < 0.38)] *= 0.6
     else:
         mask = (y > 0.1) & (y < 0.5) & (np.abs(x) < 0.8 + 0.5 * y)
@@ -229,7 +230,9 @@ HAND_WIDTH, HAND_LENGTH, HAND_ORIGIN = 60, 210, (30, 30)  # pixels of the sprite
 
 @lru_cache(maxsize=512)
 def hand_sprite(skin: Skin, posture: str, layer: str) -> np.ndarray:
-    """A forearm with a hand that points up, premultiplied RGBA; `open` touches at its fingertips, `grip` holds in its palm.
+    """A forearm with a hand that points up, premultiplied RGBA.
+
+    An `open` hand touches at its fingertips, one in `grip` holds in its palm.
 
     `layer` is `palm` (arm, palm and what lies behind a held object) or `fingers` (what lies before it).
     """

@@ -22,7 +22,7 @@ FLOW_STRIDE = 8  # pixels between the places at which the ground truth keeps the
 
 
 def write_video(path: Path, frames: UInt8[np.ndarray, "t h w 3"], frame_rate: int) -> None:
-    """Encode RGB frames as VP9 in WebM; one thread and a fixed seedless setting, so the same frames give the same file."""
+    """Encode RGB frames as VP9 in WebM; with one thread, so that the same frames give the same file."""
     with av.open(str(path), "w", format="webm") as container:
         stream = container.add_stream("libvpx-vp9", rate=frame_rate)
         stream.height, stream.width = frames.shape[1:3]
@@ -95,7 +95,7 @@ def render_dataset(
     if width * 3 != height * 4:
         raise ValueError(f"width, height: Tabletop is drawn at 4:3, not {width} x {height}; try 160 x 120 or 320 x 240")
     root = Path(root)
-    counts = dict(zip(SPLITS, (train_sets, validation_sets, test_sets)))
+    counts = dict(zip(SPLITS, (train_sets, validation_sets, test_sets), strict=True))
     families = chosen_families(list(classes or []))
     recipe = {"classes": sorted(c for f in families for c in f.classes), "sets": counts, "width": width,
               "height": height, "frame_rate": frame_rate, "seed": seed,
@@ -133,7 +133,7 @@ def _render_set(plan: SetPlan, root: Path, size: tuple[int, int, int]) -> None:
     cv2.setNumThreads(1)  # one process a core; OpenCV's own threads would fight them
     family, scenes = FAMILIES[plan.family], draw(plan)
     twin = {a: b for pair in family.twins for a, b in (pair, pair[::-1])}
-    ids = dict(zip(family.classes, plan.ids))
+    ids = dict(zip(family.classes, plan.ids, strict=True))
     for index, clip in ids.items():
         rendering = render(scenes[index], size[0], size[1])
         partial = root / "videos" / f".{clip}.webm"
@@ -163,7 +163,8 @@ def describe(scene: Scene, rendering: Rendering, clip: str) -> dict:
                 labels.append({"instance": identity, "box2d": box, "gt_annotation": instance,
                                "standard_category": "hand" if hand else f"{identity - 1:04d}"})
         depth = {names.index(i.instance) + 1: float(i.depth[t]) for i in scene.items}
-        frames.append({"name": f"{clip}/{t + 1:04d}.jpg", "depth_order": sorted(depth, key=depth.get), "labels": labels})
+        frames.append({"name": f"{clip}/{t + 1:04d}.jpg", "depth_order": sorted(depth, key=depth.get),
+                       "labels": labels})
     instances = [
         {"id": i, "name": n, "category": first[n].category, "shape": first[n].shape or first[n].posture,
          "texture": first[n].texture.name if first[n].texture else "skin"}
@@ -187,7 +188,8 @@ def _write_annotations(root: Path, plans: list[SetPlan]) -> None:
             for word in words:
                 caption = caption.replace("something", word, 1)
             entries[plan.split].append({"id": clip, "label": caption, "template": bracketed, "placeholders": words})
-            index[clip] = {"split": plan.split, "class": template} | {k: truth[k] for k in ("group", "set", "twin", "seed")}
+            index[clip] = {"split": plan.split, "class": template}
+            index[clip] |= {key: truth[key] for key in ("group", "set", "twin", "seed")}
     for split in SPLITS:
         # the order of the file must not tell the class: the ids are already random
         rows = sorted(entries[split], key=lambda e: int(e["id"]))

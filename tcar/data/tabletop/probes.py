@@ -1,9 +1,9 @@
 """What Tabletop gives away: leak probes and ceilings, measured before any method is trained.
 
-Each probe is a forest trained on the training clips of one group and asked a forced choice on the test clips: of a clip's
-class and its twin's, which? Chance is 50% by construction. A leak probe reads what must not tell (file size, length,
-brightness, where the hand is); a ceiling probe reads the ground truth of one kind of evidence and says what a perfect
-method could reach with that evidence alone.
+Each probe is a forest trained on the training clips of one group and asked a forced choice on the test clips: of a
+clip's class and its twin's, which? Chance is 50% by construction. A leak probe reads what must not tell (file size,
+length, brightness, where the hand is); a ceiling probe reads the ground truth of one kind of evidence and says what a
+perfect method could reach with that evidence alone.
 """
 
 from concurrent.futures import ProcessPoolExecutor
@@ -36,7 +36,8 @@ def _state(truth: dict, shape: tuple[int, int]) -> Float[np.ndarray, "t r 5"]:
     props = [i["id"] for i in truth["instances"] if i["shape"] in ("cloth", "box", "screen")]
     rest = [i for i in truth["instances"] if i["id"] not in hands + props]
     things = [i["id"] for i in sorted(rest, key=lambda i: (i["texture"].startswith("plain"), i["texture"], i["id"]))]
-    slots = dict(zip(hands[:2], (0, 1))) | dict(zip(props[:1], (2,))) | dict(zip(things[:4], range(3, ROLES)))
+    slots = {identity: place for place, identity in (*enumerate(hands[:2]), *enumerate(props[:1], 2),
+                                                     *enumerate(things[: ROLES - 3], 3))}
     state = np.zeros((len(truth["frames"]), ROLES, 5), np.float32)
     height, width = shape
     for t, frame in enumerate(truth["frames"]):
@@ -45,8 +46,9 @@ def _state(truth: dict, shape: tuple[int, int]) -> Float[np.ndarray, "t r 5"]:
             if (slot := slots.get(label["instance"])) is None:
                 continue
             b = label["box2d"]
-            state[t, slot] = [1, (b["x1"] + b["x2"]) / 2 / width, (b["y1"] + b["y2"]) / 2 / height,
-                              (b["x2"] - b["x1"]) * (b["y2"] - b["y1"]) / (height * width), order.index(label["instance"])]
+            area = (b["x2"] - b["x1"]) * (b["y2"] - b["y1"]) / (height * width)
+            state[t, slot] = [1, (b["x1"] + b["x2"]) / 2 / width, (b["y1"] + b["y2"]) / 2 / height, area,
+                              order.index(label["instance"])]
     return state
 
 

@@ -145,7 +145,7 @@ def render(scene: Scene, width: int = REFERENCE_WIDTH, height: int = REFERENCE_H
     instances = np.zeros((scene.frames, height, width), np.uint8)
     affines = np.zeros((scene.frames, len(names) + 1, 2, 3))
     sprites = [item.sprite() for item in scene.items]
-    shadows = [_shadow(image) if item.shadow else None for item, (image, _) in zip(scene.items, sprites)]
+    shadows = [_shadow(image) if item.shadow else None for item, (image, _) in zip(scene.items, sprites, strict=True)]
     # nothing of the background changes while the camera rests: draw it once
     resting = np.ptp(scene.camera, axis=0).max() < 1e-9
     backdrop = None

@@ -238,8 +238,8 @@ def closer_away(s: Stage):
     for lane, way in enumerate(heading):
         # every mover has its own stretch of its lane, so that the gap at one moment tells little of the heading
         x = 80 - side * 16 + s.u(-20, 20) + way * side * travel * (s.ramp() - 0.5)
-        movers.append(s.thing(f"object {lane}", s.path(x, lanes[lane]), 2.0 + 0.1 * lanes[lane] / 100, radius, shape=shape,
-                              texture=assets.PUCK))
+        movers.append(s.thing(f"object {lane}", s.path(x, lanes[lane]), 2.0 + 0.1 * lanes[lane] / 100, radius,
+                              shape=shape, texture=assets.PUCK))
     reference = s.thing("object 3", s.path(80 + side * s.u(58, 62), 73 + s.u(-4, 4)), 2.0, 15)
     hand = s.idle_hand()
     names = [f"{colour.name} {shape}", name(reference)]
@@ -274,7 +274,8 @@ def collide_pass(s: Stage):
     outward = s.ramp(0.5, s.end)
     away = reach * (1 - inward + outward)
     colours = (s.texture(), s.texture())
-    screen = Item("object 2", "cloth", s.path(middle, y - 4), s.depth(3.0), (34, 44), s.vocabulary, "screen", s.texture())
+    screen = Item("object 2", "cloth", s.path(middle, y - 4), s.depth(3.0), (34, 44), s.vocabulary, "screen",
+                  s.texture())
     left = s.thing("object 0", s.path(middle - away, y), 2.0, radius, shape=shape, texture=colours[0])
     right = s.thing("object 1", s.path(middle + away, y), 2.1, radius, shape=shape, texture=colours[1])
     hand, half = s.idle_hand(), s.frames // 2
@@ -309,8 +310,8 @@ def _down_and_up(s: Stage, boxed: bool) -> dict[tuple[int, int], Scene]:
     if boxed:
         # the rim stands above the lowest reach, so that what is let go inside is out of sight
         place = s.path(x, low + 8)
-        box = [Item("object 1", "box-back", place, s.depth(1.0), (width, 50), s.vocabulary, "box", texture, shadow=0.0),
-               Item("object 1", "box-front", place, s.depth(4.0), (width, 50), s.vocabulary, "box", texture, shadow=0.0)]
+        box = [Item("object 1", kind, place, s.depth(depth), (width, 50), s.vocabulary, "box", texture, shadow=0.0)
+               for kind, depth in (("box-back", 1.0), ("box-front", 4.0))]
     lying = replace(thing, track=s.path(x, low), depth=s.depth(2.0), shadow=0.3)
     scenes = {}
     for down in (0, 1):

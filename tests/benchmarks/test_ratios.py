@@ -1,0 +1,46 @@
+"""How fast the parts are, as ratios of two things measured side by side in one run (`make benchmark`)."""
+
+import time
+
+import pytest
+import torch
+
+from tcar.data.tabletop import dataset
+from tcar.data.tabletop.scene import render
+from tcar.models.fusion import FusionConfig, create_fusion
+from tcar.models.streams import grid_coordinates
+
+
+def best_of(function, repeats: int = 5) -> float:
+    """The shortest processor time of a few calls, in seconds."""
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        function()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def test_rendering_against_the_encoder_alone(tmp_path, capsys):
+    plan = dataset.plan_sets(dataset.chosen_families([93, 94, 86, 87]), dict.fromkeys(dataset.SPLITS, 1), 0)[0]
+    scene = dataset.draw(plan)[93]
+    frames = render(scene).frames
+    drawn = best_of(lambda: render(scene))
+    encoded = best_of(lambda: dataset.write_video(tmp_path / "clip.webm", frames, 12))
+    with capsys.disabled():
+        print(f"\n{len(frames)} frames: {1 / (drawn + encoded):.1f} clips/s on one core; "
+              f"rendering takes {drawn / encoded:.2f} times the encoder's time")
+
+
+@pytest.mark.parametrize("kind", ["cross_attention", "late_concat"])
+def test_fast_path_against_explicit_weights(kind, capsys):
+    torch.set_num_threads(1)
+    fusion = create_fusion(FusionConfig(kind=kind, semantic_width=128, motion_width=128, num_classes=18, width=64,
+                                        heads=4, mlp_ratio=2)).eval()
+    places = [grid_coordinates(grid).reshape(-1, 3) for grid in ((8, 3, 4), (4, 3, 4))]
+    inputs = torch.randn(32, len(places[0]), 128), places[0], torch.randn(32, len(places[1]), 128), places[1]
+    with torch.inference_mode():
+        fast, explicit = (best_of(lambda w=w: fusion(*inputs, return_intermediates=w)) for w in (False, True))
+    with capsys.disabled():
+        print(f"\n{kind}: explicit weights take {explicit / fast:.2f} times the fast path "
+              f"({1000 * fast / 32:.2f} ms a clip)")
