@@ -58,7 +58,7 @@ class Data:
         [17, 18, 19, 20, 6, 38, 39, 40, 42, 171, 47, 68, 74, 109, 43, 45, 41, 44], minimum=0
     )
     # Twin sets in each twin group; one set shows every class of its group once.
-    train_sets: int = _bounded(60, minimum=1)
+    train_sets: int = _bounded(50, minimum=1)
     validation_sets: int = _bounded(14, minimum=1)
     test_sets: int = _bounded(40, minimum=1)
     width: int = _bounded(160, minimum=32)  # pixels
@@ -104,7 +104,7 @@ class Fusion:
 class Training:
     """The recipe of one training."""
 
-    epochs: int = _bounded(26, minimum=1)
+    epochs: int = _bounded(24, minimum=1)
     epochs_by_method: dict[str, int] = _bounded({}, minimum=1)  # where a method converges later than `epochs`
     batch_size: int = _bounded(24, minimum=1)  # clips
     learning_rate: float = _bounded(0.0015, minimum=0.0)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import math
 import multiprocessing
 import os
@@ -23,7 +21,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -37,53 +34,11 @@ from tcar import log, results
 from tcar.losses import build_loss
 from tcar.models.fusion import FusionConfig, create_fusion, fusion_cost
 from tcar.params import Training
+from tcar.tokens import ARRAYS, TokenSet, TrainingError
 
-if TYPE_CHECKING:  # what these do shows in the tokens: their code is no part of what a fit depends on
-    from tcar.data.ssv2 import Clip
-    from tcar.features import FeatureStore
-
-_ARRAYS = ("semantic", "semantic_xyz", "motion", "motion_xyz", "labels")
 _CODE = ("tcar.train", "tcar.models.fusion")
 _RECIPE = ("batch_size", "learning_rate", "weight_decay", "warmup_epochs", "label_smoothing", "clip_norm")
 _EVALUATION_BATCH = 256
-
-
-class TrainingError(RuntimeError):
-    """A fit that cannot start or go on; the message names the job and the cause."""
-
-
-@dataclass(frozen=True, eq=False)
-class TokenSet:
-    """Both streams' cached tokens of one split's clips: half precision, coordinates (t, y, x) in [0, 1]."""
-
-    semantic: Float[np.ndarray, "n s d1"]
-    semantic_xyz: Float[np.ndarray, "s 3"]
-    motion: Float[np.ndarray, "n m d2"]
-    motion_xyz: Float[np.ndarray, "m 3"]
-    labels: Int[np.ndarray, " n"]
-    ids: list[str]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def digest(self) -> str:
-        """A digest of all values (a store's key would not do: it stays when the store is made again)."""
-        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
-        content = {name: [a.shape, str(a.dtype), hashlib.sha256(a).hexdigest()] for name, a in arrays.items()}
-        return results.digest({"ids": self.ids} | content)
-
-    def save(self, folder: Path) -> None:
-        """Write `.npy` files that several processes can map into their memory together."""
-        folder.mkdir(parents=True)
-        for name in _ARRAYS:
-            np.save(folder / f"{name}.npy", getattr(self, name))
-        (folder / "ids.json").write_text(json.dumps(self.ids))
-
-    @classmethod
-    def load(cls, folder: Path) -> TokenSet:
-        """Map the files of `save` into memory, copy-on-write because torch warns of read-only arrays."""
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in _ARRAYS}
-        return cls(**arrays, ids=json.loads((folder / "ids.json").read_text()))
 
 
 @dataclass(frozen=True)
@@ -111,26 +66,6 @@ class Fit:
     best_epoch: int
     state_dict: dict[str, Tensor]
     seconds: float
-
-
-def token_set(semantic: FeatureStore, motion: FeatureStore, clips: Sequence[Clip]) -> TokenSet:
-    """Both streams' tokens of the clips that both stores hold (a quarantined one is missing), in clip order.
-
-    Raises:
-        TrainingError: a clip without label, or no clip in both stores.
-    """
-    stored = set(semantic.ids) & set(motion.ids)
-    kept = [clip for clip in clips if clip.id in stored]
-    if not kept:
-        raise TrainingError(f"none of {len(clips)} clips is in both feature stores; extract their features")
-    if missing := len(clips) - len(kept):
-        log.get(__name__).warning(f"{missing} of {len(clips)} clips have no features (quarantined)")
-    unlabelled = [clip.id for clip in kept if clip.label is None]
-    if unlabelled:
-        raise TrainingError(f"{len(unlabelled)} clips have no label, the first of them {unlabelled[0]}")
-    ids, labels = [clip.id for clip in kept], np.array([clip.label for clip in kept], dtype=np.int64)
-    tokens = semantic.load(ids), semantic.coordinates, motion.load(ids), motion.coordinates
-    return TokenSet(*tokens, labels, ids)
 
 
 def fit(fusion: FusionConfig, train: TokenSet, validation: TokenSet, recipe: Training, seed: int, *,
@@ -282,7 +217,7 @@ def _reproducible(seed: int) -> Iterator[None]:
 
 def _inputs(tokens: TokenSet, index: Int[Tensor, " b"]) -> list[Tensor]:
     """One batch in float32; converted batch by batch, because the whole in float32 takes twice the memory."""
-    semantic, semantic_xyz, motion, motion_xyz = (torch.from_numpy(getattr(tokens, a)) for a in _ARRAYS[:4])
+    semantic, semantic_xyz, motion, motion_xyz = (torch.from_numpy(getattr(tokens, a)) for a in ARRAYS[:4])
     semantic, motion = (values.index_select(0, index) for values in (semantic, motion))
     return [values.float() for values in (semantic, semantic_xyz, motion, motion_xyz)]
 

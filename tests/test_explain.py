@@ -15,7 +15,8 @@ from tcar.explain import (
     umap_embedding,
 )
 from tcar.models.fusion import FusionConfig, create_fusion, list_fusions
-from tcar.models.streams import create_stream, grid_coordinates
+from tcar.models.grids import grid_coordinates
+from tcar.models.streams import create_stream
 from tcar.models.tca import TCA, TCAConfig
 
 GRIDS = {"semantic": (4, 2, 2), "motion": (2, 2, 2)}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tcar.models.fusion import FusionConfig, create_fusion, fusion_cost, list_fusions, trained_parameters
-from tcar.models.streams import grid_coordinates
+from tcar.models.grids import grid_coordinates
 
 SMALL = FusionConfig(semantic_width=12, motion_width=10, num_classes=5, width=24, heads=4)
 DEMO = FusionConfig(semantic_width=128, motion_width=96, num_classes=32, width=64)

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tcar.models.checkpoints import CheckpointError
     from tcar.models.fusion import FusionConfig, create_fusion, list_fusions
+    from tcar.models.grids import Tokens, pool_tokens
     from tcar.models.i3d import I3D, I3DConfig
     from tcar.models.streams import (
         Stream,
         StreamSpec,
-        Tokens,
         create_stream,
         list_streams,
-        pool_tokens,
         register_stream,
         stream_cost,
         weights_digest,
@@ -47,6 +46,8 @@ _HOMES = {
     "FusionConfig": "fusion",
     "create_fusion": "fusion",
     "list_fusions": "fusion",
+    "Tokens": "grids",
+    "pool_tokens": "grids",
     "I3D": "i3d",
     "I3DConfig": "i3d",
     "TCA": "tca",

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tcar.models.attention import Record
 from tcar.models.checkpoints import CheckpointError, load_strict, read_state
 from tcar.models.fusion import FusionConfig, create_fusion, trained_parameters
-from tcar.models.streams import Stream, create_stream, pool_tokens, weights_digest
+from tcar.models.grids import pool_tokens
+from tcar.models.streams import Stream, create_stream, weights_digest
 
 Clip = UInt8[Tensor, "b _ _ _ 3"] | Float[Tensor, "b _ _ _ 3"]
 

@@ -147,8 +147,8 @@ def _small_png(fig: Figure) -> bytes:
     full, small = io.BytesIO(), io.BytesIO()
     fig.savefig(full, format="png", dpi=_DPI)
     full.seek(0)
-    # Without the rounds of k-means, rare colours (a label in a picture of frames) are lost.
-    image = Image.open(full).convert("RGB").quantize(256, kmeans=3, dither=Image.Dither.NONE)
+    # An octree keeps rare colours, such as a label's beside a picture of frames; median cut loses them.
+    image = Image.open(full).convert("RGB").quantize(256, Image.Quantize.FASTOCTREE)
     image.save(small, "PNG", optimize=True)
     return small.getvalue()
 

@@ -14,7 +14,8 @@ from tcar.params import Training
 from tcar.stages.clips import class_names, ground_truth, healthy_clips
 from tcar.stages.features import ROLES, stores
 from tcar.stages.fusion import fusion_config
-from tcar.train import Fit, Job, TokenSet, converged, fit_many, token_set
+from tcar.tokens import TokenSet, token_set
+from tcar.train import Fit, Job, converged, fit_many
 
 if TYPE_CHECKING:
     from tcar.params import Params

@@ -20,7 +20,7 @@ from tcar.stages.features import ROLES, stores
 if TYPE_CHECKING:
     from tcar.models import TCA
     from tcar.params import Params
-    from tcar.train import TokenSet
+    from tcar.tokens import TokenSet
 
 _BATCH = 64  # the weights of a clip, all blocks and heads, are a few MB
 _COARSE = 5  # masks and attributions are compared and shown at a fifth of the frame's size

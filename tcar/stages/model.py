@@ -12,7 +12,8 @@ from tcar.models.tca import TCA, TCAConfig
 from tcar.stages.clips import class_names
 from tcar.stages.features import stores
 from tcar.stages.fusion import fusion_config
-from tcar.train import Fit, TokenSet, logits
+from tcar.tokens import TokenSet
+from tcar.train import Fit, logits
 
 if TYPE_CHECKING:
     from tcar.params import Params

@@ -8,7 +8,7 @@ import torch
 from tcar.data.tabletop import dataset
 from tcar.data.tabletop.scene import render
 from tcar.models.fusion import FusionConfig, create_fusion
-from tcar.models.streams import grid_coordinates
+from tcar.models.grids import grid_coordinates
 
 
 def best_of(function, repeats: int = 5) -> float:

@@ -73,7 +73,6 @@ def evidence(clip: str, root: Path) -> dict[str, np.ndarray]:
     path = Path(root) / "videos" / f"{clip}.webm"
     frames = video.read_frames(path, [0, len(instances) // 2])
     bag = np.concatenate([states.mean(0), states.min(0), states.max(0), np.median(states, 0)])
-    seen = instances > 0
     return {
         "first frame": every[0],
         "single frame": every[len(every) // 2],
@@ -84,7 +83,7 @@ def evidence(clip: str, root: Path) -> dict[str, np.ndarray]:
         "leak: file size": np.array([path.stat().st_size, path.stat().st_size / len(instances)]),
         "leak: length": np.array([len(instances)]),
         "leak: brightness": np.array([frames.mean(), frames.std(), *frames.mean((0, 1, 2))]),
-        "leak: hand position": np.concatenate([_state(truth, instances.shape[1:])[0, :2].ravel(), [seen[0].mean()]]),
+        "leak: hand position": _state(truth, instances.shape[1:])[0, :2].ravel(),
     }
 
 

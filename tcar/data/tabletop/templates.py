@@ -170,7 +170,7 @@ def push_pull(s: Stage):
 
 @family("direction", (45, 43))
 def up_down(s: Stage):
-    x, middle, travel, wobble = s.u(55, 105), s.u(46, 76), s.u(26, 34), s.tremor()
+    x, middle, travel, wobble = s.u(55, 105), s.u(38, 90), s.u(18, 26), s.tremor()
     y = middle + travel * (0.5 - s.ramp())
     thing = s.thing("object", s.path(x + wobble[:, 0], y), depth=3.25, lift=(middle + travel / 2 - y) * 0.8)
     hand = s.hand(s.path(x + wobble[:, 0], y, 1.0, s.side() * s.u(25, 50)), "grip")

@@ -1,0 +1,64 @@
+"""The stand-in tasks tell the truth about their scenes, and the same seed trains the same small stream."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tcar.data.tabletop import assets, standin
+from tcar.data.tabletop.scene import render
+from tcar.models import create_stream, pretrain
+
+
+def test_stand_in_scenes_use_their_own_vocabulary_alone():
+    for seed in range(12):
+        for scene in (standin.still_scene(seed), standin.clip_scene(seed, 4)):
+            assert scene.background.vocabulary == "pretrain"
+            for item in scene.items:
+                if item.kind == "object":
+                    assert item.shape in assets.SHAPES["pretrain"]
+                assert item.texture is None or item.texture.pattern in assets.PATTERNS["pretrain"]
+
+
+def test_dense_labels_describe_what_is_drawn():
+    for seed in range(8):
+        frame, share, colour, shape, pattern, offset = standin.make_still(seed, 112, 8)
+        assert frame.shape == (112, 112, 3) and np.allclose(share.sum(-1), 1, atol=1e-4)
+        ids = render(standin.still_scene(seed)).instances[0]
+        empty = 1 - (ids.reshape(8, 15, 8, 20) > 0).mean((1, 3))  # 120 x 160 pixels in 8 x 8 patches
+        assert np.allclose(share[..., standin.CATEGORIES.index("background")], empty, atol=1e-3)
+        filled = shape >= 0
+        objects = share[..., standin.CATEGORIES.index("object")] + share[..., standin.CATEGORIES.index("held object")]
+        assert (objects[filled] > 0.3).all() and ((pattern >= 0) == filled).all()
+        assert (colour[filled].max(-1) > 0.5).all() and np.abs(offset).max() < 1
+
+
+def test_clip_flow_is_the_mean_of_the_true_flow():
+    clip, flow = standin.make_clip(5, 80, (8, 5, 5))
+    assert clip.shape == (16, 80, 80, 3) and flow.shape == (8, 10, 10, 2)
+    rendering = render(standin.clip_scene(5), 128, 96)
+    full = rendering.flow() * [80 / 128, 80 / 96]
+    # the sum over the frame does not depend on how it was pooled, up to the sampling of every third pixel
+    assert np.allclose(full[:14].mean((0, 1, 2)), flow[:7].astype(float).mean((0, 1, 2)), atol=0.05)
+    assert np.abs(full).max() > 0.5
+
+
+@pytest.mark.parametrize("name", ["dinov2_tiny", "i3d_tiny"])
+def test_the_same_seed_trains_the_same_stream(name, tmp_path, monkeypatch):
+    train, _, _ = pretrain.TASKS[name]
+    monkeypatch.setitem(pretrain.TASKS, name, (train, 400, 1))
+    monkeypatch.setattr(pretrain, "HELD_OUT", 0.84)  # one step of training is enough to compare
+    threads = torch.get_num_threads()
+    for folder in ("first", "second"):
+        pretrain.build(name, tmp_path / folder, seed=3, scale=1.0)
+    torch.set_num_threads(threads)
+    first, second = (load_file(tmp_path / folder / f"{name}.safetensors") for folder in ("first", "second"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    stream = create_stream(name, checkpoint=tmp_path / "first" / f"{name}.safetensors")
+    assert stream.pretrained and set(stream.backbone.state_dict()) == set(first)
+    fresh = create_stream(name, seed=3).backbone.state_dict()
+    assert any(not torch.equal(fresh[key], first[key]) for key in first)
+    provenance = json.loads((tmp_path / "first" / f"{name}.json").read_text())
+    assert provenance["seed"] == 3 and provenance["held_out_scores"]
