@@ -105,7 +105,10 @@ class Training:
     """The recipe of one training."""
 
     epochs: int = _bounded(24, minimum=1)
-    epochs_by_method: dict[str, int] = _bounded({}, minimum=1)  # where a method converges later than `epochs`
+    # Where a method converges later than `epochs`.
+    epochs_by_method: dict[str, int] = _bounded(
+        {"late_concat_raw": 60, "motion": 28, "semantic": 32}, minimum=1
+    )
     batch_size: int = _bounded(24, minimum=1)  # clips
     learning_rate: float = _bounded(0.0015, minimum=0.0)
     weight_decay: float = _bounded(0.05, minimum=0.0)

@@ -95,7 +95,7 @@ def sentences(results: dict) -> dict[str, str]:
     """Every sentence that states an outcome, computed so that it says no more than the numbers bear."""
     headline = need(results, "evaluation", "methods", HEADLINE)
     trained = results["training"].get("methods", {}).values()
-    plateaus = [reached for row in trained for reached in row.get("converged", [])]
+    plateaus = [row["converged"] for row in trained if "converged" in row]
     said = {
         "abstract": ("In twin accuracy it is {}.", against(results, ["semantic", "motion", "late_concat"])),
         "rivals": ("In twin accuracy, temporal cross-attention is {}.", against(results, list(RIVALS))),
@@ -103,7 +103,7 @@ def sentences(results: dict) -> dict[str, str]:
                    spread(headline.get("per_group") or {})),
         "groups_twin": ("Its twin accuracy runs {}.", spread(headline.get("per_group_twin_accuracy") or {})),
         "attention": ("The moving object receives {}.", attention_gains(results)),
-        "converged": ("By this criterion, {} trainings had reached their plateau.",
+        "converged": ("By this criterion, {} methods had reached their plateau.",
                       f"{sum(plateaus)} of {len(plateaus)}" if plateaus else ""),
     }
     summary = need(results, "ablations", "summary")

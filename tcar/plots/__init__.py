@@ -138,7 +138,7 @@ def save(fig: Figure, run, name: str, data, *, source: str | None = None) -> Non
         fig.suptitle(title, x=0.995, ha="right", color="#666666")
         fig.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None}, dpi=_DPI)
         (folder / f"{name}.png").write_bytes(_small_png(fig))
-    numbers = json.dumps(_plain(data), indent=1, sort_keys=True, ensure_ascii=False)
+    numbers = json.dumps(_plain(data), sort_keys=True, ensure_ascii=False)
     (folder / f"{name}.json").write_text(numbers + "\n", encoding="utf-8")
 
 
@@ -154,7 +154,7 @@ def _small_png(fig: Figure) -> bytes:
 
 
 def _plain(value):
-    """Turn numpy values into what JSON holds, floats rounded to six digits, keys into text."""
+    """Turn numpy values into what JSON holds, floats rounded to four digits, keys into text."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -162,5 +162,5 @@ def _plain(value):
     if isinstance(value, np.generic):
         return _plain(value.item())
     if isinstance(value, float):
-        return float(f"{value:.6g}") if np.isfinite(value) else None
+        return float(f"{value:.4g}") if np.isfinite(value) else None
     return value

@@ -78,7 +78,7 @@ def saliency(
 
 
 def overlay(
-    frames: UInt8[np.ndarray, "t h w 3"], weights: Float[np.ndarray, "t2 h2 w2"], peak: float = 4.0
+    frames: UInt8[np.ndarray, "t h w 3"], weights: Float[np.ndarray, "t2 h2 w2"], peak: float = 3.0
 ) -> Float[np.ndarray, "t h w 3"]:
     """Lay a coarse map over grey frames, stretched to their time and size.
 

@@ -112,7 +112,7 @@ def reliability(before: list[dict], after: list[dict]) -> Figure:
             confidence, accuracy, 4 + 160 * share, color=color, alpha=0.7, label=name, linewidth=0
         )
     axes[0, 0].set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    axes[0, 0].legend(loc="lower right", markerscale=0.6)
+    fig.legend(loc="outside lower center", ncols=2, markerscale=0.6)
     return fig
 
 

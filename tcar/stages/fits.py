@@ -61,6 +61,12 @@ def fit_all(
     return {name: [next(done) for _ in some] for name, some in jobs.items()}
 
 
+def mean_curve(fits: list[Fit]) -> list[dict]:
+    """Average the validation accuracy of a method's seeds, epoch by epoch: one seed's curve is mostly noise."""
+    epochs = zip(*(fit.history for fit in fits), strict=True)
+    return [{"validation_top1": sum(row["validation_top1"] for row in rows) / len(fits)} for rows in epochs]
+
+
 def training_record(run: Params, fits: dict[str, list[Fit]]) -> dict:
     """Write down fits as training.json holds them: the recipe, and each method's jobs, curves and kept
     epochs.
@@ -72,7 +78,7 @@ def training_record(run: Params, fits: dict[str, list[Fit]]) -> dict:
             "epochs": len(done[0].history),
             "curves": {fit.seed: fit.history for fit in done},
             "best_epoch": [fit.best_epoch for fit in done],
-            "converged": [converged(fit.history) for fit in done],
+            "converged": converged(mean_curve(done)),
         }
         for method, done in fits.items()
     }
