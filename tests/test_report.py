@@ -42,7 +42,7 @@ def write_results(folder: Path, seed: int = 0) -> dict[str, dict]:
                   "leaks": {g: {"file_size": metric()} for g in GROUPS}},
         "extractors": {"streams": [stream], "full_size": [{**stream, "name": "i3d_r50", "gflops": None}]},
         "fusion": {"attention_rows_sum_error": 1.23e-7, "fast_path_error": 0},
-        "training": {"methods": {m: {"epochs": 7, "converged": m != "semantic"} for m in METHODS}},
+        "training": {"methods": {m: {"epochs": 7, "converged": m != "motion"} for m in METHODS}},
         "evaluation": {
             "classes": ["a", "b", "c"], "seeds": [0, 1], "synthetic": True, "methods": methods,
             "comparisons": [
@@ -145,7 +145,7 @@ def test_the_text_gets_the_numbers_of_the_result_files(built):
     assert values["attention_rows_sum_error"] == "1.2e-7"
     assert inserted["figures"] == ["methods"]
     assert inserted["parameters"]["heads"] == str(params.Params().fusion.heads)
-    assert "5 of 6" in inserted["text"]["converged"]
+    assert "2 of 3" in inserted["text"]["converged"]
 
 
 def test_unknown_values_are_empty_cells(built):
