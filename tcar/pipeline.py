@@ -46,13 +46,13 @@ LEARNING = ("data", "streams", "fusion", "training")
 TABLE = (
     Step("00_data_audit", (), ("audit",), ("data", "evaluation")),
     Step("01_extractors", ("audit",), ("extractors",), ("data", "streams", "evaluation")),
-    Step("02_fusion", ("extractors",), ("fusion",), ("data", "streams", "fusion")),
+    Step("02_fusion", ("audit", "extractors"), ("fusion",), ("data", "streams", "fusion")),
     Step("03_training", ("audit", "extractors"), ("training",), LEARNING),
-    Step("04_evaluation", ("audit", "training"), ("evaluation",), (*LEARNING, "evaluation")),
-    Step("05_ablations", ("extractors", "training"), ("ablations",), (*LEARNING, "evaluation", "ablations")),
+    Step("04_evaluation", ("audit", "extractors", "training"), ("evaluation",), (*LEARNING, "evaluation")),
+    Step("05_ablations", ("audit", "extractors", "training"), ("ablations",), (*LEARNING, "evaluation", "ablations")),
     Step(
         "06_interpretability",
-        ("audit", "training", "evaluation"),
+        ("audit", "extractors", "training", "evaluation"),
         ("interpretability",),
         (*LEARNING, "evaluation", "interpretability"),
     ),
