@@ -23,6 +23,14 @@ def shared() -> Path:
 
 
 @pytest.fixture
+def unchecked():
+    """Take the type checker away: for tests of what a function itself says about input of the wrong type."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
     """An empty project folder, and the current one: relative paths of parameters resolve here."""
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "tcar"\n')

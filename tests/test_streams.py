@@ -95,7 +95,7 @@ def test_saliency_reaches_the_frames_and_no_weight(built, name):
     (torch.full((1, 4, 40, 40, 3), math.nan), r"must lie in \[0, 1\]"),
     (torch.zeros(1, 4, 40, 40, 3, dtype=torch.int64), r"uint8, or float in \[0, 1\]; got torch.int64"),
 ])  # fmt: skip
-def test_frames_it_cannot_mean_are_refused(built, name, clip, message):
+def test_frames_it_cannot_mean_are_refused(unchecked, built, name, clip, message):
     with pytest.raises(ValueError, match=f"{name}: .*{message}"):
         built[name](clip)
 
