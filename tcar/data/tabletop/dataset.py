@@ -6,6 +6,7 @@ import json
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import av  # before decord anywhere in the process: the other way round the VP9 encoder fails with EINVAL
@@ -113,7 +114,8 @@ def render_dataset(
 
     plans = plan_sets(families, counts, seed)
     todo = [p for p in plans if not (root / "ground_truth" / f"{p.ids[-1]}.json").exists()]
-    with ProcessPoolExecutor(worker_count(workers)) as pool:
+    # a forked copy of a process that has threads may hang, so workers are spawned
+    with ProcessPoolExecutor(worker_count(workers), get_context("spawn")) as pool:
         jobs = pool.map(_render_set, todo, [root] * len(todo), [(width, height, frame_rate)] * len(todo), chunksize=4)
         for _ in log.progress(jobs, total=len(todo), description="rendering sets"):
             pass

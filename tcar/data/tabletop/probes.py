@@ -8,6 +8,7 @@ perfect method could reach with that evidence alone.
 
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -88,7 +89,8 @@ def evidence(clip: str, root: Path) -> dict[str, np.ndarray]:
 
 
 def _gather(root: Path, clips: list[str], workers: int) -> dict[str, np.ndarray]:
-    with ProcessPoolExecutor(worker_count(workers)) as pool:
+    # a forked copy of a process that has threads may hang, so workers are spawned
+    with ProcessPoolExecutor(worker_count(workers), get_context("spawn")) as pool:
         rows = list(log.progress(pool.map(partial(evidence, root=root), clips, chunksize=16), total=len(clips),
                                  description="reading evidence"))
     return {key: np.stack([row[key] for row in rows]).astype(np.float32) for key in rows[0]}
