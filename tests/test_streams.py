@@ -228,7 +228,7 @@ def test_pooling_against_a_loop(grid):
 
 
 @pytest.mark.parametrize("grid", [(16, 4, 4), (8, 6, 5), (0, 1, 1), (8, 5)])
-def test_pooling_never_invents_tokens(grid):
+def test_pooling_never_invents_tokens(unchecked, grid):
     tokens = Tokens(torch.zeros(1, 8, 25, 6), torch.zeros(8, 25, 3), None, (8, 5, 5))
     with pytest.raises(ValueError, match=r"cannot pool a token grid \(8, 5, 5\)"):
         pool_tokens(tokens, grid)
