@@ -58,7 +58,9 @@ class Data:
         [17, 18, 19, 20, 6, 38, 39, 40, 42, 171, 47, 68, 74, 109, 43, 45, 41, 44], minimum=0
     )
     # Twin sets in each twin group; one set shows every class of its group once.
-    train_sets: int = _bounded(50, minimum=1)
+    train_sets: int = _bounded(80, minimum=1)
+    # Where a rule needs more examples to be learned than others.
+    train_sets_by_family: dict[str, int] = _bounded({"closer_away": 400}, minimum=1)
     validation_sets: int = _bounded(14, minimum=1)
     test_sets: int = _bounded(40, minimum=1)
     width: int = _bounded(160, minimum=32)  # pixels
@@ -80,8 +82,8 @@ class Streams:
     motion_checkpoint: str = ""
     semantic_frames: int = _bounded(8, minimum=1)
     motion_frames: int = _bounded(16, minimum=1)
-    semantic_grid: list[int] = _bounded([8, 3, 4], minimum=1, length=3)  # time, rows, columns
-    motion_grid: list[int] = _bounded([4, 3, 4], minimum=1, length=3)
+    semantic_grid: list[int] = _bounded([4, 4, 4], minimum=1, length=3)  # time, rows, columns
+    motion_grid: list[int] = _bounded([4, 4, 4], minimum=1, length=3)
     batch_clips: int = _bounded(32, minimum=1)
 
 
@@ -94,9 +96,9 @@ class Fusion:
     heads: int = _bounded(4, minimum=1)
     fusion_blocks: int = _bounded(2, minimum=1)
     mlp_ratio: float = _bounded(2.0, minimum=0.1)  # hidden width of the feed-forward layers over `fusion_width`
-    window: str = _bounded("joint", choices=("joint", "time", "space"))
-    dropout: float = _bounded(0.1, minimum=0.0, maximum=0.95)
-    drop_path: float = _bounded(0.1, minimum=0.0, maximum=0.95)
+    window: str = _bounded("time", choices=("joint", "time", "space"))
+    dropout: float = _bounded(0.0, minimum=0.0, maximum=0.95)
+    drop_path: float = _bounded(0.0, minimum=0.0, maximum=0.95)
     max_trained_parameters: int = _bounded(20_000_000, minimum=1)
 
 
@@ -104,10 +106,10 @@ class Fusion:
 class Training:
     """The recipe of one training."""
 
-    epochs: int = _bounded(24, minimum=1)
+    epochs: int = _bounded(12, minimum=1)
     # Where a method converges later than `epochs`.
     epochs_by_method: dict[str, int] = _bounded(
-        {"late_concat_raw": 60, "motion": 28, "semantic": 32}, minimum=1
+        {"late_concat_raw": 40, "semantic": 16}, minimum=1
     )
     batch_size: int = _bounded(24, minimum=1)  # clips
     learning_rate: float = _bounded(0.0015, minimum=0.0)
@@ -134,6 +136,7 @@ class Ablations:
 
     ablation_heads: list[int] = _bounded([4, 8, 16], minimum=1)
     ablation_fusions: list[str] = _bounded(["cross_attention", "late_concat", "late_concat_raw"])
+    ablation_windows: list[str] = _bounded(["time", "joint"])
     ablation_seeds: list[int] = _bounded([0, 1, 2], minimum=0)
 
 

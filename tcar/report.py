@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FIGURES = (
     "contact_sheet", "ceilings", "stream_probes", "attention_sanity", "training_curves", "methods",
-    "per_group", "confusion", "reliability", "ablation_heads", "ablation_fusions", "umap",
+    "per_group", "confusion", "reliability", "ablation_heads", "ablation_fusions", "ablation_windows", "umap",
     "attention_spacetime", "saliency", "temporal_importance",
 )
 HEADLINE = "cross_attention"
@@ -107,7 +107,7 @@ def sentences(results: dict) -> dict[str, str]:
                       f"{sum(plateaus)} of {len(plateaus)}" if plateaus else ""),
     }
     summary = need(results, "ablations", "summary")
-    for factor in ("heads", "fusion", "streams"):
+    for factor in ("heads", "fusion", "window", "streams"):
         levels = {level_name(factor, row["level"]): row.get("twin_accuracy")
                   for row in summary if row["factor"] == factor}
         said[f"ablation_{factor}"] = ("Twin accuracy runs {}.", spread(levels))

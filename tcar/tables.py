@@ -103,8 +103,8 @@ def heading(name: Any) -> str:
 
 
 def level_name(factor: str, level: Any) -> str:
-    """A level of an ablation: `8 heads`, or the name of a method."""
-    return f"{level} heads" if factor == "heads" else readable(level)
+    """A level of an ablation: `8 heads`, `time window`, or the name of a method."""
+    return f"{level} {factor}" if factor in ("heads", "window") else readable(level)
 
 
 def outcome(comparison: dict) -> str:

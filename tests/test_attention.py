@@ -106,15 +106,13 @@ def test_both_directions_read_the_tokens_from_before_the_block(readers):
         torch.testing.assert_close(fast[s], after[s], **TIGHT)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_the_first_token_alone_is_the_first_of_all_and_so_are_its_gradients(masked):
+def test_the_first_token_alone_is_the_first_of_all_and_so_are_its_gradients():
     block, xyz = SelfBlock(WIDTH, HEADS, 40), torch.rand(6, 3)
     x = torch.randn(2, 6, WIDTH, requires_grad=True)
     rotary = rotary_table(xyz, HEADS, WIDTH // HEADS)
-    mask = window_mask(xyz.round(), xyz.round(), "space") if masked else None
     inputs = [x, *block.parameters()]
-    every = block(x, rotary, mask)[:, :1]
-    first = block(x, rotary, mask, first_only=True)
+    every = block(x, rotary)[:, :1]
+    first = block(x, rotary, first_only=True)
     torch.testing.assert_close(first, every, **TIGHT)
     probe = torch.randn_like(every)
     for a, b in zip(
@@ -125,14 +123,21 @@ def test_the_first_token_alone_is_the_first_of_all_and_so_are_its_gradients(mask
         torch.testing.assert_close(a, b, **TIGHT)
 
 
-def test_rotary_and_masks_reach_the_attention_of_a_block():
+def test_rotary_reaches_the_attention_of_a_block():
     block, x, xyz = SelfBlock(WIDTH, HEADS, 40).eval(), torch.randn(2, 6, WIDTH), torch.rand(6, 3)
-    record = {}
-    mask = torch.eye(6, dtype=torch.bool)
-    block(x, rotary_table(xyz, HEADS, WIDTH // HEADS), mask, record=record)
-    torch.testing.assert_close(record["self.weights"], torch.eye(6).expand(2, HEADS, 6, 6))
     moved = block(x, rotary_table(xyz.flip(0), HEADS, WIDTH // HEADS))
     assert (moved - block(x, rotary_table(xyz, HEADS, WIDTH // HEADS))).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("window", ["time", "space"])
+def test_masks_reach_the_reading_across(window):
+    block, x = CrossBlock(WIDTH, HEADS, 40).eval(), {s: torch.randn(2, 6, WIDTH) for s in ("semantic", "motion")}
+    xyz, record = torch.rand(6, 3), {}
+    mask = window_mask(xyz, xyz, window)
+    assert mask.any() and not mask.all()
+    block(x, dict.fromkeys(x), dict.fromkeys(x, mask), record=record, name="b")
+    for weights in record.values():
+        assert torch.equal(weights > 0, mask.expand(2, HEADS, 6, 6))
 
 
 def test_the_readout_ignores_the_order_of_tokens_that_bring_their_positions():

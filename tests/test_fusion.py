@@ -136,6 +136,13 @@ def test_without_positions_the_cross_attention_is_blind_to_order():
     torch.testing.assert_close(fusion(semantic.flip(1), *rest), fusion(semantic, *rest))
 
 
+@pytest.mark.parametrize("kind", ["late_concat", "semantic", "motion"])
+def test_a_window_holds_across_streams_and_not_within_one(kind):
+    inputs = batch()
+    first = build(replace(SMALL, kind=kind, window="time")).eval()(*inputs)
+    torch.testing.assert_close(first, build(replace(SMALL, kind=kind)).eval()(*inputs))
+
+
 @pytest.mark.parametrize(("window", "axes"), [("time", [1, 2]), ("space", [0])])
 def test_a_window_lets_nothing_through_from_elsewhere(window, axes):
     fusion = build(replace(SMALL, window=window, blocks=1)).eval()

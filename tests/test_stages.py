@@ -140,8 +140,9 @@ def test_one_factor_changes_at_a_time(run, tmp_path, monkeypatch):
     headline = fusion.fusion_config(run)
     for (factor, level), config in fits.ablation_configs(run).items():
         changed = {name for name, value in vars(config).items() if value != vars(headline)[name]}
-        assert changed <= {"heads" if factor == "heads" else "kind"}
-        assert str(config.heads if factor == "heads" else config.kind) == level
+        name = factor if factor in ("heads", "window") else "kind"
+        assert changed <= {name}
+        assert str(getattr(config, name)) == level
 
 
 def test_mean_interval_resamples_whole_sets(run):

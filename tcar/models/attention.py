@@ -142,7 +142,6 @@ class SelfBlock(nn.Module):
         self,
         x: Float[Tensor, "b n d"],
         rotary: Rotary | None = None,
-        mask: Bool[Tensor, "n n"] | None = None,
         *,
         first_only: bool = False,
         record: Record | None = None,
@@ -154,12 +153,7 @@ class SelfBlock(nn.Module):
         """
         prune = first_only and record is None
         qkv = self.project.first_query(x, rotary) if prune else self.project(x, rotary)
-        read, weights = attend(
-            **qkv,
-            heads=self.heads,
-            mask=mask[:1] if prune and mask is not None else mask,
-            weights=record is not None,
-        )
+        read, weights = attend(**qkv, heads=self.heads, weights=record is not None)
         if record is not None:
             record[f"{name}.weights"] = weights
         x, read = (x[:, :1], read[:, :1]) if first_only else (x, read)

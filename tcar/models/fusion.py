@@ -21,7 +21,11 @@ from tcar.models.positions import POSITIONS, WINDOWS, Geometry
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """What a fusion is made of; raises ValueError naming the field that does not fit."""
+    """What a fusion is made of; raises ValueError naming the field that does not fit.
+
+    `window` says what the streams may read of each other: all ("joint"), the same place ("time") or the same
+    moment ("space"). Within a stream, attention is always joint.
+    """
 
     kind: str = "cross_attention"
     semantic_width: int = 384
@@ -152,7 +156,7 @@ class Tower(nn.Module):
         s, tables = self.stream, self.geometry(**{self.stream: xyz})
         x = self.embed(tokens, tables["places"][s])
         for i, block in enumerate(self.blocks):
-            x = block(x, tables["rotary"][s], tables["own"][s], record=record, name=f"block{i}.{s}")
+            x = block(x, tables["rotary"][s], record=record, name=f"block{i}.{s}")
         readout = self.readout(x, tables["rotary"][s], record, suffix=f".{s}")
         if record is not None:
             record |= {s: x, f"{s}.readout": readout}

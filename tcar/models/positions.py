@@ -136,7 +136,7 @@ class Geometry:
         self.tables = CoordinateCache(self._tables)
 
     def __call__(self, **xyz: Float[Tensor, "_ 3"]) -> dict[str, dict[str, Tensor | None]]:
-        """Return "rotary", "places", "own" (mask in a stream) and "other" (mask across), each by stream."""
+        """Return "rotary", "places" and "other" (what a stream may read of the other one), each by stream."""
         values = self.tables(*xyz.values())
         return {name: dict(zip(xyz, row, strict=True)) for name, row in values.items()}
 
@@ -146,6 +146,5 @@ class Geometry:
         return {
             "rotary": [rotary_table(c, self.heads, self.head_dim) if rotary else None for c in at],
             "places": [interpolation_weights(c, LEARNED_BINS) if learned else None for c in at],
-            "own": [window_mask(c, c, self.window) for c in xyz],
             "other": [window_mask(q, k, self.window) for q, k in zip(xyz, reversed(xyz), strict=True)],
         }

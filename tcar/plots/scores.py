@@ -116,6 +116,9 @@ def reliability(before: list[dict], after: list[dict]) -> Figure:
     return fig
 
 
+UNITS = {"heads": "heads", "window": "window"}  # of the factors whose levels are no methods
+
+
 @styled()
 def ablation(rows: list[dict], factor: str, metrics: tuple[str, ...] = ("top1", "twin_accuracy")) -> Figure:
     """Show one factor of the ablations: a dot for every seed, a bar for the mean over seeds.
@@ -128,11 +131,11 @@ def ablation(rows: list[dict], factor: str, metrics: tuple[str, ...] = ("top1", 
     for axis, metric in zip(axes.flat, metrics, strict=True):
         for position, level in enumerate(levels):
             values = [row[metric] for row in chosen if row["level"] == level and row[metric] is not None]
-            color = FUSED if factor == "heads" else colour(level)
+            color = FUSED if factor in UNITS else colour(level)
             axis.plot(values, [position] * len(values), "o", color=color, markersize=3, alpha=0.6)
             axis.plot([np.mean(values)] * 2, [position - 0.3, position + 0.3], color=color, linewidth=1.5)
         axis.set(xlabel=METRICS[metric], ylim=(len(levels) - 0.5, -0.5))
         _few_ticks(axis)
-    names = [f"{level} heads" if factor == "heads" else label(level) for level in levels]
+    names = [f"{level} {UNITS[factor]}" if factor in UNITS else label(level) for level in levels]
     axes[0, 0].set_yticks(range(len(levels)), names, fontsize=6)
     return fig

@@ -30,6 +30,7 @@ def dataset_folder(run: Params) -> Path:
             run.data_root,
             classes=data.classes,
             train_sets=data.train_sets,
+            train_sets_by_family=data.train_sets_by_family,
             validation_sets=data.validation_sets,
             test_sets=data.test_sets,
             width=data.width,

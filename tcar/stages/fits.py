@@ -104,6 +104,9 @@ def ablation_configs(run: Params) -> dict[tuple[str, str], FusionConfig]:
         ("heads", str(heads)): fusion_config(run, heads=heads) for heads in run.ablations.ablation_heads
     }
     configs |= {("fusion", kind): fusion_config(run, kind) for kind in run.ablations.ablation_fusions}
+    configs |= {
+        ("window", window): fusion_config(run, window=window) for window in run.ablations.ablation_windows
+    }
     return configs | {("streams", kind): fusion_config(run, kind) for kind in (*ROLES, run.fusion.fusion)}
 
 

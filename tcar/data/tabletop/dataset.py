@@ -4,10 +4,12 @@ import csv
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from types import MappingProxyType
 
 import av  # before decord anywhere in the process: the other way round the VP9 encoder fails with EINVAL
 import numpy as np
@@ -23,8 +25,9 @@ FLOW_STRIDE = 8  # pixels between the places at which the ground truth keeps the
 
 
 def write_video(path: Path, frames: UInt8[np.ndarray, "t h w 3"], frame_rate: int) -> None:
-    """Encode RGB frames as VP9 in WebM; with one thread, so that the same frames give the same file."""
-    with av.open(str(path), "w", format="webm") as container:
+    """Encode RGB frames as VP9 in WebM; the same frames give the same bytes."""
+    # one thread, and no random identifier or library version in the container
+    with av.open(str(path), "w", format="webm", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libvpx-vp9", rate=frame_rate)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
@@ -46,9 +49,13 @@ class SetPlan:
     ids: tuple[str, ...]
 
 
-def plan_sets(families: list[Family], counts: dict[str, int], seed: int) -> list[SetPlan]:
+def plan_sets(families: list[Family], counts: dict[str, int], seed: int,
+              train_sets_by_family: Mapping[str, int] = MappingProxyType({})) -> list[SetPlan]:
     """Every set of the dataset with ids that tell nothing: numbered by a seeded shuffle over all clips."""
-    sets = [(f, split, n) for split in SPLITS for f in families for n in range(counts[split])]
+    def count(family: Family, split: str) -> int:
+        own = train_sets_by_family if split == "train" else {}
+        return own.get(family.name, counts[split])
+    sets = [(f, split, n) for split in SPLITS for f in families for n in range(count(f, split))]
     total = sum(len(f.classes) for f, _, _ in sets)
     ids = iter(np.random.default_rng(seed).permutation(total) + 1)
     order = list(FAMILIES)
@@ -79,6 +86,7 @@ def render_dataset(
     train_sets: int,
     validation_sets: int,
     test_sets: int,
+    train_sets_by_family: Mapping[str, int] = MappingProxyType({}),
     width: int = 160,
     height: int = 120,
     frame_rate: int = 12,
@@ -87,18 +95,23 @@ def render_dataset(
 ) -> Path:
     """Render Tabletop to `root` in the layout of the real dataset and return the folder.
 
-    Sets are counted per twin family; each renders every class of its family once. Nothing is done where the folder
+    Sets are counted per twin family; each renders every class of its family once. `train_sets_by_family` names families
+    that have another number of training sets. Nothing is done where the folder
     already holds the dataset of these parameters and this code. Sets already rendered by an interrupted run are kept.
     `width` and `height` are pixels (4:3), `workers` 0 means all cores; the result does not depend on it.
 
-    Raises ValueError for a class that Tabletop lacks, or a size that is not 4:3.
+    Raises ValueError for a class or a family that Tabletop lacks, or a size that is not 4:3.
     """
+    unknown = sorted(set(train_sets_by_family) - set(FAMILIES))
+    if unknown:
+        raise ValueError(f"train_sets_by_family: Tabletop has no family {unknown}; it has {sorted(FAMILIES)}")
     if width * 3 != height * 4:
         raise ValueError(f"width, height: Tabletop is drawn at 4:3, not {width} x {height}; try 160 x 120 or 320 x 240")
     root = Path(root)
     counts = dict(zip(SPLITS, (train_sets, validation_sets, test_sets), strict=True))
     families = chosen_families(list(classes or []))
-    recipe = {"classes": sorted(c for f in families for c in f.classes), "sets": counts, "width": width,
+    recipe = {"classes": sorted(c for f in families for c in f.classes), "sets": counts,
+              "train_sets_by_family": dict(train_sets_by_family), "width": width,
               "height": height, "frame_rate": frame_rate, "seed": seed,
               "code": results.code_digest("tcar.data.tabletop.scene", "tcar.data.tabletop.templates",
                                           "tcar.data.tabletop.assets")}
@@ -112,7 +125,7 @@ def render_dataset(
         (root / folder).mkdir(parents=True, exist_ok=True)
     marker.write_text(json.dumps({"fingerprint": fingerprint, "complete": False}))
 
-    plans = plan_sets(families, counts, seed)
+    plans = plan_sets(families, counts, seed, train_sets_by_family)
     todo = [p for p in plans if not (root / "ground_truth" / f"{p.ids[-1]}.json").exists()]
     # a forked copy of a process that has threads may hang, so workers are spawned
     with ProcessPoolExecutor(worker_count(workers), get_context("spawn")) as pool:

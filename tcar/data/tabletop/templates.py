@@ -294,13 +294,14 @@ def _down_and_up(s: Stage, boxed: bool) -> dict[tuple[int, int], Scene]:
     """One path of the hand, down and up again; in hand on the way down, in hand on the way up: four classes.
 
     The thing lies inside the hand's silhouette while it is held, so that the moving region is the same in all four.
+    The path is the same backwards, so that putting down and picking up are exact reversals.
     """
     x, low, rise, wobble = s.u(55, 105), s.u(80, 90), s.u(44, 52), s.tremor()
-    turn = s.u(0.46, 0.54)
-    height = 1 - s.ramp(s.start, turn - 0.08) + s.ramp(turn + 0.08, s.end)
-    y = low - rise * height
-    time = (np.arange(s.frames) + 0.5) / s.frames
-    going_down = time < turn
+    wobble = (wobble + wobble[::-1]) / 2
+    s.end, turn = 1 - s.start, 0.5
+    falling = s.ramp(s.start, turn - 0.08)
+    y = low - rise * (2 - (falling + falling[::-1]))
+    going_down = np.arange(s.frames) < s.frames * turn
     # the arm comes from the side, so that it does not hide what lies on the surface
     track = s.path(x + wobble[:, 0], y, 1.0, s.side() * s.u(48, 66))
     hand = s.hand(track, "grip", 3.0)
