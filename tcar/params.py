@@ -62,7 +62,7 @@ class Data:
     # Where a rule needs more examples to be learned than others.
     train_sets_by_family: dict[str, int] = _bounded({"closer_away": 400}, minimum=1)
     validation_sets: int = _bounded(14, minimum=1)
-    test_sets: int = _bounded(40, minimum=1)
+    test_sets: int = _bounded(60, minimum=1)
     width: int = _bounded(160, minimum=32)  # pixels
     height: int = _bounded(120, minimum=32)  # pixels
     frame_rate: int = _bounded(12, minimum=1)  # frames a second
