@@ -66,6 +66,10 @@ class Data:
     width: int = _bounded(160, minimum=32)  # pixels
     height: int = _bounded(120, minimum=32)  # pixels
     frame_rate: int = _bounded(12, minimum=1)  # frames a second
+    lengths: list[int] = _bounded([24, 32, 40], minimum=16)  # frames, even; one is drawn for each set
+    difficulty: str = _bounded("standard", choices=("easy", "standard", "hard"))
+    # "" = none; else what the clips lose or gain, as tcar.data.tabletop.controls has it.
+    control: str = _bounded("", choices=("", "reversed", "shuffled", "frozen", "background", "noise", "conflict"))
     quarantine_threshold: float = _bounded(
         0.02, minimum=0.0, maximum=1.0
     )  # share of clips that may be broken

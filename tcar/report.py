@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tcar.params import Params
 
 FIGURES = (
-    "contact_sheet", "ceilings", "stream_probes", "attention_sanity", "training_curves", "methods",
+    "contact_sheet", "ceilings", "twin_probes", "stream_probes", "attention_sanity", "training_curves", "methods",
     "per_group", "confusion", "reliability", "ablation_heads", "ablation_fusions", "ablation_windows", "umap",
     "attention_spacetime", "saliency", "temporal_importance",
 )
@@ -38,6 +38,7 @@ HEADLINE = "cross_attention"
 RIVALS = {
     "semantic": "the semantic stream", "motion": "the motion stream", "late_concat": "late concatenation",
     "late_concat_raw": "late concatenation of raw pooled features",
+    "sum": "the sum of both streams' scores",
     "semantic_bag": "the semantic stream with its frames as a set",
 }
 
@@ -106,6 +107,10 @@ def sentences(results: dict) -> dict[str, str]:
         "converged": ("By this criterion, {} methods had reached their plateau.",
                       f"{sum(plateaus)} of {len(plateaus)}" if plateaus else ""),
     }
+    blind = [row for row in need(results, "audit", "twins") if row["blind"]]
+    excluded = sum(not row["low"] <= 0.5 <= row["high"] for row in blind)
+    said["blind"] = ("Of {}", f"{len(blind)} such intervals {excluded} exclude 50%, where chance alone would "
+                     f"exclude about {0.05 * len(blind):.0f}." if blind else "")
     summary = need(results, "ablations", "summary")
     for factor in ("heads", "fusion", "window", "streams"):
         levels = {level_name(factor, row["level"]): row.get("twin_accuracy")

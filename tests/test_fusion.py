@@ -130,6 +130,16 @@ def test_a_bag_of_frames_has_no_order_and_the_ordered_stream_has(positions, wind
     assert (ordered(shuffled, *rest) - ordered(semantic, *rest)).abs().max() > 1e-3
 
 
+def test_a_sum_of_scores_is_additive_in_the_streams():
+    """Two clips that exchange a stream: what they gain from it together cannot depend on the other stream."""
+    fusion = build(replace(SMALL, kind="sum")).eval()
+    semantic, semantic_xyz, motion, motion_xyz = batch(size=2)
+    both = fusion(semantic, semantic_xyz, motion, motion_xyz)
+    crossed = fusion(semantic, semantic_xyz, motion.flip(0), motion_xyz)
+    torch.testing.assert_close(both.sum(dim=0), crossed.sum(dim=0))
+    assert (both - crossed).abs().max() > 1e-3
+
+
 def test_without_positions_the_cross_attention_is_blind_to_order():
     fusion = build(replace(SMALL, positions="none")).eval()
     semantic, *rest = batch()

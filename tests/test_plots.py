@@ -113,6 +113,32 @@ def test_contact_sheet_shows_every_class_once():
     assert {picture.shape for picture in pictures} == {(54, 6 * 72, 3)}
 
 
+def test_previews_play_every_class_at_once_whatever_its_shape(tmp_path):
+    clips = {f"class {number}": frames(6, number) for number in range(4)}
+    clips["wide"] = np.full((6, 90, 320, 3), 200, np.uint8)
+    played = data.previews(clips, columns=3, width=60)
+    height = 26 + 45
+    assert played.shape == (6, 2 * height, 3 * 60, 3)
+    assert (played[:, height + 26 : 2 * height, 60:120] == 200).all()  # the fifth, in its tile
+    assert (played[:, height:, 120:] == 255).all()  # no sixth
+    run = SimpleNamespace(figures_dir=tmp_path)
+    with Image.open(plots.save_animation(played, run, "previews", {"wide": "7"})) as image:
+        assert (image.n_frames, image.size, image.info["loop"]) == (6, (180, 2 * height), 0)
+    assert json.loads((tmp_path / "previews.json").read_text()) == {"wide": "7"}
+
+
+def test_twin_probes_say_every_value_and_frame_what_theory_settles():
+    twins = ["Moving something up", "Moving something down"]
+    rows = [
+        {"twins": twins, "probe": "first frame", "value": 0.71, "blind": False},
+        {"twins": twins, "probe": "true flow", "value": 1.0, "blind": False},
+        {"twins": twins, "probe": "file size", "value": 0.5, "blind": True},
+    ]
+    axis = data.twin_probes(rows).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["71", "100", "50"]
+    assert [patch.get_x() for patch in axis.patches] == [pytest.approx(1.54)]
+
+
 def test_class_balance_stacks_the_splits():
     counts = {"train": {"up": 6, "down": 4}, "test": {"up": 2, "down": 3}}
     axis = data.class_balance(counts).axes[0]

@@ -39,7 +39,9 @@ def write_results(folder: Path, seed: int = 0) -> dict[str, dict]:
     results = {
         "audit": {"clips": {"train": 1234, "validation": 56, "test": 78}, "quarantined": [],
                   "ceilings": {g: {p: metric() for p in ("first_frame", "bag_of_frames")} for g in GROUPS},
-                  "leaks": {g: {"file_size": metric()} for g in GROUPS}},
+                  "leaks": {g: {"file_size": metric()} for g in GROUPS},
+                  "twins": [{"twins": ["a", "b"], "probe": "file size", "blind": blind, "low": low, "high": 0.7}
+                            for blind, low in ((True, 0.4), (True, 0.6), (False, 0.6))]},
         "extractors": {"streams": [stream], "full_size": [{**stream, "name": "i3d_r50", "gflops": None}]},
         "fusion": {"attention_rows_sum_error": 1.23e-7, "fast_path_error": 0},
         "training": {"methods": {m: {"epochs": 7, "converged": m != "motion"} for m in METHODS}},
@@ -163,6 +165,7 @@ def test_a_sentence_says_what_the_interval_allows(built):
     # The file holds late concatenation minus cross-attention; the sentence turns it round.
     assert "not distinguishable from late concatenation (-2.1 points [-5.0, 1.0])" in said["rivals"]
     assert "semantic" not in said["rivals"]
+    assert said["blind"] == "Of 2 such intervals 1 exclude 50%, where chance alone would exclude about 0."
     gain = "less than its share of the area in the motion grid (-10.0 points [-20.0, -1.0])"
     assert said["attention"] == f"The moving object receives {gain}."
 

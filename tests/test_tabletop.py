@@ -48,15 +48,18 @@ def test_reversal_twins_are_exact_reversals(pair):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_closer_and_away_differ_in_colour_alone(seed):
     scenes = scenes_with(42, seed)
-    closer, away = render(scenes[42]), render(scenes[40])
-    assert np.array_equal(closer.instances, away.instances)
-    assert np.array_equal(closer.flow(), away.flow())
+    one, other = render(scenes[42]), render(scenes[40])
+    assert np.array_equal(one.instances, other.instances)
+    assert np.array_equal(one.flow(), other.flow())
     # the coloured mover really nears the reference in one and leaves it in the other
     for scene, nears in ((scenes[42], True), (scenes[40], False)):
         mover = next(i for i in scene.items if i.instance == scene.moving[0])
         reference = next(i for i in scene.items if i.instance == "object 3")
         gap = np.abs(mover.track[:, 0] - reference.track[:, 0])
         assert (gap[-1] < gap[0]) == nears and abs(gap[-1] - gap[0]) > 20
+    # without their order, the frames show the coloured one at the same places in both
+    closer, away = (next(i for i in s.items if i.instance == s.moving[0]) for s in (scenes[42], scenes[40]))
+    assert np.allclose(np.sort(closer.track[:, 0]), np.sort(away.track[:, 0]))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -187,11 +190,12 @@ def test_a_family_may_have_more_training_sets_than_the_others():
 
 @pytest.mark.parametrize(("wrong", "message"), [
     ({"classes": [3]}, "no template"), ({"train_sets_by_family": {"closer": 3}}, "no family"),
-    ({"classes": [109, 47]}, "add"), ({"width": 200}, "4:3")])
+    ({"classes": [109, 47]}, "add"), ({"look": {"width": 200}}, "4:3"), ({"look": {"lengths": (25,)}}, "even"),
+    ({"look": {"control": "revresed"}}, "reversed"), ({"look": {"difficulty": "harder"}}, "hard")])
 def test_bad_requests_name_the_parameter_and_the_fix(tmp_path, wrong, message):
     request = {"train_sets": 1, "validation_sets": 1, "test_sets": 1} | wrong
     with pytest.raises(ValueError, match=message):
-        render_dataset(tmp_path, **request)
+        render_dataset(tmp_path, **request | {"look": dataset.Look(**wrong.get("look", {}))})
 
 
 def test_forced_choice_is_one_half_without_evidence():

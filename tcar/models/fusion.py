@@ -189,6 +189,27 @@ class LateConcat(Fusion):
         return self.head(readout)
 
 
+class SumOfScores(Fusion):
+    """A transformer and a classifier on each stream, whose logits are added: what no stream knows alone, and no sum
+    of the two, is out of reach."""
+
+    def __init__(self, config: FusionConfig, hidden: int):
+        super().__init__(config)
+        self.towers = nn.ModuleDict({s: Tower(config, hidden, s) for s in STREAMS})
+        self.head = nn.ModuleDict(
+            {
+                s: nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.num_classes))
+                for s in STREAMS
+            }
+        )
+
+    def _logits(self, tokens, xyz, record):
+        readouts = {s: self.towers[s](tokens[s], xyz[s], record) for s in STREAMS}
+        if record is not None:
+            record["readout"] = torch.cat([readouts[s] for s in STREAMS], dim=-1)
+        return sum(self.head[s](readouts[s]) for s in STREAMS)
+
+
 class LateConcatRaw(Fusion):
     """Mean-pooled raw features of both streams side by side, through a perceptron of two hidden layers."""
 
@@ -253,6 +274,7 @@ _KINDS: dict[str, Callable[[FusionConfig, int], Fusion]] = {
     "motion_from_semantic": lambda config, hidden: CrossFusion(config, hidden, readers=("motion",)),
     "late_concat": LateConcat,
     "late_concat_raw": LateConcatRaw,
+    "sum": SumOfScores,
     "semantic": lambda config, hidden: SingleStream(config, hidden, "semantic"),
     "motion": lambda config, hidden: SingleStream(config, hidden, "motion"),
     "semantic_bag": lambda config, hidden: SingleStream(config, hidden, "semantic", timeless=True),

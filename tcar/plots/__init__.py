@@ -17,6 +17,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from PIL import Image
 from tueplots import figsizes, fontsizes
@@ -33,7 +34,7 @@ METHODS: dict[str, tuple[str, str]] = {
     "semantic_from_motion": ("Semantic reads motion", "#44AA99"),
     "motion_from_semantic": ("Motion reads semantic", "#882255"),
     "cross_attention": ("Cross-attention", FUSED),
-    "sum": ("Sum", "#999933"),
+    "sum": ("Sum of scores (additive)", "#999933"),
     "gated": ("Gated", "#AA4499"),
     "bottleneck": ("Bottleneck", "#332288"),
 }
@@ -140,6 +141,20 @@ def save(fig: Figure, run, name: str, data, *, source: str | None = None) -> Non
         (folder / f"{name}.png").write_bytes(_small_png(fig))
     numbers = json.dumps(_plain(data), sort_keys=True, ensure_ascii=False)
     (folder / f"{name}.json").write_text(numbers + "\n", encoding="utf-8")
+
+
+def save_animation(
+    frames: UInt8[np.ndarray, "t h w 3"], run, name: str, data, *, frame_rate: float = 8.0
+) -> Path:
+    """Save moving pictures as an endless GIF of 128 colours, and the numbers behind it as JSON; return its path."""
+    folder = Path(run.figures_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = [Image.fromarray(frame).quantize(128, dither=Image.Dither.NONE) for frame in frames]
+    path, pause = folder / f"{name}.gif", round(1000 / frame_rate)
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=pause, loop=0, optimize=True)
+    numbers = json.dumps(_plain(data), sort_keys=True, ensure_ascii=False)
+    (folder / f"{name}.json").write_text(numbers + "\n", encoding="utf-8")
+    return path
 
 
 def _small_png(fig: Figure) -> bytes:

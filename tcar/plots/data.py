@@ -4,6 +4,8 @@ without a model.
 
 from __future__ import annotations
 
+import textwrap
+
 import cv2
 import matplotlib as mpl
 import numpy as np
@@ -36,6 +38,26 @@ def contact_sheet(clips: dict[str, UInt8[np.ndarray, "t h w 3"]], columns: int =
         axis.imshow(_palette(np.concatenate(list(_thumbnail(clip)), axis=1)), interpolation="none")
         side_label(axis, wrap(name, 22, 3))
     return fig
+
+
+def previews(
+    clips: dict[str, UInt8[np.ndarray, "t h w 3"]], columns: int = 6, width: int = 120
+) -> UInt8[np.ndarray, "t H W 3"]:
+    """Lay short clips of equal length side by side, each under its name, to be played together.
+
+    All take the shape of the first: clips of the real dataset differ in it.
+    """
+    tiles, height = [], _thumbnail(next(iter(clips.values())), width).shape[1]
+    for name, clip in clips.items():
+        small = np.stack([cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in clip])
+        caption = np.full((26, width, 3), 255, np.uint8)
+        for row, line in enumerate(textwrap.wrap(name, 27)[:3]):
+            place = (2, 8 * (row + 1))
+            cv2.putText(caption, line, place, cv2.FONT_HERSHEY_PLAIN, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+        tiles.append(np.concatenate([np.broadcast_to(caption, (len(small), *caption.shape)), small], axis=1))
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+    rows = [np.concatenate(tiles[i : i + columns], axis=2) for i in range(0, len(tiles), columns)]
+    return np.concatenate(rows, axis=1)
 
 
 def _thumbnail(clip: np.ndarray, width: int = 72) -> np.ndarray:
@@ -129,6 +151,29 @@ def probes(
         axis.grid(axis="x", linewidth=0.3)
     axes[0, 0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     fig.supxlabel(xlabel, fontsize=7)
+    return fig
+
+
+@styled()
+def twin_probes(rows: list[dict]) -> Figure:
+    """Show what every probe reaches on every pair of twins, `rows` of {twins, probe, value, blind}; a frame marks
+    where theory puts it at one half."""
+    pairs = list(dict.fromkeys(tuple(row["twins"]) for row in rows))
+    names = list(dict.fromkeys(row["probe"] for row in rows))
+    fig, axes = canvas(width="full", height=1.0 + 0.2 * len(pairs))
+    axis, table = axes[0, 0], np.full((len(pairs), len(names)), np.nan)
+    for row in rows:
+        y, x = pairs.index(tuple(row["twins"])), names.index(row["probe"])
+        table[y, x] = row["value"]
+        axis.text(x, y, f"{100 * row['value']:.0f}", ha="center", va="center", fontsize=6)
+        if row["blind"]:
+            place = (x - 0.46, y - 0.42)
+            axis.add_patch(mpl.patches.Rectangle(place, 0.92, 0.84, fill=False, linewidth=0.9))
+    image = axis.imshow(table, cmap="RdBu_r", vmin=0, vmax=1, alpha=0.75, aspect="auto")
+    axis.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names], fontsize=6)
+    axis.set_yticks(range(len(pairs)), ["\n".join(pair) for pair in pairs], fontsize=4.5)
+    axis.tick_params(length=0)
+    fig.colorbar(image, ax=axis, label="forced choice within twins")
     return fig
 
 

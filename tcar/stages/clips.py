@@ -24,7 +24,7 @@ def dataset_folder(run: Params) -> Path:
             f"classes is {data.classes}, but only Tabletop can be rendered in part: leave it []"
         )
     if data.dataset == "tabletop":
-        from tcar.data.tabletop import render_dataset
+        from tcar.data.tabletop import Look, render_dataset
 
         render_dataset(
             run.data_root,
@@ -33,9 +33,7 @@ def dataset_folder(run: Params) -> Path:
             train_sets_by_family=data.train_sets_by_family,
             validation_sets=data.validation_sets,
             test_sets=data.test_sets,
-            width=data.width,
-            height=data.height,
-            frame_rate=data.frame_rate,
+            look=Look(data.width, data.height, data.frame_rate, tuple(data.lengths), data.difficulty, data.control),
             seed=run.common.seed,
             workers=run.workers,
         )

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from types import MappingProxyType
@@ -17,10 +17,12 @@ from jaxtyping import Float, UInt8
 
 from ... import log, results
 from ..workers import worker_count
+from .controls import CONTROLS, apply
 from .scene import Rendering, Scene, render
-from .templates import FAMILIES, LABELS, Family, Stage
+from .templates import DIFFICULTY, FAMILIES, LABELS, LENGTHS, Family, Stage
 
 SPLITS = ("train", "validation", "test")
+DATASHEET = "DATASHEET.md"
 FLOW_STRIDE = 8  # pixels between the places at which the ground truth keeps the flow
 
 
@@ -36,6 +38,29 @@ def write_video(path: Path, frames: UInt8[np.ndarray, "t h w 3"], frame_rate: in
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
+
+
+@dataclass(frozen=True)
+class Look:
+    """How clips are rendered: pixels (4:3), frames a second, lengths in frames, difficulty, and a control or none."""
+
+    width: int = 160
+    height: int = 120
+    frame_rate: int = 12
+    lengths: tuple[int, ...] = LENGTHS
+    difficulty: str = "standard"
+    control: str = ""
+
+    def __post_init__(self):
+        if self.width * 3 != self.height * 4:
+            raise ValueError(f"width, height: Tabletop is drawn at 4:3, not {self.width} x {self.height}; "
+                             "try 160 x 120 or 320 x 240")
+        if not self.lengths or min(self.lengths) < 16 or any(length % 2 for length in self.lengths):
+            raise ValueError(f"lengths: even numbers of at least 16 frames are needed, not {list(self.lengths)}")
+        if self.difficulty not in DIFFICULTY:
+            raise ValueError(f"difficulty: {self.difficulty!r} is not one of {', '.join(DIFFICULTY)}")
+        if self.control and self.control not in CONTROLS:
+            raise ValueError(f"control: {self.control!r} is not one of {', '.join(CONTROLS)}")
 
 
 @dataclass(frozen=True)
@@ -87,34 +112,31 @@ def render_dataset(
     validation_sets: int,
     test_sets: int,
     train_sets_by_family: Mapping[str, int] = MappingProxyType({}),
-    width: int = 160,
-    height: int = 120,
-    frame_rate: int = 12,
+    look: Look = Look(),
     seed: int = 0,
     workers: int = 0,
+    limit: int = 0,
 ) -> Path:
     """Render Tabletop to `root` in the layout of the real dataset and return the folder.
 
     Sets are counted per twin family; each renders every class of its family once. `train_sets_by_family` names families
     that have another number of training sets. Nothing is done where the folder
     already holds the dataset of these parameters and this code. Sets already rendered by an interrupted run are kept.
-    `width` and `height` are pixels (4:3), `workers` 0 means all cores; the result does not depend on it.
+    `workers` 0 means all cores; the result does not depend on it. `limit` above 0 stops after so many clips: the videos
+    and their ground truth are there, the annotation files come when a later call without a limit completes the set.
 
-    Raises ValueError for a class or a family that Tabletop lacks, or a size that is not 4:3.
+    Raises ValueError for a class or a family that Tabletop lacks.
     """
     unknown = sorted(set(train_sets_by_family) - set(FAMILIES))
     if unknown:
         raise ValueError(f"train_sets_by_family: Tabletop has no family {unknown}; it has {sorted(FAMILIES)}")
-    if width * 3 != height * 4:
-        raise ValueError(f"width, height: Tabletop is drawn at 4:3, not {width} x {height}; try 160 x 120 or 320 x 240")
     root = Path(root)
     counts = dict(zip(SPLITS, (train_sets, validation_sets, test_sets), strict=True))
     families = chosen_families(list(classes or []))
     recipe = {"classes": sorted(c for f in families for c in f.classes), "sets": counts,
-              "train_sets_by_family": dict(train_sets_by_family), "width": width,
-              "height": height, "frame_rate": frame_rate, "seed": seed,
+              "train_sets_by_family": dict(train_sets_by_family), **asdict(look), "seed": seed,
               "code": results.code_digest("tcar.data.tabletop.scene", "tcar.data.tabletop.templates",
-                                          "tcar.data.tabletop.assets")}
+                                          "tcar.data.tabletop.assets", "tcar.data.tabletop.controls")}
     fingerprint = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     marker = root / "fingerprint.json"
     if marker.exists() and json.loads(marker.read_text()) == {"fingerprint": fingerprint, "complete": True}:
@@ -126,35 +148,45 @@ def render_dataset(
     marker.write_text(json.dumps({"fingerprint": fingerprint, "complete": False}))
 
     plans = plan_sets(families, counts, seed, train_sets_by_family)
+    if limit:
+        ends = np.cumsum([len(p.ids) for p in plans])
+        plans = plans[: int(np.searchsorted(ends, limit)) + 1]
     todo = [p for p in plans if not (root / "ground_truth" / f"{p.ids[-1]}.json").exists()]
     # a forked copy of a process that has threads may hang, so workers are spawned
     with ProcessPoolExecutor(worker_count(workers), get_context("spawn")) as pool:
-        jobs = pool.map(_render_set, todo, [root] * len(todo), [(width, height, frame_rate)] * len(todo), chunksize=4)
+        jobs = pool.map(_render_set, todo, [root] * len(todo), [look] * len(todo), chunksize=4)
         for _ in log.progress(jobs, total=len(todo), description="rendering sets"):
             pass
+    if limit:
+        return root
     _write_annotations(root, plans)
+    shutil.copy(Path(__file__).with_name(DATASHEET), root)
     marker.write_text(json.dumps({"fingerprint": fingerprint, "complete": True}))
     return root
 
 
-def draw(plan: SetPlan) -> dict[int, Scene]:
+def draw(plan: SetPlan, look: Look = Look()) -> dict[int, Scene]:
     """The scenes of one set, class index -> scene."""
-    return FAMILIES[plan.family].draw(Stage(plan.split, list(plan.seed)))
+    return FAMILIES[plan.family].draw(Stage(plan.split, list(plan.seed), look.lengths, look.difficulty))
 
 
-def _render_set(plan: SetPlan, root: Path, size: tuple[int, int, int]) -> None:
+def _render_set(plan: SetPlan, root: Path, look: Look) -> None:
     import cv2
 
     cv2.setNumThreads(1)  # one process a core; OpenCV's own threads would fight them
-    family, scenes = FAMILIES[plan.family], draw(plan)
+    family, scenes = FAMILIES[plan.family], draw(plan, look)
     twin = {a: b for pair in family.twins for a, b in (pair, pair[::-1])}
     ids = dict(zip(family.classes, plan.ids, strict=True))
     for index, clip in ids.items():
-        rendering = render(scenes[index], size[0], size[1])
+        scene, size = scenes[index], (look.width, look.height)
+        if look.control:
+            scene, rendering = apply(look.control, scene, family, plan.seed, *size)
+        else:
+            rendering = render(scene, *size)
         partial = root / "videos" / f".{clip}.webm"
-        write_video(partial, rendering.frames, size[2])
+        write_video(partial, rendering.frames, look.frame_rate)
         partial.rename(root / "videos" / f"{clip}.webm")
-        truth = describe(scenes[index], rendering, clip) | {
+        truth = describe(scene, rendering, clip) | {
             "template": LABELS[index], "class": index, "group": family.group, "family": family.name,
             "set": f"{plan.split}-{plan.family}-{plan.number}", "twin": ids[twin[index]], "seed": list(plan.seed),
         }

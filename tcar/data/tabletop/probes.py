@@ -1,12 +1,15 @@
 """What Tabletop gives away: leak probes and ceilings, measured before any method is trained.
 
-Each probe is a forest trained on the training clips of one group and asked a forced choice on the test clips: of a
-clip's class and its twin's, which? Chance is 50% by construction. A leak probe reads what must not tell (file size,
-length, brightness, where the hand is); a ceiling probe reads the ground truth of one kind of evidence and says what a
-perfect method could reach with that evidence alone.
+Each probe is a forest trained on the training clips of one twin family and asked a forced choice on the test clips: of
+a clip's class and its twin's, which? Chance is 50% by construction. A leak probe reads what must not tell (file
+size, bit rate, length, brightness, where the hand is); a ceiling probe reads the ground truth of one kind of evidence
+and says what a perfect method could reach with that evidence alone. `Family.blind` says where theory puts a probe at
+chance.
 """
 
+import hashlib
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,11 +23,13 @@ from ... import log
 from .. import video
 from ..workers import worker_count
 from .dataset import load_flow, load_index, load_truth
+from .templates import FAMILIES, LABELS, Family
 
 MOMENTS = 8  # frames a clip, the middles of equal segments
+QUANTILES = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)
 ROLES = 7    # two hands, one prop (cloth, box or screen), four objects
 CEILINGS = ("first frame", "single frame", "bag of frames", "true flow", "additive", "oracle")
-LEAKS = ("file size", "length", "brightness", "hand position")
+LEAKS = ("file size", "bit rate", "length", "brightness", "hand position")
 
 
 def _state(truth: dict, shape: tuple[int, int]) -> Float[np.ndarray, "t r 5"]:
@@ -35,7 +40,7 @@ def _state(truth: dict, shape: tuple[int, int]) -> Float[np.ndarray, "t r 5"]:
     """
     hands = [i["id"] for i in truth["instances"] if i["category"] == "hand"]
     props = [i["id"] for i in truth["instances"] if i["shape"] in ("cloth", "box", "screen")]
-    rest = [i for i in truth["instances"] if i["id"] not in hands + props]
+    rest = [i for i in truth["instances"] if i["id"] not in hands + props and not i["name"].startswith("distractor")]
     things = [i["id"] for i in sorted(rest, key=lambda i: (i["texture"].startswith("plain"), i["texture"], i["id"]))]
     slots = {identity: place for place, identity in (*enumerate(hands[:2]), *enumerate(props[:1], 2),
                                                      *enumerate(things[: ROLES - 3], 3))}
@@ -64,27 +69,30 @@ def _with_relations(state: Float[np.ndarray, "t r 5"]) -> Float[np.ndarray, "t f
 def evidence(clip: str, root: Path) -> dict[str, np.ndarray]:
     """Every probe's features of one clip."""
     truth, instances = load_truth(root, clip)
-    moments = video.segment_indices(len(instances), MOMENTS)
-    every = _with_relations(_state(truth, instances.shape[1:]))
-    states = every[moments]
+    frames = len(instances)
+    state = _state(truth, instances.shape[1:])
+    every = _with_relations(state)
+    states = every[video.segment_indices(frames, MOMENTS)]
     flow = load_flow(root, clip)
     windows = [np.stack([cv2.resize(np.ascontiguousarray(w.mean(0)), (5, 4), interpolation=cv2.INTER_AREA)])
                for w in np.array_split(flow, 6)]
-    flow = np.concatenate(windows).ravel()
     path = Path(root) / "videos" / f"{clip}.webm"
-    frames = video.read_frames(path, [0, len(instances) // 2])
-    bag = np.concatenate([states.mean(0), states.min(0), states.max(0), np.median(states, 0)])
+    size, pictures = path.stat().st_size, video.read_frames(path, [0, frames // 2, frames - 1])
+    # any moment, drawn anew for every clip: at a fixed one a reversal would show its original's neighbour
+    moment = np.random.default_rng(int.from_bytes(hashlib.sha256(clip.encode()).digest()[:8])).integers(frames)
     return {
         "first frame": every[0],
-        "single frame": every[len(every) // 2],
-        "bag of frames": bag,
-        "true flow": flow,
+        "single frame": every[moment],
+        # sorted, so that not even a rounding error tells the order
+        "bag of frames": np.concatenate([np.sort(every, 0).mean(0), np.quantile(every, QUANTILES, axis=0).ravel()]),
+        "true flow": np.concatenate(windows).ravel(),
         "oracle": np.concatenate([states.ravel(), (states[-1] - states[0]).ravel(),
                                   (states[MOMENTS // 2:].mean(0) - states[: MOMENTS // 2].mean(0)).ravel()]),
-        "leak: file size": np.array([path.stat().st_size, path.stat().st_size / len(instances)]),
-        "leak: length": np.array([len(instances)]),
-        "leak: brightness": np.array([frames.mean(), frames.std(), *frames.mean((0, 1, 2))]),
-        "leak: hand position": _state(truth, instances.shape[1:])[0, :2].ravel(),
+        "file size": np.array([size]),
+        "bit rate": np.array([size / frames]),
+        "length": np.array([frames]),
+        "brightness": np.array([pictures.mean(), pictures.std(), *pictures.mean((0, 1, 2))]),
+        "hand position": state[0, :2, :3].ravel(),
     }
 
 
@@ -115,8 +123,9 @@ def _interval(correct: np.ndarray, sets: list[str], seed: int, resamples: int = 
 
 
 def measure(root: Path | str, *, seed: int = 0, trees: int = 200, workers: int = 0,
-            skip: tuple[str, ...] = ()) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Ceilings and leaks of a rendered Tabletop: {"ceilings" | "leaks": {group: {probe: value, low, high}}}.
+            skip: tuple[str, ...] = ()) -> dict[str, dict | list]:
+    """Ceilings and leaks of a rendered Tabletop: {"ceilings" | "leaks": {group: {probe: value, low, high}}}, and
+    "twins", a row for each pair of twins and probe with `blind`: whether theory puts it at chance.
 
     Values are forced-choice accuracies within twins on test, with 95% intervals over sets. `skip` names clips to leave
     out (quarantined ones).
@@ -125,20 +134,59 @@ def measure(root: Path | str, *, seed: int = 0, trees: int = 200, workers: int =
     clips = [c for c, row in index.items() if row["split"] != "validation" and c not in skip]
     features = _gather(root, clips, workers)
     train = np.array([index[c]["split"] == "train" for c in clips])
-    group_of = np.array([index[c]["group"] for c in clips])
-    out: dict = {"ceilings": {}, "leaks": {}}
-    for group in sorted(set(group_of)):
-        fit, ask = np.flatnonzero(train & (group_of == group)), np.flatnonzero(~train & (group_of == group))
-        own, twin = ([index[index[clips[i]]["twin"] if t else clips[i]]["class"] for i in ask] for t in (False, True))
-        sets = [index[clips[i]]["set"] for i in ask]
-        scores = {}
-        for probe, values in features.items():
-            forest = ExtraTreesClassifier(trees, min_samples_leaf=2, max_features=0.3, random_state=seed, n_jobs=1)
-            forest.fit(values[fit], [index[clips[i]]["class"] for i in fit])
-            scores[probe] = np.log(forest.predict_proba(values[ask]) + 1e-3)
-        classes = list(forest.classes_)
-        scores["additive"] = scores["bag of frames"] + scores["true flow"]
-        result = {p: _interval(_forced_choice(s, classes, own, twin), sets, seed) for p, s in scores.items()}
+    family_of = np.array([index[c]["set"].split("-")[1] for c in clips])
+    asked: dict[str, list[Asked]] = {}
+    for name in sorted(set(family_of)):
+        fit, ask = np.flatnonzero(train & (family_of == name)), np.flatnonzero(~train & (family_of == name))
+        chosen = {probe: values[[*fit, *ask]] for probe, values in features.items()}
+        rows = [index[clips[i]] | {"twin class": index[index[clips[i]]["twin"]]["class"]} for i in (*fit, *ask)]
+        asked.setdefault(FAMILIES[name].group, []).append(_ask(FAMILIES[name], chosen, rows, len(fit), trees, seed))
+    out: dict = {"ceilings": {}, "leaks": {}, "twins": []}
+    for group, families in sorted(asked.items()):
+        result = {
+            probe: _interval(np.concatenate([a.correct[probe] for a in families]),
+                             [s for a in families for s in a.sets], seed)
+            for probe in (*CEILINGS, *LEAKS)
+        }
         out["ceilings"][group] = {p: result[p] for p in CEILINGS}
-        out["leaks"][group] = {p: result[f"leak: {p}"] for p in LEAKS}
+        out["leaks"][group] = {p: result[p] for p in LEAKS}
+        out["twins"] += [row for a in families for row in _by_pair(a, seed)]
     return out
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A family's test clips: their classes and sets, and for each probe how often it was right."""
+
+    family: Family
+    classes: list[str]
+    sets: list[str]
+    correct: dict[str, np.ndarray]
+
+
+def _ask(
+    family: Family, features: dict[str, np.ndarray], rows: list[dict], fitted: int, trees: int, seed: int
+) -> Asked:
+    """Fit the forests of a family on the first `fitted` rows and ask them about the others."""
+    known, asked, scores = [row["class"] for row in rows[:fitted]], rows[fitted:], {}
+    for probe, values in features.items():
+        forest = ExtraTreesClassifier(trees, min_samples_leaf=2, max_features=0.3, random_state=seed, n_jobs=1)
+        forest.fit(values[:fitted], known)
+        scores[probe] = np.log(forest.predict_proba(values[fitted:]) + 1e-3)
+    classes = list(forest.classes_)
+    scores["additive"] = scores["bag of frames"] + scores["true flow"]
+    own, twin = [row["class"] for row in asked], [row["twin class"] for row in asked]
+    correct = {probe: _forced_choice(score, classes, own, twin) for probe, score in scores.items()}
+    return Asked(family, own, [row["set"] for row in asked], correct)
+
+
+def _by_pair(asked: Asked, seed: int) -> list[dict]:
+    rows = []
+    for pair, blind in zip(asked.family.twins, asked.family.blind, strict=True):
+        names = [LABELS[index] for index in pair]
+        here = [i for i, name in enumerate(asked.classes) if name in names]
+        for probe in (*CEILINGS, *LEAKS):
+            found = _interval(asked.correct[probe][here], [asked.sets[i] for i in here], seed)
+            row = {"twins": names, "group": asked.family.group, "probe": probe, "blind": probe in blind}
+            rows.append(row | found)
+    return rows

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from . import assets
 
@@ -80,17 +80,21 @@ class Scene:
         """Names in order of their ids; the first has id 1."""
         return list(dict.fromkeys(item.instance for item in self.items))
 
-    def reversed(self) -> "Scene":
-        """The same scene with time running backwards: the exact reversal of every frame."""
-        def flip(array):
-            return None if array is None else array[::-1].copy()
+    def at(self, moments: Int[np.ndarray, " s"]) -> "Scene":
+        """The same scene with its frames picked and ordered by their numbers; it has no events."""
+        def pick(array):
+            return None if array is None else array[moments]
         items = tuple(
-            replace(i, track=flip(i.track), depth=flip(i.depth), shown=flip(i.shown), lift=flip(i.lift))
+            replace(i, track=pick(i.track), depth=pick(i.depth), shown=pick(i.shown), lift=pick(i.lift))
             for i in self.items
         )
+        return replace(self, items=items, camera=pick(self.camera), events=())
+
+    def reversed(self) -> "Scene":
+        """The same scene with time running backwards: the exact reversal of every frame."""
         last = self.frames - 1
         events = tuple((name, last - end, last - start) for name, start, end in self.events)
-        return replace(self, items=items, camera=flip(self.camera), events=events)
+        return replace(self.at(np.arange(self.frames)[::-1]), events=events)
 
     def mirrored(self) -> "Scene":
         """The same scene with left and right exchanged in every path (textures keep their handedness)."""

@@ -4,7 +4,7 @@ A family is a function `(stage) -> {class index: Scene}`; the classes of one fam
 indices are those of the real label list, where the same texts stand (see `LABELS`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,14 +49,27 @@ LABELS = {
 }
 
 
+# Evidence, as `probes` names it, that cannot tell two twins apart by construction. What a file weighs, how long and how
+# bright it is are nuisances everywhere but where the picture itself decides.
+NUISANCES = frozenset({"file size", "bit rate", "length", "brightness"})
+# An exact reversal shows the same frames in another order. Its first frame is another matter: a motion that gets
+# somewhere begins elsewhere, so a start within a range R tells a travel D with up to 1/2 + D / 2R.
+REVERSAL = NUISANCES | {"single frame", "bag of frames"}
+SAME_FLOW = NUISANCES | {"true flow", "hand position"}
+
+
 @dataclass(frozen=True)
 class Family:
-    """Classes that share a seed: which group they belong to, and which two differ in one factor only (twins)."""
+    """Classes that share a seed: which group they belong to, and which two differ in one factor only (twins).
+
+    `blind` holds, for each pair of twins, the evidence that cannot tell them apart.
+    """
 
     name: str
     group: str
     twins: tuple[tuple[int, int], ...]
     draw: Callable[["Stage"], dict[int, Scene]]
+    blind: tuple[frozenset[str], ...]
 
     @property
     def classes(self) -> list[int]:
@@ -66,21 +79,36 @@ class Family:
 FAMILIES: dict[str, Family] = {}
 
 
-def family(group: str, *twins: tuple[int, int]):
-    """Register a twin family; `twins` are pairs of class indices that differ in one factor."""
+def family(group: str, *twins: tuple[int, int], blind: frozenset[str] | tuple[frozenset[str], ...]):
+    """Register a twin family; `twins` are pairs of class indices that differ in one factor, `blind` the evidence that
+    cannot tell them, for all pairs or pair by pair."""
     def register(draw):
-        FAMILIES[draw.__name__] = Family(draw.__name__, group, twins, draw)
+        each = blind if isinstance(blind, tuple) else (blind,) * len(twins)
+        FAMILIES[draw.__name__] = Family(draw.__name__, group, twins, draw, each)
         return draw
     return register
 
 
-class Stage:
-    """Everything that the classes of one set share: the random stream, the props, the hand and the time line."""
+LENGTHS = (24, 32, 40)  # frames
+# difficulty -> how much the hand trembles, and how many still things lie about that have no part in the action
+DIFFICULTY = {"easy": (0.0, 0), "standard": (1.0, 0), "hard": (2.0, 2)}
 
-    def __init__(self, vocabulary: str, seed: int | list[int], frames: int | None = None):
+
+class Stage:
+    """Everything that the classes of one set share: the random stream, the props, the hand and the time line.
+
+    `frames` is the length of the clip, or lengths of which one is drawn. Raises ValueError for an unknown difficulty.
+    """
+
+    def __init__(self, vocabulary: str, seed: int | list[int], frames: int | Sequence[int] = LENGTHS,
+                 difficulty: str = "standard"):
+        if difficulty not in DIFFICULTY:
+            raise ValueError(f"difficulty: {difficulty!r} is not one of {', '.join(DIFFICULTY)}")
         self.vocabulary = vocabulary
         self.rng = np.random.default_rng(seed)
-        self.frames = frames or int(self.rng.choice([24, 32, 40]))
+        self.frames = frames if isinstance(frames, int) else int(self.rng.choice(frames))
+        self.trembling, self.clutter = DIFFICULTY[difficulty]
+        self.distractors: list[Item] | None = None
         self.background = assets.Background(vocabulary, int(self.rng.integers(1 << 30)))
         self.skin = assets.sample_skin(self.rng)
         self.textures: tuple[assets.Texture, ...] = ()
@@ -106,7 +134,7 @@ class Stage:
         time = np.arange(self.frames)[:, None] / self.frames
         phase = self.rng.uniform(0, 2 * np.pi, (3, 2))
         speed = self.rng.uniform(1, 5, (3, 2))
-        return size * np.sin(2 * np.pi * time[:, None] * speed + phase).sum(1) / 1.7
+        return self.trembling * size * np.sin(2 * np.pi * time[:, None] * speed + phase).sum(1) / 1.7
 
     def path(self, x, y, scale=1.0, angle=0.0) -> np.ndarray:
         return np.stack([np.broadcast_to(np.asarray(v, float), self.frames) for v in (x, y, scale, angle)], 1)
@@ -148,15 +176,21 @@ class Stage:
     def scene(self, items, moving, *, camera=None, parallax=0.0, events=None, placeholders=()) -> Scene:
         first, last = int(self.start * self.frames), int(self.end * self.frames)
         events = (("motion", first, last),) if events is None else events
-        return Scene(self.background, tuple(items), self.rest() if camera is None else camera, parallax, tuple(events),
-                     tuple(moving), tuple(placeholders))
+        if self.distractors is None:
+            # below everything else, and the same in all scenes of the set
+            self.distractors = [
+                self.thing(f"distractor {n}", self.path(self.u(15, 145), self.u(50, 105)), 0.1 * n)
+                for n in range(self.clutter)
+            ]
+        return Scene(self.background, (*self.distractors, *items), self.rest() if camera is None else camera, parallax,
+                     tuple(events), tuple(moving), tuple(placeholders))
 
 
 def name(item: Item) -> str:
     return f"{item.texture.name} {item.shape}".strip()
 
 
-@family("direction", (93, 87), (94, 86))
+@family("direction", (93, 87), (94, 86), blind=REVERSAL)
 def push_pull(s: Stage):
     """The hand stays on one side of the object: away from the hand is a push, towards it a pull (exact reversals)."""
     y, travel, wobble = s.u(64, 92), s.u(36, 48), s.tremor()
@@ -168,7 +202,7 @@ def push_pull(s: Stage):
     return {93: push, 87: push.reversed(), 94: push.mirrored(), 86: push.mirrored().reversed()}
 
 
-@family("direction", (45, 43))
+@family("direction", (45, 43), blind=REVERSAL)
 def up_down(s: Stage):
     x, middle, travel, wobble = s.u(55, 105), s.u(38, 90), s.u(18, 26), s.tremor()
     y = middle + travel * (0.5 - s.ramp())
@@ -178,7 +212,7 @@ def up_down(s: Stage):
     return {45: up, 43: up.reversed()}
 
 
-@family("direction", (37, 36))
+@family("direction", (37, 36), blind=REVERSAL)
 def converge(s: Stage):
     y, gap, travel, wobble = s.u(66, 88), s.u(17, 22), s.u(22, 32), s.tremor()
     middle = s.u(72, 88)
@@ -197,7 +231,7 @@ def _held(s: Stage, x: float, y: float, depth: float, lift: float = 0.0) -> tupl
     return [thing, *hand], name(thing)
 
 
-@family("relation", (18, 17))
+@family("relation", (18, 17), blind=frozenset({"length"}))
 def front_behind(s: Stage):
     """The same two things overlap; only which of them is nearer differs."""
     x, y, side = s.u(65, 95), s.u(62, 80), s.side()
@@ -209,7 +243,7 @@ def front_behind(s: Stage):
             17: s.scene([still, *behind], moving, placeholders=names)}
 
 
-@family("relation", (20, 19))
+@family("relation", (20, 19), blind=frozenset({"length"}))
 def over_next(s: Stage):
     """The same held thing, above the other with its shadow on it, or beside it."""
     x, y, side = s.u(65, 95), s.u(80, 92), s.side()
@@ -224,20 +258,22 @@ def over_next(s: Stage):
             19: s.scene([still, *shifted(side * beside, s.u(-3, 3), 2.0)], moving, placeholders=names)}
 
 
-@family("binding", (42, 40))
+@family("binding", (42, 40), blind=SAME_FLOW | REVERSAL)
 def closer_away(s: Stage):
     """Three movers in three lanes with one silhouette; one is coloured, two are grey pucks, and at least one puck goes
     the other way. The coloured one counts: it nears the coloured reference or leaves it. The twin exchanges the
-    colours of two movers that go opposite ways: the flow, and the reference, are the same."""
+    colours of two movers that go opposite ways: the flow, and the reference, are the same. These two cover one stretch
+    at one pace, so that a set of frames without order shows the coloured one at the same places in both twins."""
     lanes = s.rng.permutation([42.0, 72.0, 102.0]) + s.rng.uniform(-2, 2, 3)
-    side, travel = s.side(), s.u(28, 36)
+    side, travel = s.side(), s.u(26, 32)
     heading = np.array([1, -1, s.side()])
+    s.end = 1 - s.start
+    stretch, other = (80 - side * 16 + s.u(-26, 26) for _ in range(2))
     shape, radius = s.shape(), int(s.rng.integers(9, 11))
     colour = s.texture()
     movers = []
     for lane, way in enumerate(heading):
-        # every mover has its own stretch of its lane, so that the gap at one moment tells little of the heading
-        x = 80 - side * 16 + s.u(-20, 20) + way * side * travel * (s.ramp() - 0.5)
+        x = (stretch if lane < 2 else other) + way * side * travel * (s.ramp() - 0.5)
         movers.append(s.thing(f"object {lane}", s.path(x, lanes[lane]), 2.0 + 0.1 * lanes[lane] / 100, radius,
                               shape=shape, texture=assets.PUCK))
     reference = s.thing("object 3", s.path(80 + side * s.u(58, 62), 73 + s.u(-4, 4)), 2.0, 15)
@@ -250,7 +286,7 @@ def closer_away(s: Stage):
     return {42: coloured(0), 40: coloured(1)}
 
 
-@family("binding", (6, 171))
+@family("binding", (6, 171), blind=REVERSAL)
 def cover_uncover(s: Stage):
     """A cloth slides over a still thing that lies at either end of its way (exact reversals)."""
     side, y, wobble = s.side(), s.u(68, 88), s.tremor()
@@ -264,7 +300,7 @@ def cover_uncover(s: Stage):
     return {6: scene, 171: scene.reversed()}
 
 
-@family("binding", (38, 39))
+@family("binding", (38, 39), blind=SAME_FLOW | {"first frame", "single frame"})
 def collide_pass(s: Stage):
     """Two things with one silhouette meet behind a screen and part again: each back the way it came (they collided), or
     each onward (they passed). Trajectories and flow are the same; which texture comes out where differs."""
@@ -330,13 +366,13 @@ def _down_and_up(s: Stage, boxed: bool) -> dict[tuple[int, int], Scene]:
     return scenes
 
 
-@family("pretence", (109, 47), (74, 68))
+@family("pretence", (109, 47), (74, 68), blind=(REVERSAL | SAME_FLOW, SAME_FLOW))
 def surface(s: Stage):
     scenes = _down_and_up(s, boxed=False)
     return {109: scenes[1, 0], 47: scenes[0, 1], 74: scenes[1, 1], 68: scenes[0, 0]}
 
 
-@family("pretence", (106, 148), (72, 82))
+@family("pretence", (106, 148), (72, 82), blind=(REVERSAL | SAME_FLOW, SAME_FLOW))
 def box(s: Stage):
     scenes = _down_and_up(s, boxed=True)
     return {106: scenes[1, 0], 148: scenes[0, 1], 72: scenes[1, 1], 82: scenes[0, 0]}
@@ -347,7 +383,7 @@ def _still_life(s: Stage) -> list[Item]:
     return [s.thing(f"object {i}", s.path(*place), 1.0 + 0.01 * place[1]) for i, place in enumerate(places[:2])]
 
 
-@family("camera", (166, 167))
+@family("camera", (166, 167), blind=REVERSAL)
 def turn_camera(s: Stage):
     """The whole scene shifts to the right when the camera turns left (exact reversals)."""
     items = _still_life(s) + s.idle_hand()
@@ -358,7 +394,7 @@ def turn_camera(s: Stage):
     return {166: scene, 167: scene.reversed()}
 
 
-@family("camera", (0, 32))
+@family("camera", (0, 32), blind=REVERSAL)
 def approach(s: Stage):
     """Everything grows, near layers more than far ones (exact reversals)."""
     items = _still_life(s) + s.idle_hand()
@@ -369,14 +405,16 @@ def approach(s: Stage):
     return {0: scene, 32: scene.reversed()}
 
 
-@family("camera", (44, 41))
+@family("camera", (44, 41), blind=REVERSAL)
 def towards_camera(s: Stage):
     """Only the thing and the hand that holds it grow (exact reversals)."""
     x, y, wobble = s.u(65, 95), s.u(58, 74), s.tremor()
-    scale = s.u(0.8, 1.3) * s.u(1.5, 1.7) ** (s.ramp() - 0.5)
+    # things and hands are of many sizes, so that how large one is at first tells little of where it goes
+    scale = s.u(0.8, 1.3) * s.u(1.45, 1.6) ** (s.ramp() - 0.5)
     still = s.thing("object 1", s.path(x + s.side() * s.u(44, 54), s.u(60, 84)), 1.0)
-    thing = s.thing("object 0", s.path(x + wobble[:, 0], y + wobble[:, 1], scale), 3.25)
-    hand = s.hand(s.path(x + wobble[:, 0], y + wobble[:, 1], scale, s.side() * s.u(15, 40)), "grip")
+    thing = s.thing("object 0", s.path(x + wobble[:, 0], y + wobble[:, 1], scale), 3.25,
+                    radius=int(s.rng.integers(9, 16)))
+    hand = s.hand(s.path(x + wobble[:, 0], y + wobble[:, 1], scale * s.u(0.8, 1.25), s.side() * s.u(15, 40)), "grip")
     scene = s.scene([still, thing, *hand], ["object 0", "hand"], placeholders=[name(thing)])
     return {44: scene, 41: scene.reversed()}
 
