@@ -113,7 +113,7 @@ class Training:
     epochs: int = _bounded(11, minimum=1)
     # Where a method converges later than `epochs`.
     epochs_by_method: dict[str, int] = _bounded(
-        {"late_concat": 18, "late_concat_raw": 40, "motion": 16, "semantic": 16}, minimum=1
+        {"late_concat": 18, "late_concat_raw": 40, "motion": 16, "semantic": 18}, minimum=1
     )
     batch_size: int = _bounded(24, minimum=1)  # clips
     learning_rate: float = _bounded(0.0015, minimum=0.0)

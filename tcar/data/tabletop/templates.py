@@ -265,7 +265,7 @@ def closer_away(s: Stage):
     colours of two movers that go opposite ways: the flow, and the reference, are the same. These two cover one stretch
     at one pace, so that a set of frames without order shows the coloured one at the same places in both twins."""
     lanes = s.rng.permutation([42.0, 72.0, 102.0]) + s.rng.uniform(-2, 2, 3)
-    side, travel = s.side(), s.u(26, 32)
+    side, travel = s.side(), s.u(16, 22)
     heading = np.array([1, -1, s.side()])
     s.end = 1 - s.start
     stretch, other = (80 - side * 16 + s.u(-26, 26) for _ in range(2))
