@@ -12,7 +12,7 @@ from tcar.data.ssv2 import Clip, DatasetError
 from tcar.features import FeatureStore
 from tcar.models.fusion import FusionConfig
 from tcar.stages import clips, features, fits, fusion, looking, probing
-from tcar.stages.words import shown, verdict
+from tcar.stages.words import group_sentence, shown, verdict
 from tcar.train import Fit, TokenSet
 
 TEMPLATES = ["Moving something down", "Moving something up"]
@@ -175,3 +175,24 @@ def test_words_say_what_the_interval_allows():
     assert verdict({"low": 0.0, "high": 0.2}) == "not told apart from"
     assert shown({"value": 0.5, "low": 0.25, "high": 0.751}) == "50.0% [25.0%, 75.1%]"
     assert shown({"value": None, "low": None, "high": None}) == "–"
+
+
+@pytest.mark.parametrize(
+    ("semantic", "motion", "late", "meaning"),
+    [
+        (1, 1, 1, "reading across helps here"),
+        (1, 1, 0, "both streams are needed; that they read each other is not shown"),
+        (1, 0, 0, "one stream alone does not suffice"),
+        (0, 0, 0, "does not tell the methods apart"),
+        (1, 1, -1, "not the best choice here: late concat does better"),
+    ],
+)
+def test_a_group_s_sentence_says_no_more_than_its_intervals(semantic, motion, late, meaning):
+    outcomes = {"semantic": semantic, "motion": motion, "late_concat": late}
+    differences = {
+        name: {"difference": 0.1 * sign, "low": 0.1 * sign - 0.05, "high": 0.1 * sign + 0.05}
+        for name, sign in outcomes.items()
+    }
+    said = group_sentence("binding", {"value": 0.5, "low": 0.4, "high": 0.6}, differences)
+    assert meaning in said and said.startswith("**binding**: twin accuracy 50.0% [40.0%, 60.0%]")
+    assert said.count("not told apart from") == list(outcomes.values()).count(0)

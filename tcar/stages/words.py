@@ -15,3 +15,33 @@ def verdict(comparison: dict) -> str:
     if comparison["low"] > 0:
         return "above"
     return "below" if comparison["high"] < 0 else "not told apart from"
+
+
+def group_sentence(group: str, reached: dict[str, float | None], differences: dict[str, dict]) -> str:
+    """Say what a group's twin accuracy and its paired differences show, and what they do not.
+
+    `differences[rival]` is the headline method minus that rival in this group.
+    """
+    said = {rival: verdict(row) for rival, row in differences.items()}
+    alone = [said[rival] for rival in ("semantic", "motion") if rival in said]
+    late = said.get("late_concat")
+    if "below" in said.values():
+        better = [rival for rival, word in said.items() if word == "below"]
+        meaning = f"reading across is not the best choice here: {', '.join(map(_spoken, better))} does better"
+    elif late == "above" and all(word == "above" for word in alone):
+        meaning = "reading across helps here, on these streams and with this recipe"
+    elif alone and all(word == "above" for word in alone):
+        meaning = "both streams are needed; that they read each other is not shown to matter"
+    elif "above" in alone:
+        meaning = "one stream alone does not suffice; that the other adds anything is not shown"
+    else:
+        meaning = "this group does not tell the methods apart"
+    rivals = ", ".join(
+        f"{said[rival]} {_spoken(rival)} ({row['difference']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}])"
+        for rival, row in differences.items()
+    )
+    return f"**{group}**: twin accuracy {shown(reached)}, {rivals}. So {meaning}."
+
+
+def _spoken(rival: str) -> str:
+    return rival.replace("_", " ")
