@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from tcar.explain import (
@@ -16,8 +17,7 @@ from tcar.explain import (
 )
 from tcar.models.fusion import FusionConfig, create_fusion, list_fusions
 from tcar.models.grids import grid_coordinates
-from tcar.models.streams import create_stream
-from tcar.models.tca import TCA, TCAConfig
+from tcar.models.tca import TCA
 
 GRIDS = {"semantic": (4, 2, 2), "motion": (2, 2, 2)}
 SMALL = FusionConfig(semantic_width=12, motion_width=10, num_classes=5, width=24, heads=4)
@@ -191,20 +191,9 @@ def test_integrated_gradients_are_complete_on_a_curved_model():
 
 
 def test_saliency_reaches_the_pixels_through_both_frozen_streams():
-    streams = create_stream("dinov2_tiny"), create_stream("i3d_tiny")
-    fusion = replace(SMALL, semantic_width=streams[0].width, motion_width=streams[1].width)
-    config = TCAConfig(
-        semantic="dinov2_tiny",
-        motion="i3d_tiny",
-        semantic_frames=2,
-        motion_frames=8,
-        semantic_grid=(2, 2, 2),
-        motion_grid=(1, 2, 2),
-        class_names=tuple("abcde"),
-        fusion=fusion,
-    )
+    grids = {"semantic": (2, 2, 2), "motion": (1, 2, 2)}
     torch.manual_seed(0)
-    model = TCA(config, *streams).eval()
+    model = TCA.create(tiny.config(SMALL, tuple("abcde"), {"semantic": 2, "motion": 8}, grids)).eval()
     clip = torch.rand(1, 9, 24, 32, 3, generator=torch.Generator().manual_seed(0))
     found = saliency(model, clip, 3, steps=2, baseline=0.5)
     assert found.map.shape == (1, 9, 24, 32)

@@ -9,7 +9,8 @@ import pytest
 from tcar.data import ssv2, video
 from tcar.data.tabletop import assets, dataset, load_index, load_truth, probes, render_dataset, templates
 from tcar.data.tabletop.scene import render
-from tcar.data.tabletop.templates import FAMILIES, LABELS, Stage
+from tcar.data.tabletop.stage import Stage
+from tcar.data.tabletop.templates import FAMILIES, LABELS
 
 REVERSALS = [(93, 87), (94, 86), (45, 43), (37, 36), (6, 171), (109, 47), (106, 148), (166, 167), (0, 32), (44, 41)]
 SEEDS = (3, 11)

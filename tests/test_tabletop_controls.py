@@ -9,7 +9,8 @@ from tcar.data import ssv2
 from tcar.data.tabletop import __main__ as command
 from tcar.data.tabletop import controls, load_index, load_truth
 from tcar.data.tabletop.scene import render
-from tcar.data.tabletop.templates import FAMILIES, Stage
+from tcar.data.tabletop.stage import Stage
+from tcar.data.tabletop.templates import FAMILIES
 
 SEED = (5, 0, 2, 1)
 SIZE = (160, 120)

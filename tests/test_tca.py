@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -18,20 +19,7 @@ FUSION = FusionConfig(semantic_width=128, motion_width=96, num_classes=3, width=
 
 @pytest.fixture(scope="module")
 def config() -> TCAConfig:
-    widths = {
-        f"{role}_width": create_stream(name).width
-        for role, name in (("semantic", "dinov2_tiny"), ("motion", "i3d_tiny"))
-    }
-    return TCAConfig(
-        semantic="dinov2_tiny",
-        motion="i3d_tiny",
-        semantic_frames=4,
-        motion_frames=8,
-        semantic_grid=(4, 2, 2),
-        motion_grid=(2, 2, 2),
-        class_names=("push", "pull", "hold"),
-        fusion=replace(FUSION, **widths),
-    )
+    return tiny.config(FUSION, ("push", "pull", "hold"), {"semantic": 4, "motion": 8})
 
 
 @pytest.fixture(scope="module")
@@ -167,17 +155,8 @@ def test_a_folder_that_does_not_match_is_refused(model, tmp_path):
 
 def test_the_full_size_pair_stays_in_budget_with_most_parameters_frozen():
     """Widths, shares and budget of DINOv2-S with I3D-R50, without their weights in memory."""
-    names = tuple(map(str, range(174)))
-    config = TCAConfig(
-        semantic="dinov2_vits14",
-        motion="i3d_r50",
-        semantic_frames=8,
-        motion_frames=8,
-        semantic_grid=(8, 4, 4),
-        motion_grid=(4, 4, 4),
-        class_names=names,
-        fusion=FusionConfig(),
-    )
+    names, grids = tuple(map(str, range(174))), ((8, 4, 4), (4, 4, 4))
+    config = TCAConfig("dinov2_vits14", "i3d_r50", 8, 8, *grids, names, FusionConfig())
     with torch.device("meta"):
         table = TCA.create(config).parameter_table()
     assert table[-1]["trained"] < 17.2e6

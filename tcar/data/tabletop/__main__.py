@@ -18,7 +18,7 @@ from ... import log
 from ..workers import worker_count
 from .controls import CONTROLS
 from .dataset import SPLITS, Look, chosen_families, plan_sets, render_dataset
-from .templates import DIFFICULTY
+from .stage import DIFFICULTY
 
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 MEASURED_CLIPS = 128

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from .scene import REFERENCE_HEIGHT, REFERENCE_WIDTH, Rendering, Scene, render
-from .templates import FAMILIES, Family, Stage
+from .stage import Stage
+from .templates import FAMILIES, Family
 
 
 def apply(

@@ -19,7 +19,8 @@ from ... import log, results
 from ..workers import worker_count
 from .controls import CONTROLS, apply
 from .scene import Rendering, Scene, render
-from .templates import DIFFICULTY, FAMILIES, LABELS, LENGTHS, Family, Stage
+from .stage import DIFFICULTY, LENGTHS, Stage
+from .templates import FAMILIES, LABELS, Family
 
 SPLITS = ("train", "validation", "test")
 DATASHEET = "DATASHEET.md"
@@ -136,7 +137,8 @@ def render_dataset(
     recipe = {"classes": sorted(c for f in families for c in f.classes), "sets": counts,
               "train_sets_by_family": dict(train_sets_by_family), **asdict(look), "seed": seed,
               "code": results.code_digest("tcar.data.tabletop.scene", "tcar.data.tabletop.templates",
-                                          "tcar.data.tabletop.assets", "tcar.data.tabletop.controls")}
+                                          "tcar.data.tabletop.assets", "tcar.data.tabletop.stage",
+                                          "tcar.data.tabletop.controls")}
     fingerprint = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     marker = root / "fingerprint.json"
     if marker.exists() and json.loads(marker.read_text()) == {"fingerprint": fingerprint, "complete": True}:

@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 
 from . import assets
 from .scene import Item, Scene, render
-from .templates import Stage
+from .stage import Stage
 
 CATEGORIES = ("background", "hand", "object", "held object", "cloth", "box")
 SHAPE_NAMES = tuple(assets.SHAPES["pretrain"])
