@@ -35,13 +35,19 @@ LEAKS = ("file size", "bit rate", "length", "brightness", "hand position")
 def _state(truth: dict, shape: tuple[int, int]) -> Float[np.ndarray, "t r 5"]:
     """Visible, x, y, area and nearness of each role in every frame, from boxes and depth order.
 
-    Objects stand in the order of their textures' names, grey ones last, so that a place in the list tells nothing of
-    the role that a template gave them.
+    Objects stand in the order of their textures' names, grey ones last and from top to bottom, so that a place in the
+    list tells nothing of the role that a template gave them.
     """
     hands = [i["id"] for i in truth["instances"] if i["category"] == "hand"]
     props = [i["id"] for i in truth["instances"] if i["shape"] in ("cloth", "box", "screen")]
     rest = [i for i in truth["instances"] if i["id"] not in hands + props and not i["name"].startswith("distractor")]
-    things = [i["id"] for i in sorted(rest, key=lambda i: (i["texture"].startswith("plain"), i["texture"], i["id"]))]
+    heights = {}
+    for label in (label for frame in truth["frames"] for label in frame["labels"]):
+        heights.setdefault(label["instance"], label["box2d"]["y1"])
+    named = sorted(
+        rest, key=lambda i: (i["texture"].startswith("plain"), i["texture"], heights.get(i["id"], 0), i["id"])
+    )
+    things = [i["id"] for i in named]
     slots = {identity: place for place, identity in (*enumerate(hands[:2]), *enumerate(props[:1], 2),
                                                      *enumerate(things[: ROLES - 3], 3))}
     state = np.zeros((len(truth["frames"]), ROLES, 5), np.float32)

@@ -225,7 +225,13 @@ def _compose(image: np.ndarray, ids: np.ndarray | None, sprite: np.ndarray, matr
 
 
 def _hold(affines: np.ndarray) -> np.ndarray:
-    """An instance that is not drawn in a frame keeps an invertible matrix: the identity."""
-    empty = np.abs(affines).sum((2, 3)) == 0
-    affines[empty] = np.array([[1.0, 0, 0], [0, 1.0, 0]])
+    """An instance that is not drawn in a frame rests where it was drawn last, or will be drawn first: what appears or
+    goes has no flow."""
+    for identity in range(affines.shape[1]):
+        drawn = np.flatnonzero(np.abs(affines[:, identity]).sum((1, 2)))
+        if len(drawn) == 0:
+            affines[:, identity] = np.array([[1.0, 0, 0], [0, 1.0, 0]])
+            continue
+        before = np.searchsorted(drawn, np.arange(len(affines)), side="right") - 1
+        affines[:, identity] = affines[drawn[np.maximum(before, 0)], identity]
     return affines

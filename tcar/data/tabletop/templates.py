@@ -162,18 +162,17 @@ def over_next(s: Stage):
 def closer_away(s: Stage):
     """Three movers in three lanes with one silhouette; one is coloured, two are grey pucks, and at least one puck goes
     the other way. The coloured one counts: it nears the coloured reference or leaves it. The twin exchanges the
-    colours of two movers that go opposite ways: the flow, and the reference, are the same. These two cover one stretch
-    at one pace, so that a set of frames without order shows the coloured one at the same places in both twins."""
+    colours of two movers that go opposite ways: the flow, and the reference, are the same. Each covers a stretch of its
+    own, drawn alike for all, so that a set of frames without order shows the coloured one at no other places."""
     lanes = s.rng.permutation([42.0, 72.0, 102.0]) + s.rng.uniform(-2, 2, 3)
     side, travel = s.side(), s.u(16, 22)
     heading = np.array([1, -1, s.side()])
     s.end = 1 - s.start
-    stretch, other = (80 - side * 16 + s.u(-26, 26) for _ in range(2))
     shape, radius = s.shape(), int(s.rng.integers(9, 11))
     colour = s.texture()
     movers = []
     for lane, way in enumerate(heading):
-        x = (stretch if lane < 2 else other) + way * side * travel * (s.ramp() - 0.5)
+        x = 80 - side * 16 + s.u(-26, 26) + way * side * travel * (s.ramp() - 0.5)
         movers.append(s.thing(f"object {lane}", s.path(x, lanes[lane]), 2.0 + 0.1 * lanes[lane] / 100, radius,
                               shape=shape, texture=assets.PUCK))
     reference = s.thing("object 3", s.path(80 + side * s.u(58, 62), 73 + s.u(-4, 4)), 2.0, 15)
@@ -218,8 +217,9 @@ def collide_pass(s: Stage):
     before = np.arange(s.frames) < half
     names = [f"{c.name} {shape}" for c in colours]
     # at the exchange both things are wholly behind the screen, so a change of place there is never seen
-    crossed = [replace(left, track=np.where(before[:, None], left.track, right.track)),
-               replace(right, track=np.where(before[:, None], right.track, left.track))]
+    crossed = [replace(one, track=np.where(before[:, None], one.track, other.track),
+                       depth=np.where(before, one.depth, other.depth))
+               for one, other in ((left, right), (right, left))]
     moving = ["object 0", "object 1"]
     events = [("approach", int(s.start * s.frames), half), ("part", half, int(s.end * s.frames))]
     return {38: s.scene([left, right, screen, *hand], moving, events=events, placeholders=names),
@@ -272,7 +272,8 @@ def surface(s: Stage):
     return {109: scenes[1, 0], 47: scenes[0, 1], 74: scenes[1, 1], 68: scenes[0, 0]}
 
 
-@family("pretence", (106, 148), (72, 82), blind=(REVERSAL | SAME_FLOW, SAME_FLOW))
+# the thing that is pretended to be put is seen, the one that is pretended to be taken is not: the files may tell
+@family("pretence", (106, 148), (72, 82), blind=(REVERSAL | SAME_FLOW, SAME_FLOW - NUISANCES | {"length"}))
 def box(s: Stage):
     scenes = _down_and_up(s, boxed=True)
     return {106: scenes[1, 0], 148: scenes[0, 1], 72: scenes[1, 1], 82: scenes[0, 0]}
