@@ -56,11 +56,11 @@ class Data:
     # 0-based, of the real label list; [] = all there are.
     classes: list[int] = _bounded([], minimum=0)
     # Twin sets in each twin group; one set shows every class of its group once.
-    train_sets: int = _bounded(40, minimum=1)
+    train_sets: int = _bounded(36, minimum=1)
     # Where a rule needs more examples to be learned than others.
-    train_sets_by_family: dict[str, int] = _bounded({"closer_away": 280}, minimum=1)
+    train_sets_by_family: dict[str, int] = _bounded({"closer_away": 260}, minimum=1)
     validation_sets: int = _bounded(10, minimum=1)
-    test_sets: int = _bounded(30, minimum=1)
+    test_sets: int = _bounded(26, minimum=1)
     width: int = _bounded(160, minimum=32)  # pixels
     height: int = _bounded(120, minimum=32)  # pixels
     frame_rate: int = _bounded(12, minimum=1)  # frames a second
@@ -111,7 +111,7 @@ class Training:
     epochs: int = _bounded(12, minimum=1)
     # Where a method converges later than `epochs`.
     epochs_by_method: dict[str, int] = _bounded(
-        {"late_concat": 16, "late_concat_raw": 30, "motion": 14, "semantic": 20}, minimum=1
+        {"late_concat": 16, "late_concat_raw": 30, "motion": 14, "semantic": 18}, minimum=1
     )
     batch_size: int = _bounded(24, minimum=1)  # clips
     learning_rate: float = _bounded(0.0015, minimum=0.0)

@@ -146,7 +146,7 @@ def measure(root: Path | str, *, seed: int = 0, trees: int = 200, workers: int =
         fit, ask = np.flatnonzero(train & (family_of == name)), np.flatnonzero(~train & (family_of == name))
         chosen = {probe: values[[*fit, *ask]] for probe, values in features.items()}
         rows = [index[clips[i]] | {"twin class": index[index[clips[i]]["twin"]]["class"]} for i in (*fit, *ask)]
-        asked.setdefault(FAMILIES[name].group, []).append(_ask(FAMILIES[name], chosen, rows, len(fit), trees, seed))
+        asked.setdefault(FAMILIES[name].group, []).append(_ask(FAMILIES[name], chosen, rows, len(fit), trees, seed, workers))
     out: dict = {"ceilings": {}, "leaks": {}, "twins": []}
     for group, families in sorted(asked.items()):
         result = {
@@ -171,12 +171,14 @@ class Asked:
 
 
 def _ask(
-    family: Family, features: dict[str, np.ndarray], rows: list[dict], fitted: int, trees: int, seed: int
+    family: Family, features: dict[str, np.ndarray], rows: list[dict], fitted: int, trees: int, seed: int, workers: int
 ) -> Asked:
     """Fit the forests of a family on the first `fitted` rows and ask them about the others."""
     known, asked, scores = [row["class"] for row in rows[:fitted]], rows[fitted:], {}
     for probe, values in features.items():
-        forest = ExtraTreesClassifier(trees, min_samples_leaf=2, max_features=0.3, random_state=seed, n_jobs=1)
+        forest = ExtraTreesClassifier(
+            trees, min_samples_leaf=2, max_features=0.3, random_state=seed, n_jobs=worker_count(workers)
+        )
         forest.fit(values[:fitted], known)
         scores[probe] = np.log(forest.predict_proba(values[fitted:]) + 1e-3)
     classes = list(forest.classes_)
