@@ -146,7 +146,8 @@ def measure(root: Path | str, *, seed: int = 0, trees: int = 200, workers: int =
         fit, ask = np.flatnonzero(train & (family_of == name)), np.flatnonzero(~train & (family_of == name))
         chosen = {probe: values[[*fit, *ask]] for probe, values in features.items()}
         rows = [index[clips[i]] | {"twin class": index[index[clips[i]]["twin"]]["class"]} for i in (*fit, *ask)]
-        asked.setdefault(FAMILIES[name].group, []).append(_ask(FAMILIES[name], chosen, rows, len(fit), trees, seed, workers))
+        family = FAMILIES[name]
+        asked.setdefault(family.group, []).append(_ask(family, chosen, rows, len(fit), trees, seed, workers))
     out: dict = {"ceilings": {}, "leaks": {}, "twins": []}
     for group, families in sorted(asked.items()):
         result = {
