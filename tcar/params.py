@@ -111,7 +111,7 @@ class Training:
     epochs: int = _bounded(12, minimum=1)
     # Where a method converges later than `epochs`.
     epochs_by_method: dict[str, int] = _bounded(
-        {"late_concat": 16, "late_concat_raw": 30, "motion": 14, "semantic": 18}, minimum=1
+        {"late_concat": 16, "late_concat_raw": 45, "motion": 14, "semantic": 24}, minimum=1
     )
     batch_size: int = _bounded(24, minimum=1)  # clips
     learning_rate: float = _bounded(0.0015, minimum=0.0)
