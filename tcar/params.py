@@ -127,7 +127,7 @@ class Training:
 class Evaluation:
     """How certain the numbers are."""
 
-    bootstrap_samples: int = _bounded(2000, minimum=1)
+    bootstrap_samples: int = _bounded(1000, minimum=1)
     calibration_bins: int = _bounded(15, minimum=1)
     confidence: float = _bounded(0.95, minimum=0.5, maximum=0.999)
 
