@@ -29,9 +29,9 @@ def contact_sheet(clips: dict[str, UInt8[np.ndarray, "t h w 3"]], columns: int =
         width="full",
         height=0.2 + rows * (picture / frames * height / width + 0.02),
     )
-    fig.get_layout_engine().set(h_pad=0.005, w_pad=0.02, hspace=0, wspace=0)
+    fig.get_layout_engine().set(h_pad=0.005, w_pad=0.14, hspace=0, wspace=0)
     for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
+        axis.set(xticks=[], yticks=[], facecolor="none")  # a filled one would cover its neighbour's label
         axis.spines[:].set_visible(False)
     for axis, (name, clip) in zip(axes.T.flat, clips.items(), strict=False):
         # One image a row, and a palette of 256 colours: matplotlib then writes an indexed image into the PDF.
