@@ -182,9 +182,9 @@ def test_words_say_what_the_interval_allows():
     [
         (1, 1, 1, "reading across helps here"),
         (1, 1, 0, "both streams are needed; that they read each other is not shown"),
-        (1, 0, 0, "one stream alone does not suffice"),
+        (1, 0, 0, "the motion stream alone is not shown to do worse"),
         (0, 0, 0, "does not tell the methods apart"),
-        (1, 1, -1, "not the best choice here: late concat does better"),
+        (1, 1, -1, "not the best choice here: late concatenation does better"),
     ],
 )
 def test_a_group_s_sentence_says_no_more_than_its_intervals(semantic, motion, late, meaning):

@@ -1,5 +1,7 @@
 """Results in words, for the sentences that a notebook computes."""
 
+from tcar.plots import label
+
 
 def shown(entry: dict[str, float | None]) -> str:
     """Write {value, low, high}, shares, as a percentage with its interval; a dash where nothing was
@@ -23,25 +25,22 @@ def group_sentence(group: str, reached: dict[str, float | None], differences: di
     `differences[rival]` is the headline method minus that rival in this group.
     """
     said = {rival: verdict(row) for rival, row in differences.items()}
-    alone = [said[rival] for rival in ("semantic", "motion") if rival in said]
+    alone = {rival: said[rival] for rival in ("semantic", "motion") if rival in said}
     late = said.get("late_concat")
     if "below" in said.values():
-        better = [rival for rival, word in said.items() if word == "below"]
-        meaning = f"reading across is not the best choice here: {', '.join(map(_spoken, better))} does better"
-    elif late == "above" and all(word == "above" for word in alone):
+        better = [label(rival).lower() for rival, word in said.items() if word == "below"]
+        meaning = f"reading across is not the best choice here: {', '.join(better)} does better"
+    elif late == "above" and all(word == "above" for word in alone.values()):
         meaning = "reading across helps here, on these streams and with this recipe"
-    elif alone and all(word == "above" for word in alone):
+    elif alone and all(word == "above" for word in alone.values()):
         meaning = "both streams are needed; that they read each other is not shown to matter"
-    elif "above" in alone:
-        meaning = "one stream alone does not suffice; that the other adds anything is not shown"
+    elif "above" in alone.values():
+        equal = next(rival for rival, word in alone.items() if word != "above")
+        meaning = f"the {label(equal).lower()} alone is not shown to do worse"
     else:
         meaning = "this group does not tell the methods apart"
     rivals = ", ".join(
-        f"{said[rival]} {_spoken(rival)} ({row['difference']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}])"
+        f"{said[rival]} {label(rival).lower()} ({row['difference']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}])"
         for rival, row in differences.items()
     )
     return f"**{group}**: twin accuracy {shown(reached)}, {rivals}. So {meaning}."
-
-
-def _spoken(rival: str) -> str:
-    return rival.replace("_", " ")
