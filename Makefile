@@ -14,13 +14,14 @@ wanted := { echo "$(CURDIR)"; cat pyproject.toml; }
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup doctor test paper streams lab lint benchmark clean clean-venv
+.PHONY: help setup doctor test paper replicates streams lab lint benchmark clean clean-venv
 
 help:
 	@echo "make paper      render the data, run the stale notebooks, build the paper  [PARAMS=params/demo.yaml]"
 	@echo "make test       the tests, with the whole pipeline in small"
 	@echo "make doctor     what is installed, found and missing, each fault with its fix  [PARAMS=…]"
 	@echo "make lab        open the notebooks in JupyterLab"
+	@echo "make replicates  the methods on other clips, streams and trainings: most of an hour  [PARAMS=params/demo.yaml]"
 	@echo "make streams    train the two small streams that come with the package again"
 	@echo "make setup      create $(venv) and install; every target does so when it has to  [PYTHON=…]"
 	@echo "make lint       check the style"
@@ -53,6 +54,9 @@ setup:
 
 paper: setup
 	@$(py) -m tcar.pipeline $(PARAMS)
+
+replicates: setup
+	@$(py) -m tcar.stages.replicates $(PARAMS)
 
 test: setup
 	OMP_NUM_THREADS=1 $(py) -m pytest tests --ignore=tests/benchmarks $(PYTEST_FLAGS)

@@ -111,7 +111,8 @@ class Training:
     epochs: int = _bounded(12, minimum=1)
     # Where a method converges later than `epochs`.
     epochs_by_method: dict[str, int] = _bounded(
-        {"late_concat": 16, "late_concat_raw": 45, "motion": 14, "semantic": 24}, minimum=1
+        {"late_concat": 16, "late_concat_raw": 45, "motion": 14, "semantic": 24, "semantic_bag": 20, "sum": 16},
+        minimum=1,
     )
     batch_size: int = _bounded(24, minimum=1)  # clips
     learning_rate: float = _bounded(0.0015, minimum=0.0)
@@ -140,6 +141,11 @@ class Ablations:
     ablation_fusions: list[str] = _bounded(["cross_attention", "late_concat", "late_concat_raw"])
     ablation_windows: list[str] = _bounded([])
     ablation_seeds: list[int] = _bounded([0, 1, 2], minimum=0)
+    # What `python -m tcar.replicates` measures: each replicate has clips, streams and trainings of its own.
+    replicates: int = _bounded(6, minimum=2)
+    replicate_methods: list[str] = _bounded(
+        ["cross_attention", "late_concat", "late_concat_raw", "sum", "semantic", "semantic_bag", "motion"]
+    )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tcar import log, notebooks, params, results
+from tcar import log, notebooks, params, replicates, results
 from tcar.notebooks import Notebook, NotebookError
 from tcar.params import ParameterError, Params
 
@@ -94,6 +94,8 @@ def _parameters(step: Step, run: Params) -> dict[str, Any]:
 def _inputs(step: Step, run: Params) -> list[Path]:
     """The files a step reads that an earlier step or the user has written."""
     found = [run.results_dir / f"{name}.json" for name in step.inputs]
+    if step.name in ("05_ablations", "report") and (measured := replicates.find(run)):
+        found.append(measured)
     if step is REPORT:
         found += [run.root / path for s in TABLE for path in _state(s, run).get("outputs", {})]
         return sorted({*found, *_files(run.root / "paper", "*.typ", "*.bib", "*.csv")})

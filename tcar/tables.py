@@ -177,6 +177,7 @@ def tables(results: dict, params: "Params") -> list[Table]:
         ablations_table(f"Ablations on the test clips, {data}: one factor is changed at a time; means over "
                         f"seeds {percents} and seeds. GFLOPs of the fusion for one clip (2 a multiply-add).",
                         results),
+        *replicate_tables(results.get("replicates"), data, f"{100 * params.evaluation.confidence:g}%"),
         streams_table(need(results, "extractors", "streams"), results["extractors"].get("full_size") or []),
         grid_table("ceilings", "Ceilings before any method is trained: how often a probe of one kind of "
                    f"evidence prefers a clip's class to its twin's, {data}: {percents}; chance is 50.",
@@ -227,6 +228,29 @@ def ablations_table(caption: str, results: dict) -> Table:
                      millions(cost.get("trainable_parameters")), significant(cost.get("gflops"))])
     columns = ["Factor", "Level", "Top-1", "Twin accuracy", "Trained (M)", "GFLOPs"]
     return Table("ablations", caption, columns, rows)
+
+
+def replicate_tables(measured: dict | None, data: str, confidence: str) -> list[Table]:
+    """Methods over replicates, and their twin accuracy per group; tables without rows where nothing was measured."""
+    measured = measured or {"methods": {}, "comparisons": [], "replicates": [], "headline": ""}
+    against = {row["b"]: row for row in measured["comparisons"] if row["metric"] == "twin_accuracy"}
+    rows = []
+    for method, row in measured["methods"].items():
+        test = against.get(method)
+        rows.append([readable(method), estimate(row["top1"]), estimate(row["twin_accuracy"]),
+                     percent(row["twin_accuracy"]["spread"]),
+                     f"{percent(test['difference'], '+')} {interval(test)}" if test else "",
+                     significant(test["holm"], 2) if test else ""])
+    over = f"over {len(measured['replicates'])} replicates, each with clips, streams and trainings of its own, {data}"
+    return [
+        Table("replicates", f"Methods {over}: means in % with {confidence} intervals (Student), the standard deviation "
+              f"of the twin accuracy, and how far {readable(measured['headline'])} is above in it: paired differences "
+              "in points and p of the paired t-test, corrected for the number of rivals (Holm).",
+              ["Method", "Top-1", "Twin accuracy", "Deviation", "Headline minus it", "p"], rows),
+        grid_table("replicates_per_group", f"Twin accuracy per group {over}: means in % with {confidence} intervals.",
+                   "Method", {method: {group: entry["twin_accuracy"] for group, entry in row["per_group"].items()}
+                              for method, row in measured["methods"].items()}),
+    ]
 
 
 def streams_table(used: list[dict], full_size: list[dict]) -> Table:

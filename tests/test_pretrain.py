@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tcar.data.tabletop import assets, standin
 from tcar.data.tabletop.scene import render
 from tcar.models import create_stream, pretrain
+from tcar.models.streams import packaged
 
 
 def test_stand_in_scenes_use_their_own_vocabulary_alone():
@@ -24,14 +25,20 @@ def test_stand_in_scenes_use_their_own_vocabulary_alone():
 
 def test_dense_labels_describe_what_is_drawn():
     for seed in range(8):
-        frame, share, colour, shape, pattern, offset = standin.make_still(seed, 112, 8)
-        assert frame.shape == (112, 112, 3) and np.allclose(share.sum(-1), 1, atol=1e-4)
-        ids = render(standin.still_scene(seed)).instances[0]
-        empty = 1 - (ids.reshape(8, 15, 8, 20) > 0).mean((1, 3))  # 120 x 160 pixels in 8 x 8 patches
-        assert np.allclose(share[..., standin.CATEGORIES.index("background")], empty, atol=1e-3)
+        frame, category, colour, shape, pattern, offset = standin.make_still(seed, 112, 8, detail=4)
+        assert frame.shape == (112, 112, 3) and category.shape == (32, 32)
+        scene = standin.still_scene(seed)
+        ids = render(scene).instances[0]
+        # the middles of 32 x 32 sub-patches of 120 x 160 pixels, at most half a pixel off
+        middles = ids[np.ix_(((np.arange(32) + 0.5) * 120 / 32).astype(int), ((np.arange(32) + 0.5) * 5).astype(int))]
+        assert ((category > 0) == (middles > 0)).all()
+        kinds = {i: name.split()[0].split("-")[0] for i, name in enumerate(scene.instances(), 1)}
+        for index, kind in ((1, "hand"), (3, "held"), (4, "cloth")):
+            meant = np.isin(middles, [i for i, name in kinds.items() if name == kind])
+            assert ((category == index) == meant).all(), kind
         filled = shape >= 0
-        objects = share[..., standin.CATEGORIES.index("object")] + share[..., standin.CATEGORIES.index("held object")]
-        assert (objects[filled] > 0.3).all() and ((pattern >= 0) == filled).all()
+        objects = np.isin(category, (2, 3)).reshape(8, 4, 8, 4).mean((1, 3))
+        assert (objects[filled] > 0.1).all() and ((pattern >= 0) == filled).all()
         assert (colour[filled].max(-1) > 0.5).all() and np.abs(offset).max() < 1
 
 
@@ -54,11 +61,12 @@ def test_the_same_seed_trains_the_same_stream(name, tmp_path, monkeypatch):
     for folder in ("first", "second"):
         pretrain.build(name, tmp_path / folder, seed=3, scale=1.0)
     torch.set_num_threads(threads)
-    first, second = (load_file(tmp_path / folder / f"{name}.safetensors") for folder in ("first", "second"))
+    file = packaged(name, 3).name
+    first, second = (load_file(tmp_path / folder / file) for folder in ("first", "second"))
     assert all(torch.equal(first[key], second[key]) for key in first)
-    stream = create_stream(name, checkpoint=tmp_path / "first" / f"{name}.safetensors")
+    stream = create_stream(name, checkpoint=tmp_path / "first" / file)
     assert stream.pretrained and set(stream.backbone.state_dict()) == set(first)
     fresh = create_stream(name, seed=3).backbone.state_dict()
     assert any(not torch.equal(fresh[key], first[key]) for key in first)
-    provenance = json.loads((tmp_path / "first" / f"{name}.json").read_text())
+    provenance = json.loads((tmp_path / "first" / file).with_suffix(".json").read_text())
     assert provenance["seed"] == 3 and provenance["held_out_scores"]

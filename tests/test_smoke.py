@@ -83,3 +83,25 @@ def test_the_second_run_does_nothing(smoke):
     assert done.returncode == 0
     assert done.stdout.count("up to date") >= len(pipeline.TABLE) + 1
     assert "done in" not in done.stdout
+
+
+def test_replicates_are_measured_and_then_shown(smoke):
+    command = [sys.executable, "-m", "tcar.stages.replicates", str(smoke / "smoke.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for _ in range(2):  # the second time nothing is made again, and nothing comes out differently
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        measured = results.load(smoke / "runs" / "smoke" / "results" / "replicates.json")
+        assert len(measured["replicates"]) == 2
+        # the first replicate is the run itself: its scores are those of the evaluation
+        evaluated = results.load(smoke / "runs" / "smoke" / "results" / "evaluation.json")["methods"]
+        for method, scores in measured["replicates"][0].items():
+            if method in evaluated:
+                assert scores["top1"] == pytest.approx(evaluated[method]["per_seed"]["top1"][0])
+    assert "0 of them to train" in done.stdout + done.stderr
+    done = start(smoke / "smoke.yaml")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.stdout.count("done in") == 2  # the notebook that draws them, and the paper
+    assert (smoke / "figures" / "smoke" / "replicates.pdf").is_file()
+    table = (smoke / "runs" / "smoke" / "paper" / "tables" / "replicates.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in table] == ["Method", "Cross-attention", "Semantic stream"]

@@ -1,8 +1,9 @@
 """Training of the two small streams of the demo on stand-in tasks (`make streams`).
 
 A published DINOv2 or I3D comes trained on millions of images or clips; the small ones, of the same architectures, come
-trained on dense labels of random synthetic stills (category, colour, outline, pattern and place for every patch) and on
-the true flow of random synthetic clips. Neither shares objects, textures, backgrounds or clips with Tabletop.
+trained on dense labels of random synthetic stills (what covers each sixteenth of a patch; colour, outline, pattern and
+place of the object in it) and on the true flow of random synthetic clips. Neither shares objects, textures,
+backgrounds or clips with Tabletop.
 """
 
 import argparse
@@ -20,11 +21,13 @@ from jaxtyping import Float, UInt8
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .. import log, results
+from .. import log
 from ..data.tabletop import standin
+from ..data.workers import worker_count
 from . import i3d, streams
 
 LOG = log.get("streams")
+DETAIL = 4  # sub-patches along each side of a patch, for which the category is asked
 HELD_OUT = 0.08  # share of the stand-in data on which the provenance's scores are measured
 
 
@@ -50,18 +53,26 @@ def _schedule(optimiser, steps: int, peak: float):
 
 
 def semantic_loss(out: dict[str, Tensor], batch: list[Tensor]) -> tuple[Tensor, dict[str, float]]:
-    """Sum of the losses of every dense label, and the scores that a reader understands."""
-    share, colour, shape, pattern, offset = batch
+    """Sum of the losses of every dense label, and the scores that a reader understands.
+
+    Categories are asked for in every sixteenth of a patch, so that a token has to hold an outline and not only a kind.
+    """
+    category, colour, shape, pattern, offset = batch
     filled = shape >= 0
+    guessed = out["category"].unflatten(-1, (-1, len(standin.CATEGORIES)))
     terms = [
-        -(share * out["category"].log_softmax(-1)).sum(-1).mean(),
+        2 * F.cross_entropy(guessed.flatten(0, -2), category.flatten()),
         4 * F.l1_loss(out["colour"][filled], colour[filled]),
-        0.5 * F.cross_entropy(out["shape"][filled], shape[filled]),
+        F.cross_entropy(out["shape"][filled], shape[filled]),
         0.5 * F.cross_entropy(out["pattern"][filled], pattern[filled]),
         4 * F.l1_loss(out["offset"][filled], offset[filled]),
     ]
-    scores = {
-        "category accuracy": (out["category"].argmax(-1) == share.argmax(-1)).float().mean().item(),
+    found = guessed.argmax(-1)
+    overlap = {}
+    for name in ("hand", "object", "held object"):
+        here, there = found == standin.CATEGORIES.index(name), category == standin.CATEGORIES.index(name)
+        overlap[f"{name} overlap"] = ((here & there).sum() / (here | there).sum().clamp(min=1)).item()
+    scores = overlap | {
         "shape accuracy": (out["shape"].argmax(-1) == shape)[filled].float().mean().item(),
         "pattern accuracy": (out["pattern"].argmax(-1) == pattern)[filled].float().mean().item(),
         "colour error": F.l1_loss(out["colour"][filled], colour[filled]).item(),
@@ -73,19 +84,27 @@ def train_semantic(scenes: int, epochs: int, seed: int) -> tuple[nn.Module, dict
     """Train the small DINOv2 on dense labels of stills; returns it with its scores on held-out stills."""
     config = streams.DINOV2_TINY
     grid = config.image_size // config.patch_size
-    make = partial(standin.make_still, size=config.image_size, grid=grid)
+    make = partial(standin.make_still, size=config.image_size, grid=grid, detail=DETAIL)
     data = _generate(make, range(seed * 10**6, seed * 10**6 + scenes))
     torch.manual_seed(seed)
     model = streams.build_dinov2(config)
-    head = DenseHead(config.hidden_size, {"category": len(standin.CATEGORIES), "colour": 3, "offset": 2,
+    head = DenseHead(config.hidden_size, {"category": DETAIL**2 * len(standin.CATEGORIES), "colour": 3, "offset": 2,
                                           "shape": len(standin.SHAPE_NAMES), "pattern": len(standin.PATTERN_NAMES)})
 
     def run(rows, augment):
-        frames, *labels = (column[rows] for column in data)
+        columns = [column[rows] for column in data]
+        if augment:
+            mirrored = torch.rand(len(rows)) < 0.5
+            for column in columns:
+                column[mirrored] = column[mirrored].flip(2)
+            columns[-1][mirrored, ..., 0] *= -1  # offsets point the other way
+        frames, category, *labels = columns
+        blocks = category.long().unflatten(2, (grid, DETAIL)).unflatten(1, (grid, DETAIL))
+        labels = [blocks.transpose(2, 3).flatten(3), *labels]
         images = _normalise(frames.permute(0, 3, 1, 2), streams.IMAGENET, augment)
         tokens = model(pixel_values=images).last_hidden_state[:, 1:].unflatten(1, (grid, grid))
         return semantic_loss(head(tokens), labels)
-    return model, _optimise(nn.ModuleList([model, head]), run, scenes, epochs, 64, 1.5e-3, seed, "dinov2_tiny")
+    return model, _optimise(nn.ModuleList([model, head]), run, scenes, epochs, 64, 3e-3, seed, "dinov2_tiny")
 
 
 def motion_loss(flow: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -120,8 +139,8 @@ def train_motion(scenes: int, epochs: int, seed: int) -> tuple[nn.Module, dict]:
             video[mirrored] = video[mirrored].flip(4)
             truth[mirrored] = truth[mirrored].flip(3) * torch.tensor([-1.0, 1.0])
         video = _normalise(video, streams.KINETICS, augment)
-        # bfloat16 halves the time of these convolutions on a CPU
-        with torch.autocast("cpu", torch.bfloat16):
+        # bfloat16 halves the time of these convolutions on a CPU that has it, and doubles it on one that has not
+        with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
             features = model.features(video.contiguous(memory_format=torch.channels_last_3d))
         flow = head(features.float().movedim(1, -1))["flow"]
         flow = flow.unflatten(-1, (2, 2, 2)).permute(0, 1, 2, 4, 3, 5, 6).flatten(4, 5).flatten(2, 3)
@@ -158,14 +177,14 @@ def _optimise(model: nn.Module, run, scenes: int, epochs: int, batch: int, rate:
             schedule.step()
             total += loss.item()
         LOG.info("%s epoch %d/%d loss %.4f", name, epoch + 1, epochs, total / steps)
-    model.eval()
+    model.eval().half().float()  # the weights are kept in half precision, and scored as they are kept
     with torch.no_grad():
         parts = [run(rows, False)[1] for rows in torch.arange(held_out).split(batch)]
     return {key: float(np.mean([p[key] for p in parts])) for key in parts[0]}
 
 
 TASKS = {  # stream -> (training, scenes, epochs)
-    "dinov2_tiny": (train_semantic, 12000, 9),
+    "dinov2_tiny": (train_semantic, 20000, 7),
     "i3d_tiny": (train_motion, 9000, 7),
 }
 
@@ -180,30 +199,32 @@ def build(name: str, output: Path, seed: int, scale: float) -> None:
     model, scores = train(scenes, epochs, seed)
     LOG.info("%s: %s", name, {k: round(v, 3) for k, v in scores.items()})
     output.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, output / f"{name}.safetensors")
+    state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
+    path = output / streams.packaged(name, seed).name
+    save_file(state, path)
     provenance = {
         "stream": name, "trained_on": f"{scenes} synthetic stand-in scenes of the vocabulary 'pretrain'",
         "epochs": epochs, "seed": seed, "held_out_scores": scores, "licence": "Apache-2.0",
         "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
-        "code": results.code_digest("tcar.models.pretrain", "tcar.data.tabletop.standin"),
+        "code": streams.training_code(),
         "seconds": round(time.perf_counter() - begin, 1),
     }
-    (output / f"{name}.json").write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
+    path.with_suffix(".json").write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
 
 
 def main() -> None:
-    """Train the small streams named (all by default), side by side."""
+    """Train the small streams named (all by default) with every seed, side by side on the cores."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("streams", nargs="*", help=f"of {', '.join(TASKS)}; all of them by default")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "weights")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(streams.SEEDS))
     parser.add_argument("--scale", type=float, default=1.0, help="share of the stand-in scenes and epochs to use")
     arguments = parser.parse_args()
     if unknown := set(arguments.streams) - set(TASKS):
         parser.error(f"unknown streams {sorted(unknown)}; there are {', '.join(TASKS)}")
-    with ProcessPoolExecutor(len(TASKS), mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(build, name, arguments.output, arguments.seed, arguments.scale)
-                for name in arguments.streams or TASKS]
+    with ProcessPoolExecutor(worker_count(0), mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(build, name, arguments.output, seed, arguments.scale)
+                for name in arguments.streams or TASKS for seed in arguments.seeds]
         for job in jobs:
             job.result()
 

@@ -33,6 +33,38 @@ def stream_probes(rows: list[dict]) -> Figure:
     return fig
 
 
+@styled()
+def concepts(rows: list[dict]) -> Figure:
+    """Show what linear readers of single tokens reach, one panel a concept; the lines are streams and their variants.
+
+    Each row has `stream`, `variant`, `concept`, `measure`, `value`, `low`, `high` and `chance`.
+    """
+    names = list(dict.fromkeys((row["stream"], row["variant"]) for row in rows))
+    asked = list(dict.fromkeys(row["concept"] for row in rows))
+    across = 4
+    down = -(-len(asked) // across)
+    fig, axes = canvas(
+        down, across, width="full", height=0.3 + down * (0.55 + 0.13 * len(names)), sharey=True, sharex=True
+    )
+    for axis in axes.flat[len(asked) :]:
+        axis.set_visible(False)
+    for axis, concept in zip(axes.flat, asked, strict=False):
+        for row in (row for row in rows if row["concept"] == concept):
+            position = names.index((row["stream"], row["variant"]))
+            # a reader that is worse than the mean has a negative R2, however far below: the edge stands for it
+            low, value, high = (max(row[key], -0.02) for key in ("low", "value", "high"))
+            axis.plot([low, high], [position] * 2, color=colour(row["stream"]), linewidth=1.4)
+            marker, size = ("o", 3.5) if row["variant"] == names[0][1] else ("s", 2.5)
+            axis.plot(value, position, marker, color=colour(row["stream"]), markersize=size)
+            axis.axvline(row["chance"], color="black", linestyle="--", linewidth=0.6)
+        axis.set(title=f"{concept} ({row['measure'].replace('R2', 'R²')})", xlim=(-0.05, 1.03))
+        axis.set(ylim=(len(names) - 0.5, -0.5))
+        axis.grid(axis="x", linewidth=0.3)
+    for axis in axes[:, 0]:
+        axis.set_yticks(range(len(names)), [f"{stream}, {variant}" for stream, variant in names], fontsize=6)
+    return fig
+
+
 def pca_colours(
     tokens: Float[np.ndarray, "clips t h w d"],
 ) -> Float[np.ndarray, "clips t h w 3"]:

@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 
 def fusion_config(run: Params, kind: str = "", **changes) -> FusionConfig:
     """Give the configuration of a fusion at the parameters of the run; `changes` are fields of
-    FusionConfig.
+    FusionConfig. Widths and classes that are not among them are read from the run's stores and audit.
     """
-    fusion, opened = run.fusion, stores(run)
-    settings = {
+    fusion, settings = run.fusion, dict(changes)
+    if not {"semantic_width", "motion_width"} <= settings.keys():
+        settings = {f"{role}_width": store.width for role, store in stores(run).items()} | settings
+    if "num_classes" not in settings:
+        settings["num_classes"] = len(class_names(run))
+    chosen = {
         "kind": kind or fusion.fusion,
-        "num_classes": len(class_names(run)),
         "width": fusion.fusion_width,
-        "semantic_width": opened["semantic"].width,
-        "motion_width": opened["motion"].width,
         "heads": fusion.heads,
         "blocks": fusion.fusion_blocks,
         "mlp_ratio": fusion.mlp_ratio,
@@ -36,7 +37,7 @@ def fusion_config(run: Params, kind: str = "", **changes) -> FusionConfig:
         "dropout": fusion.dropout,
         "drop_path": fusion.drop_path,
     }
-    return FusionConfig(**settings | changes)
+    return FusionConfig(**chosen | settings)
 
 
 def random_tokens(run: Params, clips: int) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """Results in words, for the sentences that a notebook computes."""
 
 from tcar.plots import label
+from tcar.plots.scores import METRICS
 
 
 def shown(entry: dict[str, float | None]) -> str:
@@ -17,6 +18,15 @@ def verdict(comparison: dict) -> str:
     if comparison["low"] > 0:
         return "above"
     return "below" if comparison["high"] < 0 else "not told apart from"
+
+
+def replicate_sentence(row: dict, alpha: float) -> str:
+    """Say what a paired comparison over replicates allows, by its corrected p."""
+    word = verdict(row) if row["holm"] < alpha else "not told apart from"
+    return (
+        f"Over replicates, in {METRICS[row['metric']]}, {label(row['a'])} is {word} {label(row['b'])} "
+        f"({row['difference']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}], corrected p = {row['holm']:.2g})."
+    )
 
 
 def group_sentence(group: str, reached: dict[str, float | None], differences: dict[str, dict]) -> str:

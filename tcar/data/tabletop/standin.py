@@ -4,11 +4,8 @@ Scenes are random arrangements of the `pretrain` vocabulary, which shares no obj
 Tabletop, and follow none of its templates. They play the part that web images and Kinetics play for published streams.
 """
 
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
 
 from . import assets
 from .scene import Item, Scene, render
@@ -89,20 +86,14 @@ def _walk(s: Stage, place: tuple[float, float], moving: bool, angle: float = 0.0
                   place[1] + travel * np.sin(heading) * timing + wobble[:, 1], growth, angle)
 
 
-@dataclass(frozen=True)
-class Stills:
-    """Stills [n, size, size, 3] with a label for every patch of a grid."""
+def make_still(seed: int, size: int, grid: int, detail: int) -> tuple[np.ndarray, ...]:
+    """One still and its labels: (frame [size size 3], category [g*detail g*detail], colour [g g 3], shape [g g],
+    pattern [g g], offset [g g 2]).
 
-    frames: UInt8[np.ndarray, "n s s 3"]
-    categories: Float[np.ndarray, "n g g c"]  # share of each category in the patch
-    colour: Float[np.ndarray, "n g g 3"]      # of the object that fills the patch, RGB in [0, 1]
-    shape: np.ndarray                          # index of its outline, -1 where no object fills the patch
-    pattern: np.ndarray
-    offset: Float[np.ndarray, "n g g 2"]      # from the patch to the object's centre, in frame sizes
-
-
-def make_still(seed: int, size: int, grid: int) -> tuple[np.ndarray, ...]:
-    """One still and its labels, in the order of the fields of `Stills`."""
+    The category is that of the middle of every sub-patch, an index into `CATEGORIES`. The others describe the object
+    that fills most of a patch of the grid: its first colour (RGB in [0, 1]), its outline and pattern (indices, -1 where
+    no object does), and the way from the patch to its centre, in frame sizes.
+    """
     scene = still_scene(seed)
     rendering = render(scene)
     ids = rendering.instances[0]
@@ -110,12 +101,13 @@ def make_still(seed: int, size: int, grid: int) -> tuple[np.ndarray, ...]:
     first = {}
     for item in scene.items:
         first.setdefault(item.instance, item)
-    category = np.zeros(len(names) + 1, int)
+    category = np.zeros(len(names) + 1, np.uint8)
     for i, name in enumerate(names, 1):
         kinds = {"palm": "hand", "fingers": "hand", "cloth": "cloth", "box-back": "box", "box-front": "box"}
         kind = kinds.get(first[name].kind, "held object" if name.startswith("held") else "object")
         category[i] = CATEGORIES.index(kind)
-    share = _pool((category[ids][..., None] == np.arange(len(CATEGORIES))).astype(np.float32), grid)
+    fine = (grid * detail, grid * detail)
+    categories = cv2.resize(category[ids], fine, interpolation=cv2.INTER_NEAREST_EXACT)
     cover = _pool((ids[..., None] == np.arange(1, len(names) + 1)).astype(np.float32), grid)
     top = cover.argmax(-1)
     filled = cover.max(-1) > 0.35
@@ -131,7 +123,7 @@ def make_still(seed: int, size: int, grid: int) -> tuple[np.ndarray, ...]:
         offset[here] = item.track[0, :2] / [160, 120] - centres[here]
         shape[here], pattern[here] = SHAPE_NAMES.index(item.shape), PATTERN_NAMES.index(item.texture.pattern)
     frame = cv2.resize(rendering.frames[0], (size, size), interpolation=cv2.INTER_AREA)
-    return frame, share, colour, shape, pattern, offset
+    return frame, categories, colour, shape, pattern, offset
 
 
 def make_clip(seed: int, size: int, grid: tuple[int, int, int], frames: int = 16) -> tuple[np.ndarray, np.ndarray]:
