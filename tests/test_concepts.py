@@ -1,13 +1,19 @@
 """Probes of single tokens: tokens that hold the truth answer every question, tokens of noise none."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
 from tcar import params, results
 from tcar.data.ssv2 import load_split
 from tcar.data.tabletop import load_truth
+from tcar.data.video import read_segments
+from tcar.models.grids import pool_tokens
 from tcar.stages import concepts
 from tcar.stages.clips import dataset_folder
+from tcar.stages.features import stream
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +27,15 @@ def run(tmp_path_factory):
     })  # fmt: skip
     dataset_folder(made)
     return made
+
+
+def test_variants_are_streams_of_the_same_kind_with_other_tokens(run, found):
+    frames = torch.from_numpy(read_segments(found["train"][0].path, 8))[None]
+    made = {"in use": stream(run, "semantic"), **concepts.variants(run, "semantic")}
+    tokens = {name: pool_tokens(one(frames), (4, 4, 4)).values for name, one in made.items()}
+    assert set(made) == {"in use", "trained from seed 1", "56 pixels", "untrained"}
+    assert all(value.shape == (1, 4, 16, 128) for value in tokens.values())
+    assert all(not torch.allclose(tokens["in use"], tokens[name], atol=0.1) for name in made if name != "in use")
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +57,14 @@ def test_cells_hold_the_share_that_masks_cover(run, found):
 
 def rows_for(run, found, monkeypatch, make) -> dict[str, dict]:
     """The probes of a single variant whose tokens are what `make(clip)` gives."""
-    monkeypatch.setattr(concepts, "variants", lambda run, role: {"in use": None})
-    monkeypatch.setattr(concepts, "_cost", lambda made, frames: {"parameters": 0, "gflops": 0.0})
-    monkeypatch.setattr(concepts, "_tokens", lambda run, made, clips, role, grid: np.stack([make(c) for c in clips]))
-    return {row["concept"]: row for row in concepts.concept_probes(run, found) if row["stream"] == "semantic"}
+    clips = {clip.id: clip for part in found.values() for clip in part}
+    monkeypatch.setattr(concepts, "variants", lambda run, role: {})
+    store = SimpleNamespace(
+        ids=list(clips), grid=(4, 4, 4), frames=16, load=lambda ids: np.stack([make(clips[i]) for i in ids])
+    )
+    rows = concepts.concept_probes(run, {"semantic": store, "motion": store}, found)
+    assert {row["variant"] for row in rows} == {"in use"}
+    return {row["concept"]: row for row in rows if row["stream"] == "semantic"}
 
 
 def test_tokens_that_hold_the_truth_answer_everything(run, found, monkeypatch):
@@ -81,7 +100,7 @@ def test_tokens_of_noise_answer_nothing(run, found, monkeypatch):
 
 
 def test_other_datasets_have_no_truth_to_ask_for():
-    assert concepts.concept_probes(params.from_values({"dataset": "ssv2"}), {}) == []
+    assert concepts.concept_probes(params.from_values({"dataset": "ssv2"}), {}, {}) == []
 
 
 def test_provenance_tells_weights_of_other_code(monkeypatch):

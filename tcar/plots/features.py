@@ -56,7 +56,7 @@ def concepts(rows: list[dict]) -> Figure:
             axis.plot([low, high], [position] * 2, color=colour(row["stream"]), linewidth=1.4)
             marker, size = ("o", 3.5) if row["variant"] == names[0][1] else ("s", 2.5)
             axis.plot(value, position, marker, color=colour(row["stream"]), markersize=size)
-            axis.axvline(row["chance"], color="black", linestyle="--", linewidth=0.6)
+            axis.plot([row["chance"]] * 2, [position - 0.5, position + 0.5], "--", color="black", linewidth=0.6)
         axis.set(title=f"{concept} ({row['measure'].replace('R2', 'R²')})", xlim=(-0.05, 1.03))
         axis.set(ylim=(len(names) - 0.5, -0.5))
         axis.grid(axis="x", linewidth=0.3)

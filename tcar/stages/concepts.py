@@ -26,13 +26,15 @@ from tcar.data.video import read_segments
 from tcar.models import create_stream
 from tcar.models.grids import pool_tokens
 from tcar.models.streams import SEEDS, packaged, stream_cost, training_code
+from tcar.stages.features import stream
 
 if TYPE_CHECKING:
     from tcar.data.ssv2 import Clip
+    from tcar.features import FeatureStore
     from tcar.models import Stream
     from tcar.params import Params
 
-CLIPS = {"train": 8, "validation": 5}  # of every class
+CLIPS = {"train": 6, "validation": 4}  # of every class
 SMALLER = {"dinov2_tiny": 56, "i3d_tiny": 64}  # pixels: the smallest input that still gives four rows of tokens
 MOVING = 0.3  # pixels a frame; below it a direction means nothing
 # Whether something is in the hand on its way down and on its way up, by class.
@@ -44,10 +46,9 @@ MEASURES = {
 
 
 def variants(run: Params, role: str) -> dict[str, Stream]:
-    """Give the streams that are compared in a role: as packaged, of other seeds, of a smaller input, untrained."""
+    """Give what the stream of a role is compared with: other seeds, a smaller input, and no training at all."""
     name = getattr(run.streams, role)
-    made = {"in use": create_stream(name, True, getattr(run.streams, f"{role}_checkpoint") or None)}
-    made |= {
+    made = {
         f"trained from seed {seed}": create_stream(name, checkpoint=packaged(name, seed))
         for seed in SEEDS[1:]
         if packaged(name, seed).is_file()
@@ -57,30 +58,45 @@ def variants(run: Params, role: str) -> dict[str, Stream]:
     return made | {"untrained": create_stream(name, seed=run.common.seed)}
 
 
-def concept_probes(run: Params, found: dict[str, list[Clip]]) -> list[dict]:
-    """Score what single tokens of each variant of both streams know; without Tabletop's ground truth, nothing.
+def concept_probes(run: Params, opened: dict[str, FeatureStore], found: dict[str, list[Clip]]) -> list[dict]:
+    """Score what single tokens of both streams and of their variants know; without Tabletop's ground truth, nothing.
 
-    One row a role, variant and concept: `value` with its interval over twin sets, `chance`, `measure` (accuracy or
-    R2), and the variant's `parameters` and `gflops` for one clip.
+    The tokens of the streams in use are those of the stores. One row a role, variant and concept: `value` with its
+    interval over twin sets, `chance`, `measure` (accuracy or R2), and the variant's `parameters` and `gflops` for one
+    clip.
     """
     if run.data.dataset != "tabletop":
         return []
-    chosen = {split: _few_of_each(found[split], count) for split, count in CLIPS.items()}
+    stored = set.intersection(*(set(store.ids) for store in opened.values()))
+    chosen = {
+        split: _few_of_each([clip for clip in found[split] if clip.id in stored], count)
+        for split, count in CLIPS.items()
+    }
     clips = [clip for part in chosen.values() for clip in part]
     fitted = np.arange(len(clips)) < len(chosen["train"])
-    grids = {role: tuple(getattr(run.streams, f"{role}_grid")) for role in ("semantic", "motion")}
+    grids = {role: tuple(store.grid) for role, store in opened.items()}
     asked = {grid: _targets(run, clips, fitted, grid) for grid in set(grids.values())}
-    work = [(role, name, made) for role in grids for name, made in variants(run, role).items()]
+    work = [
+        (role, name, made)
+        for role in grids
+        for name, made in {"in use": stream(run, role), **variants(run, role)}.items()
+    ]
+
+    def read(job: tuple[str, str, Stream]) -> Float[np.ndarray, "clips n d"]:
+        role, name, made = job
+        if name == "in use":
+            return opened[role].load([clip.id for clip in clips]).astype(np.float32)
+        return _tokens(made, clips, opened[role].frames, grids[role])
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in the same order, whatever the machine; variants run side by side instead
     try:
         with ThreadPoolExecutor(run.workers) as pool:
-            tokens = pool.map(lambda job: _tokens(run, job[2], clips, job[0], grids[job[0]]), work)
+            tokens = pool.map(read, work)
             return [
                 {"stream": role, "variant": name, "concept": concept, "measure": MEASURES[concept], **score, **cost}
                 for (role, name, made), values in zip(work, tokens, strict=True)
-                for cost in [_cost(made, getattr(run.streams, f"{role}_frames"))]
+                for cost in [_cost(made, opened[role].frames)]
                 for concept, target in asked[grids[role]].items()
                 for score in [_score(run, values, *target, MEASURES[concept])]
             ]
@@ -117,13 +133,15 @@ def _cost(made: Stream, frames: int) -> dict:
     return {"parameters": cost["parameters"], "gflops": cost["gflops"]}
 
 
-def _tokens(run: Params, made: Stream, clips: list[Clip], role: str, grid) -> Float[np.ndarray, "clips n d"]:
+def _tokens(
+    made: Stream, clips: list[Clip], frames: int, grid: tuple[int, int, int]
+) -> Float[np.ndarray, "clips n d"]:
     """Pooled tokens of every clip, eight clips at a time."""
     rows = []
     for start in range(0, len(clips), 8):
-        frames = [read_segments(c.path, getattr(run.streams, f"{role}_frames")) for c in clips[start : start + 8]]
+        videos = np.stack([read_segments(clip.path, frames) for clip in clips[start : start + 8]])
         with torch.inference_mode():
-            rows.append(pool_tokens(made(torch.from_numpy(np.stack(frames))), grid).values.flatten(1, 2).numpy())
+            rows.append(pool_tokens(made(torch.from_numpy(videos)), grid).values.flatten(1, 2).numpy())
     return np.concatenate(rows)
 
 
