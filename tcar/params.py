@@ -85,7 +85,7 @@ class Streams:
     semantic_frames: int = _bounded(8, minimum=1)
     motion_frames: int = _bounded(16, minimum=1)
     semantic_grid: list[int] = _bounded([4, 4, 4], minimum=1, length=3)  # time, rows, columns
-    motion_grid: list[int] = _bounded([4, 4, 4], minimum=1, length=3)
+    motion_grid: list[int] = _bounded([2, 4, 4], minimum=1, length=3)
     batch_clips: int = _bounded(32, minimum=1)
 
 
@@ -111,7 +111,7 @@ class Training:
     epochs: int = _bounded(12, minimum=1)
     # Where a method converges later than `epochs`.
     epochs_by_method: dict[str, int] = _bounded(
-        {"late_concat": 16, "late_concat_raw": 45, "motion": 14, "semantic": 24, "semantic_bag": 20, "sum": 16},
+        {"late_concat": 14, "late_concat_raw": 36, "motion": 14, "semantic": 32, "semantic_bag": 24, "sum": 24},
         minimum=1,
     )
     batch_size: int = _bounded(24, minimum=1)  # clips
@@ -142,7 +142,7 @@ class Ablations:
     ablation_windows: list[str] = _bounded([])
     ablation_seeds: list[int] = _bounded([0, 1, 2], minimum=0)
     # What `python -m tcar.replicates` measures: each replicate has clips, streams and trainings of its own.
-    replicates: int = _bounded(6, minimum=2)
+    replicates: int = _bounded(5, minimum=2)
     replicate_methods: list[str] = _bounded(
         ["cross_attention", "late_concat", "late_concat_raw", "sum", "semantic", "semantic_bag", "motion"]
     )

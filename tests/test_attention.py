@@ -159,3 +159,15 @@ def test_dropout_keeps_the_mean_and_drop_path_whole_samples():
     both = Residual(0.25, 0.4)(trunk, branch)
     torch.testing.assert_close(both.unique(), torch.tensor([0, 1 / 0.75 / 0.6]))
     torch.testing.assert_close(Residual(0.25, 0.4).eval()(trunk, branch), branch)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 8])
+def test_attention_in_place_is_the_masked_one_with_its_gradients(heads):
+    q, k, v = (torch.randn(3, n, 16, dtype=torch.float64, requires_grad=True) for n in (24, 12, 12))
+    mask = torch.arange(24)[:, None] % 6 == torch.arange(12) % 6
+    masked, in_place = (attend(q, k, v, heads, mask, places=places)[0] for places in (0, 6))
+    torch.testing.assert_close(in_place, masked)
+    weight = torch.randn_like(masked)
+    expected, found = (torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in (masked, in_place))
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(one, other)

@@ -8,6 +8,7 @@ import torch
 
 from tcar.models.positions import (
     CoordinateCache,
+    common_places,
     interpolation_weights,
     rotary_frequencies,
     rotary_table,
@@ -152,3 +153,14 @@ def test_a_cache_filled_in_inference_mode_serves_training():
     weight = torch.ones(4, 3, requires_grad=True)
     (weight * cache(xyz.clone())).sum().backward()
     torch.testing.assert_close(weight.grad, xyz * 2)
+
+
+def test_common_places_are_found_where_a_window_keeps_to_them_alone():
+    assert common_places(window_mask(grid(4, 2, 3), grid(2, 2, 3), "time")) == 6
+    assert common_places(window_mask(grid(2, 3, 3), grid(5, 3, 3), "time")) == 9
+    assert common_places(window_mask(grid(4, 4, 4), grid(4, 2, 2), "time")) == 0  # a coarse place covers four fine ones
+    assert common_places(window_mask(grid(4, 2, 2), grid(4, 2, 2), "space")) == 0
+    assert common_places(window_mask(grid(1, 2, 2), grid(1, 2, 2), "space")) == 0
+    assert common_places(None) == 0
+    backwards = grid(2, 2, 2).flip(0)  # the same places in another order
+    assert common_places(window_mask(grid(2, 2, 2), backwards, "time")) == 0

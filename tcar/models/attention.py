@@ -25,14 +25,20 @@ def attend(
     heads: int,
     mask: Bool[Tensor, "n m"] | None = None,
     weights: bool = False,
+    places: int = 0,
 ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b h n m"] | None]:
     """Attend with scaled dot products in `heads` equal slices of the channels; the mask says what may be
     read.
 
-    The weights are worked out explicitly only when asked for; otherwise the fused kernel never stores them.
+    `places` above 0 says what the mask is: queries and keys lie on so many places, moment by moment, and read
+    their own alone. The weights are worked out explicitly only when asked for; otherwise the fused kernel never
+    stores them.
     There is no dropout on the weights: fused CPU kernels have none, so it sits on the residual branches
     instead.
     """
+    # The fused CPU kernel works through every masked score; a few moments are read faster by plain products.
+    if places and not weights and q.device.type == "cpu":
+        return _attend_in_place(q, k, v, heads, places), None
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     attention = None
     if weights:
@@ -42,6 +48,17 @@ def attend(
     else:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return out.transpose(1, 2).flatten(2), attention
+
+
+def _attend_in_place(
+    q: Float[Tensor, "b n d"], k: Float[Tensor, "b m d"], v: Float[Tensor, "b m d"], heads: int, places: int
+) -> Float[Tensor, "b n d"]:
+    """Attend within each place alone, over time: tensors are [batch, query time, key time, place, channels]."""
+    q = q.unflatten(1, (-1, 1, places)) * (q.shape[-1] // heads) ** -0.5
+    k, v = (x.unflatten(1, (1, -1, places)) for x in (k, v))
+    attention = (q * k).unflatten(-1, (heads, -1)).sum(-1).softmax(dim=2)
+    read = attention[..., None] * v.unflatten(-1, (heads, -1))
+    return read.sum(dim=2).flatten(-2).flatten(1, 2)
 
 
 class Residual(nn.Module):
@@ -80,10 +97,12 @@ class Projection(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"], rotary: Rotary | None) -> dict[str, Float[Tensor, "b n d"]]:
         """Return the tensors by role, queries and keys rotated to their coordinates."""
-        parts = self.linear(self.norm(x)).unflatten(-1, (len(self.roles), self.width))
-        turning = len(self.roles.replace("v", ""))
-        turned, still = parts.split((turning, len(self.roles) - turning), dim=2)
-        return dict(zip(self.roles, (*rotate(turned, rotary).unbind(2), *still.unbind(2)), strict=True))
+        h, turning = self.norm(x), len(self.roles.replace("v", ""))
+        # Values are not rotated: to cut the weights apart is cheaper than to cut what they make of all tokens.
+        weight, bias = (p.tensor_split([turning * self.width]) for p in (self.linear.weight, self.linear.bias))
+        turned = rotate(F.linear(h, weight[0], bias[0]).unflatten(-1, (turning, self.width)), rotary).unbind(2)
+        still = (F.linear(h, weight[1], bias[1]),) if "v" in self.roles else ()
+        return dict(zip(self.roles, (*turned, *still), strict=True))
 
     def first_query(
         self, x: Float[Tensor, "b n d"], rotary: Rotary | None
@@ -192,10 +211,12 @@ class CrossBlock(nn.Module):
         rotary: dict[str, Rotary | None],
         masks: dict[str, Tensor | None],
         *,
+        places: int = 0,
         record: Record | None = None,
         name: str = "cross",
     ) -> dict[str, Float[Tensor, "b _ d"]]:
-        """Return both streams' tokens after the block; `masks[s]` says what stream s may read of the other.
+        """Return both streams' tokens after the block; `masks[s]` says what stream s may read of the other,
+        and `places` what the masks are (`attend`).
 
         With a `record`, "<name>.<reader>_from_<read>.weights" [b h n m] are written to it.
         """
@@ -204,7 +225,7 @@ class CrossBlock(nn.Module):
         for s in self.readers:
             source = parts[OTHER[s]]
             read, weights = attend(
-                parts[s]["q"], source["k"], source["v"], self.heads, masks[s], weights=record is not None
+                parts[s]["q"], source["k"], source["v"], self.heads, masks[s], record is not None, places
             )
             if record is not None:
                 record[f"{name}.{s}_from_{OTHER[s]}.weights"] = weights

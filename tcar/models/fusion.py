@@ -129,7 +129,14 @@ class CrossFusion(Fusion):
         tables = self.geometry(**xyz)
         x = {s: self.embed[s](tokens[s], tables["places"][s]) for s in STREAMS}
         for i, block in enumerate(self.blocks):
-            x = block(x, tables["rotary"], tables["other"], record=record, name=f"block{i}")
+            x = block(
+                x,
+                tables["rotary"],
+                tables["other"],
+                places=tables["common"]["semantic"],
+                record=record,
+                name=f"block{i}",
+            )
         rotary = None
         if self.config.positions == "rotary":
             rotary = torch.cat([tables["rotary"][s] for s in STREAMS])

@@ -75,6 +75,21 @@ def window_mask(
     return (distance <= nearest_key + tolerance) | (distance <= nearest_query + tolerance)
 
 
+def common_places(mask: Bool[Tensor, "n m"] | None) -> int:
+    """Return over how many places queries and keys run, moment by moment, if each reads its own alone; else 0.
+
+    That is the "time" window of two grids of the same rows and columns.
+    """
+    if mask is None or mask.is_meta or torch.compiler.is_compiling():  # neither has values to look at
+        return 0
+    queries, keys = mask.shape
+    places = keys // int(mask[0].sum())
+    if places < 2 or queries % places or keys % places:
+        return 0
+    own = torch.arange(queries)[:, None] % places == torch.arange(keys) % places
+    return places if torch.equal(mask, own.to(mask.device)) else 0
+
+
 def interpolation_weights(xyz: Float[Tensor, "n 3"], bins: int) -> Float[Tensor, "n {3*bins}"]:
     """Return the weights that read learned tables of `bins` cells per axis (t, y, x), linear in between."""
     place = (xyz * bins - 0.5).clamp(0, bins - 1)[..., None]
@@ -135,16 +150,19 @@ class Geometry:
         self.heads, self.head_dim = heads, head_dim
         self.tables = CoordinateCache(self._tables)
 
-    def __call__(self, **xyz: Float[Tensor, "_ 3"]) -> dict[str, dict[str, Tensor | None]]:
-        """Return "rotary", "places" and "other" (what a stream may read of the other one), each by stream."""
+    def __call__(self, **xyz: Float[Tensor, "_ 3"]) -> dict[str, dict[str, Tensor | int | None]]:
+        """Return "rotary", "places", "other" (what a stream may read of the other one) and "common" (the places
+        of that mask, see `common_places`), each by stream."""
         values = self.tables(*xyz.values())
         return {name: dict(zip(xyz, row, strict=True)) for name, row in values.items()}
 
-    def _tables(self, *xyz: Tensor) -> dict[str, list[Tensor | None]]:
+    def _tables(self, *xyz: Tensor) -> dict[str, list[Tensor | int | None]]:
         at = [c * c.new_tensor([0, 1, 1]) for c in xyz] if self.timeless else xyz
         rotary, learned = self.positions == "rotary", self.positions == "learned"
+        masks = [window_mask(q, k, self.window) for q, k in zip(xyz, reversed(xyz), strict=True)]
         return {
             "rotary": [rotary_table(c, self.heads, self.head_dim) if rotary else None for c in at],
             "places": [interpolation_weights(c, LEARNED_BINS) if learned else None for c in at],
-            "other": [window_mask(q, k, self.window) for q, k in zip(xyz, reversed(xyz), strict=True)],
+            "other": masks,
+            "common": [common_places(mask) for mask in masks],
         }
