@@ -310,3 +310,29 @@ def test_the_published_tables_equal_the_published_results():
     assert_shows(f"{values['tca_top1']} {values['tca_top1_interval']}", headline["top1"])
     clips = json.loads((PAPER / "results" / "audit.json").read_text())["clips"]
     assert values["clips_test"].replace(",", "") == str(clips["test"])
+
+
+def test_replicates_are_told_by_their_corrected_test():
+    groups = {"binding": {"top1": {"value": 0.5}, "twin_accuracy": {"value": 0.625, "low": 0.5, "high": 0.75}}}
+    score = {"value": 0.8125, "low": 0.7, "high": 0.9, "spread": 0.04}
+    measured = {
+        "headline": "cross_attention", "alpha": 0.05, "replicates": [{}] * 5,
+        "methods": {m: {"top1": score, "twin_accuracy": score, "per_group": groups} for m in METHODS},
+        "comparisons": [
+            {"a": "cross_attention", "b": b, "metric": metric, "difference": 0.125, "low": 0.01, "high": 0.24,
+             "p": p, "holm": p}
+            for metric in ("top1", "twin_accuracy") for b, p in (("late_concat", 0.09), ("motion", 0.002))
+        ],
+    }  # fmt: skip
+    methods, per_group = tables.replicate_tables(measured, "synthetic (Tabletop)", "95%")
+    assert methods.rows[1] == ["Late concatenation", "81.2 [70.0, 90.0]", "81.2 [70.0, 90.0]", "4.0",
+                               "+12.5 [1.0, 24.0]", "0.090"]
+    assert methods.rows[0][4:] == ["", ""] and "over 5 replicates" in methods.caption
+    assert per_group.rows[0] == ["Cross-attention", "62.5 [50.0, 75.0]"]
+    said = report.over_replicates({"replicates": measured})
+    # an interval above zero is not enough: the word follows the p that is corrected for the number of rivals
+    late = "not distinguishable from late concatenation (+12.5 points [1.0, 24.0], corrected p = 0.090)"
+    assert said.startswith(late)
+    assert "and above the motion stream" in said
+    assert [table.rows for table in tables.replicate_tables(None, "", "95%")] == [[], []]
+    assert report.over_replicates({}) == ""
