@@ -108,11 +108,10 @@ class Fusion:
 class Training:
     """The recipe of one training."""
 
-    epochs: int = _bounded(12, minimum=1)
+    epochs: int = _bounded(14, minimum=1)
     # Where a method converges later than `epochs`.
     epochs_by_method: dict[str, int] = _bounded(
-        {"late_concat": 14, "late_concat_raw": 36, "motion": 14, "semantic": 32, "semantic_bag": 24, "sum": 24},
-        minimum=1,
+        {"late_concat_raw": 36, "semantic": 32, "semantic_bag": 24, "sum": 24}, minimum=1
     )
     batch_size: int = _bounded(24, minimum=1)  # clips
     learning_rate: float = _bounded(0.0015, minimum=0.0)
@@ -142,7 +141,7 @@ class Ablations:
     ablation_windows: list[str] = _bounded([])
     ablation_seeds: list[int] = _bounded([0, 1, 2], minimum=0)
     # What `python -m tcar.replicates` measures: each replicate has clips, streams and trainings of its own.
-    replicates: int = _bounded(5, minimum=2)
+    replicates: int = _bounded(4, minimum=2)
     replicate_methods: list[str] = _bounded(
         ["cross_attention", "late_concat", "late_concat_raw", "sum", "semantic", "semantic_bag", "motion"]
     )

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tcar.models import Stream
     from tcar.params import Params
 
-CLIPS = {"train": 6, "validation": 4}  # of every class
+CLIPS = {"train": 5, "validation": 3}  # of every class
 SMALLER = {"dinov2_tiny": 56, "i3d_tiny": 64}  # pixels: the smallest input that still gives four rows of tokens
 MOVING = 0.3  # pixels a frame; below it a direction means nothing
 # Whether something is in the hand on its way down and on its way up, by class.
