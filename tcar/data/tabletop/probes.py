@@ -23,7 +23,7 @@ from ... import log
 from .. import video
 from ..workers import worker_count
 from .dataset import load_flow, load_index, load_truth
-from .templates import FAMILIES, LABELS, Family
+from .templates import FAMILIES, LABELS
 
 MOMENTS = 8  # frames a clip, the middles of equal segments
 QUANTILES = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)
@@ -102,11 +102,9 @@ def evidence(clip: str, root: Path) -> dict[str, np.ndarray]:
     }
 
 
-def _gather(root: Path, clips: list[str], workers: int) -> dict[str, np.ndarray]:
-    # a forked copy of a process that has threads may hang, so workers are spawned
-    with ProcessPoolExecutor(worker_count(workers), get_context("spawn")) as pool:
-        rows = list(log.progress(pool.map(partial(evidence, root=root), clips, chunksize=16), total=len(clips),
-                                 description="reading evidence"))
+def _gather(root: Path, clips: list[str], pool: ProcessPoolExecutor) -> dict[str, np.ndarray]:
+    rows = list(log.progress(pool.map(partial(evidence, root=root), clips, chunksize=16), total=len(clips),
+                             description="reading evidence"))
     return {key: np.stack([row[key] for row in rows]).astype(np.float32) for key in rows[0]}
 
 
@@ -136,18 +134,27 @@ def measure(root: Path | str, *, seed: int = 0, trees: int = 200, workers: int =
     Values are forced-choice accuracies within twins on test, with 95% intervals over sets. `skip` names clips to leave
     out (quarantined ones).
     """
-    root, index = Path(root), load_index(root)
+    # a forked copy of a process that has threads may hang, so workers are spawned
+    with ProcessPoolExecutor(worker_count(workers), get_context("spawn")) as pool:
+        return _measure(Path(root), pool, seed, trees, skip)
+
+
+def _measure(root: Path, pool: ProcessPoolExecutor, seed: int, trees: int, skip: tuple[str, ...]) -> dict:
+    index = load_index(root)
     clips = [c for c, row in index.items() if row["split"] != "validation" and c not in skip]
-    features = _gather(root, clips, workers)
+    features = _gather(root, clips, pool)
     train = np.array([index[c]["split"] == "train" for c in clips])
     family_of = np.array([index[c]["set"].split("-")[1] for c in clips])
-    asked: dict[str, list[Asked]] = {}
+    jobs = []
     for name in sorted(set(family_of)):
         fit, ask = np.flatnonzero(train & (family_of == name)), np.flatnonzero(~train & (family_of == name))
         chosen = {probe: values[[*fit, *ask]] for probe, values in features.items()}
         rows = [index[clips[i]] | {"twin class": index[index[clips[i]]["twin"]]["class"]} for i in (*fit, *ask)]
-        family = FAMILIES[name]
-        asked.setdefault(family.group, []).append(_ask(family, chosen, rows, len(fit), trees, seed, workers))
+        jobs.append(pool.submit(_ask, name, chosen, rows, len(fit), trees, seed))
+    asked: dict[str, list[Asked]] = {}
+    for job in log.progress(jobs, description="fitting forests"):
+        answers = job.result()
+        asked.setdefault(FAMILIES[answers.family].group, []).append(answers)
     out: dict = {"ceilings": {}, "leaks": {}, "twins": []}
     for group, families in sorted(asked.items()):
         result = {
@@ -165,21 +172,19 @@ def measure(root: Path | str, *, seed: int = 0, trees: int = 200, workers: int =
 class Asked:
     """A family's test clips: their classes and sets, and for each probe how often it was right."""
 
-    family: Family
+    family: str
     classes: list[str]
     sets: list[str]
     correct: dict[str, np.ndarray]
 
 
 def _ask(
-    family: Family, features: dict[str, np.ndarray], rows: list[dict], fitted: int, trees: int, seed: int, workers: int
+    family: str, features: dict[str, np.ndarray], rows: list[dict], fitted: int, trees: int, seed: int
 ) -> Asked:
     """Fit the forests of a family on the first `fitted` rows and ask them about the others."""
     known, asked, scores = [row["class"] for row in rows[:fitted]], rows[fitted:], {}
     for probe, values in features.items():
-        forest = ExtraTreesClassifier(
-            trees, min_samples_leaf=2, max_features=0.3, random_state=seed, n_jobs=worker_count(workers)
-        )
+        forest = ExtraTreesClassifier(trees, min_samples_leaf=2, max_features=0.3, random_state=seed)
         forest.fit(values[:fitted], known)
         scores[probe] = np.log(forest.predict_proba(values[fitted:]) + 1e-3)
     classes = list(forest.classes_)
@@ -191,11 +196,12 @@ def _ask(
 
 def _by_pair(asked: Asked, seed: int) -> list[dict]:
     rows = []
-    for pair, blind in zip(asked.family.twins, asked.family.blind, strict=True):
+    family = FAMILIES[asked.family]
+    for pair, blind in zip(family.twins, family.blind, strict=True):
         names = [LABELS[index] for index in pair]
         here = [i for i, name in enumerate(asked.classes) if name in names]
         for probe in (*CEILINGS, *LEAKS):
             found = _interval(asked.correct[probe][here], [asked.sets[i] for i in here], seed)
-            row = {"twins": names, "group": asked.family.group, "probe": probe, "blind": probe in blind}
+            row = {"twins": names, "group": family.group, "probe": probe, "blind": probe in blind}
             rows.append(row | found)
     return rows
