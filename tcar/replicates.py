@@ -40,14 +40,14 @@ def summary(scores: Sequence[dict[str, dict]], headline: str, confidence: float)
 
     scores: of each replicate, what `measure` gives. Gives `methods` (each metric {"value", "low", "high", "spread"},
     `per_group` likewise), `comparisons` (rows of a, b, metric, `difference`, `low`, `high`, `p`, and `holm`, the p
-    corrected for the number of rivals) and `by_group` (twin accuracy; group -> rival -> the same, uncorrected).
+    corrected for the number of rivals) and `by_group` (twin accuracy; group -> rival -> the same, uncorrected; only groups that have pairs).
     """
     methods, groups = list(scores[0]), list(scores[0][headline]["per_group"])
     rivals = [method for method in methods if method != headline]
 
     def of(method: str, metric: str, group: str = "") -> np.ndarray:
         entries = [row[method]["per_group"][group] if group else row[method] for row in scores]
-        return np.array([entry[metric] for entry in entries])
+        return np.array([entry[metric] for entry in entries], float)  # None, where no pair counts, becomes NaN
 
     comparisons = []
     for metric in METRICS:
@@ -76,12 +76,15 @@ def summary(scores: Sequence[dict[str, dict]], headline: str, confidence: float)
                 for b in rivals
             }
             for group in groups
+            if not np.isnan(of(headline, "twin_accuracy", group)).any()
         },
     }
 
 
-def student(values: Float[np.ndarray, " r"], confidence: float) -> dict[str, float]:
-    """Give the mean, its interval by Student's t, and the standard deviation (`spread`), within [0, 1]."""
+def student(values: Float[np.ndarray, " r"], confidence: float) -> dict[str, float | None]:
+    """Give the mean, its interval by Student's t, and the standard deviation (`spread`), within [0, 1]; None where it is unknown."""
+    if np.isnan(values).any():
+        return dict.fromkeys(("value", "low", "high", "spread"))
     mean, spread = float(values.mean()), float(values.std(ddof=1))
     half = spread / len(values) ** 0.5 * stats.t.ppf((1 + confidence) / 2, len(values) - 1)
     return {"value": mean, "low": max(0.0, mean - half), "high": min(1.0, mean + half), "spread": spread}

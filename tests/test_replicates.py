@@ -62,6 +62,17 @@ def test_summary_puts_equal_replicates_against_each_other():
     assert made["by_group"]["binding"]["motion"]["difference"] == pytest.approx(0.165)
 
 
+def test_a_group_without_pairs_is_unknown_and_not_compared():
+    rows = [scores(n) for n in range(3)]
+    for row in rows:
+        for method in row.values():
+            method["per_group"]["relation"] = {"top1": 0.5, "twin_accuracy": None}
+    made = replicates.summary(rows, "cross_attention", 0.95)
+    entry = made["methods"]["motion"]["per_group"]["relation"]
+    assert entry["twin_accuracy"]["value"] is None and entry["top1"]["value"] == 0.5
+    assert list(made["by_group"]) == ["binding"]
+
+
 def test_every_replicate_has_its_own_seed_folder_and_streams():
     run = params.Params()
     assert stage.replicate(run, 0) is run
