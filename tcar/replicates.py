@@ -40,7 +40,8 @@ def summary(scores: Sequence[dict[str, dict]], headline: str, confidence: float)
 
     scores: of each replicate, what `measure` gives. Gives `methods` (each metric {"value", "low", "high", "spread"},
     `per_group` likewise), `comparisons` (rows of a, b, metric, `difference`, `low`, `high`, `p`, and `holm`, the p
-    corrected for the number of rivals) and `by_group` (twin accuracy; group -> rival -> the same, uncorrected; only groups that have pairs).
+    corrected for the number of rivals) and `by_group` (twin accuracy; group -> rival -> the same, uncorrected; only
+    groups that have pairs).
     """
     methods, groups = list(scores[0]), list(scores[0][headline]["per_group"])
     rivals = [method for method in methods if method != headline]
@@ -82,7 +83,10 @@ def summary(scores: Sequence[dict[str, dict]], headline: str, confidence: float)
 
 
 def student(values: Float[np.ndarray, " r"], confidence: float) -> dict[str, float | None]:
-    """Give the mean, its interval by Student's t, and the standard deviation (`spread`), within [0, 1]; None where it is unknown."""
+    """Give the mean, its interval by Student's t within [0, 1], and the standard deviation (`spread`).
+
+    All are None where a value is unknown (NaN).
+    """
     if np.isnan(values).any():
         return dict.fromkeys(("value", "low", "high", "spread"))
     mean, spread = float(values.mean()), float(values.std(ddof=1))
