@@ -119,19 +119,20 @@ def sentences(results: dict) -> dict[str, str]:
                   for row in summary if row["factor"] == factor}
         said[f"ablation_{factor}"] = ("Twin accuracy runs {}.", spread(levels))
     said["replicates"] = ("In twin accuracy, temporal cross-attention is {}.", over_replicates(results))
+    said["additive"] = ("Drawn anew with other clips and streams, it is {}.", over_replicates(results, ("sum",)))
     return {key: frame.format(text) if text else "" for key, (frame, text) in said.items()}
 
 
-def over_replicates(results: dict) -> str:
+def over_replicates(results: dict, rivals: tuple[str, ...] = tuple(RIVALS)) -> str:
     """`above the motion stream (+12.3 points [8.0, 16.1], corrected p = 0.002) and …`, over replicates."""
     parts, measured = [], results.get("replicates", {})
     for row in measured.get("comparisons", []):
-        if row["metric"] == "twin_accuracy":
+        if row["metric"] == "twin_accuracy" and row["b"] in rivals:
             # the corrected test decides the word, so that it holds for all rivals together
             word = outcome(row) if row["holm"] < measured["alpha"] else "not distinguishable from"
             parts.append(f"{word} {RIVALS[row['b']]} ({percent(row['difference'], '+')} points {interval(row)}, "
                          f"corrected p = {significant(row['holm'], 2)})")
-    return ", ".join(parts[:-1]) + f" and {parts[-1]}" if parts else ""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
 
 
 def numbers(results: dict, params: "Params", figures: list[str], captions: dict[str, str]) -> dict[str, Any]:

@@ -336,3 +336,4 @@ def test_replicates_are_told_by_their_corrected_test():
     assert "and above the motion stream" in said
     assert [table.rows for table in tables.replicate_tables(None, "", "95%")] == [[], []]
     assert report.over_replicates({}) == ""
+    assert report.over_replicates({"replicates": measured}, ("late_concat",)) == late
