@@ -21,7 +21,7 @@ help:
 	@echo "make test       the tests, with the whole pipeline in small"
 	@echo "make doctor     what is installed, found and missing, each fault with its fix  [PARAMS=…]"
 	@echo "make lab        open the notebooks in JupyterLab"
-	@echo "make replicates  the methods on other clips, streams and trainings: most of an hour  [PARAMS=params/demo.yaml]"
+	@echo "make replicates the methods on other clips, streams and trainings: half an hour  [PARAMS=params/demo.yaml]"
 	@echo "make streams    train the two small streams that come with the package again"
 	@echo "make setup      create $(venv) and install; every target does so when it has to  [PYTHON=…]"
 	@echo "make lint       check the style"

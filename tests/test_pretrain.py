@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tcar.data.tabletop import assets, standin
 from tcar.data.tabletop.scene import render
 from tcar.models import create_stream, pretrain
-from tcar.models.streams import packaged
+from tcar.models.packaged import packaged
 
 
 def test_stand_in_scenes_use_their_own_vocabulary_alone():

@@ -178,17 +178,20 @@ def test_words_say_what_the_interval_allows():
 
 
 @pytest.mark.parametrize(
-    ("semantic", "motion", "late", "meaning"),
+    ("semantic", "motion", "late", "added", "meaning"),
     [
-        (1, 1, 1, "reading across helps here"),
-        (1, 1, 0, "both streams are needed; that they read each other is not shown"),
-        (1, 0, 0, "the motion stream alone is not shown to do worse"),
-        (0, 0, 0, "does not tell the methods apart"),
-        (1, 1, -1, "not the best choice here: late concatenation does better"),
+        (1, 1, 1, None, "reading across does better here than late concatenation, on these streams"),
+        (1, 1, 1, 1, "reading across does better here than late concatenation and sum of scores (additive), on"),
+        (1, 1, 1, 0, "both streams are needed; that they read each other is not shown"),
+        (1, 1, 0, 1, "both streams are needed; that they read each other is not shown"),
+        (1, 0, 0, None, "the motion stream alone is not shown to do worse"),
+        (0, 0, 0, None, "does not tell the methods apart"),
+        (1, 1, -1, 1, "not the best choice here: late concatenation does better"),
     ],
 )
-def test_a_group_s_sentence_says_no_more_than_its_intervals(semantic, motion, late, meaning):
+def test_a_group_s_sentence_says_no_more_than_its_intervals(semantic, motion, late, added, meaning):
     outcomes = {"semantic": semantic, "motion": motion, "late_concat": late}
+    outcomes |= {} if added is None else {"sum": added}
     differences = {
         name: {"difference": 0.1 * sign, "low": 0.1 * sign - 0.05, "high": 0.1 * sign + 0.05}
         for name, sign in outcomes.items()

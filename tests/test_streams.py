@@ -12,9 +12,9 @@ from torch import nn
 
 from tcar.models import I3D, CheckpointError, I3DConfig, Tokens, create_stream, list_streams, pool_tokens
 from tcar.models.i3d import TINY
+from tcar.models.packaged import SEEDS, packaged
 from tcar.models.streams import (
     DINOV2_TINY,
-    WEIGHTS,
     build_dinov2,
     load_dinov2,
     load_i3d,
@@ -260,16 +260,19 @@ def test_digest_sees_one_changed_number():
     assert weights_digest(stream) != before
 
 
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", ["dinov2_tiny", "i3d_tiny"])
-def test_packaged_weights(name):
-    stream = create_stream(name, pretrained=True)
-    stored = load_file(WEIGHTS / f"{name}.safetensors")
+def test_packaged_weights(name, seed):
+    stream = create_stream(name, checkpoint=packaged(name, seed))
+    stored = load_file(packaged(name, seed))
     assert stream.pretrained
     assert all(
         torch.equal(value, stored[key].to(value)) for key, value in stream.backbone.state_dict().items()
     )
-    assert (WEIGHTS / f"{name}.json").is_file()
+    assert packaged(name, seed).with_suffix(".json").is_file()
     assert weights_digest(stream) != weights_digest(create_stream(name))
+    default = create_stream(name, pretrained=True)
+    assert (weights_digest(stream) == weights_digest(default)) == (seed == 0)
 
 
 def test_published_dinov2_folder_and_file_load_exactly(tmp_path):

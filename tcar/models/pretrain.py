@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .. import log
 from ..data.tabletop import standin
 from ..data.workers import worker_count
-from . import i3d, streams
+from . import i3d, packaged, streams
 
 LOG = log.get("streams")
 DETAIL = 4  # sub-patches along each side of a patch, for which the category is asked
@@ -200,13 +200,13 @@ def build(name: str, output: Path, seed: int, scale: float) -> None:
     LOG.info("%s: %s", name, {k: round(v, 3) for k, v in scores.items()})
     output.mkdir(parents=True, exist_ok=True)
     state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
-    path = output / streams.packaged(name, seed).name
+    path = output / packaged.packaged(name, seed).name
     save_file(state, path)
     provenance = {
         "stream": name, "trained_on": f"{scenes} synthetic stand-in scenes of the vocabulary 'pretrain'",
         "epochs": epochs, "seed": seed, "held_out_scores": scores, "licence": "Apache-2.0",
         "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
-        "code": streams.training_code(),
+        "code": packaged.training_code(),
         "seconds": round(time.perf_counter() - begin, 1),
     }
     path.with_suffix(".json").write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
@@ -217,7 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("streams", nargs="*", help=f"of {', '.join(TASKS)}; all of them by default")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "weights")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(streams.SEEDS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(packaged.SEEDS))
     parser.add_argument("--scale", type=float, default=1.0, help="share of the stand-in scenes and epochs to use")
     arguments = parser.parse_args()
     if unknown := set(arguments.streams) - set(TASKS):

@@ -18,32 +18,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tcar import results
 from tcar.models import i3d
 from tcar.models.checkpoints import CheckpointError, load_strict, read_state
 from tcar.models.dinov2 import DINOV2_TINY, build_dinov2, load_dinov2, published_configs
 from tcar.models.grids import Tokens, grid_coordinates
+from tcar.models.packaged import packaged
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 KINETICS = {"mean": (0.45,) * 3, "std": (0.225,) * 3}
-WEIGHTS = Path(__file__).parent / "weights"
-SEEDS = (0, 1)  # of the small streams that come with the package
-# The code that decides their architecture and their training data; the recipe stands beside the weights.
-TRAINED_BY = tuple(f"tcar.data.tabletop.{name}" for name in ("standin", "scene", "assets", "stage")) + (
-    "tcar.models.i3d",
-    "tcar.models.dinov2",
-)
-
-
-def packaged(name: str, seed: int = 0) -> Path:
-    """Return the file of a small stream that comes with the package, as trained from one of `SEEDS`."""
-    return WEIGHTS / (f"{name}-seed{seed}.safetensors" if seed else f"{name}.safetensors")
-
-
-def training_code() -> dict[str, str]:
-    """Return the digest of every module in `TRAINED_BY`: equal ones train the small streams on the same scenes."""
-    digests = results.module_digests(*TRAINED_BY)
-    return {name: digests[name] for name in TRAINED_BY}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from tcar.data.tabletop.dataset import load_flow
 from tcar.data.video import read_segments
 from tcar.models import create_stream
 from tcar.models.grids import pool_tokens
-from tcar.models.streams import SEEDS, packaged, stream_cost, training_code
+from tcar.models.packaged import SEEDS, packaged, training_code
+from tcar.models.streams import stream_cost
 from tcar.stages.features import stream
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def variants(run: Params, role: str) -> dict[str, Stream]:
         if packaged(name, seed).is_file()
     }
     if name in SMALLER:
-        made[f"{SMALLER[name]} pixels"] = create_stream(name, True, input_size=SMALLER[name])
+        checkpoint = getattr(run.streams, f"{role}_checkpoint") or None
+        made[f"{SMALLER[name]} pixels"] = create_stream(name, True, checkpoint, input_size=SMALLER[name])
     return made | {"untrained": create_stream(name, seed=run.common.seed)}
 
 
@@ -107,7 +109,7 @@ def concept_probes(run: Params, opened: dict[str, FeatureStore], found: dict[str
 def provenance(run: Params) -> dict[str, dict]:
     """Give what the package says of the small streams' weights, by file, and whether they are of the present code.
 
-    `present code` is False where the stand-in tasks or the training have changed since; `make streams` trains again.
+    `present code` is False where the stand-in scenes or the architecture have changed since (`TRAINED_BY`).
     """
     code = training_code()
     rows = {}

@@ -36,12 +36,13 @@ def group_sentence(group: str, reached: dict[str, float | None], differences: di
     """
     said = {rival: verdict(row) for rival, row in differences.items()}
     alone = {rival: said[rival] for rival in ("semantic", "motion") if rival in said}
-    late = said.get("late_concat")
+    fused = {rival: said[rival] for rival in ("late_concat", "sum") if rival in said}
     if "below" in said.values():
         better = [label(rival).lower() for rival, word in said.items() if word == "below"]
         meaning = f"reading across is not the best choice here: {', '.join(better)} does better"
-    elif late == "above" and all(word == "above" for word in alone.values()):
-        meaning = "reading across helps here, on these streams and with this recipe"
+    elif fused and all(word == "above" for word in (*fused.values(), *alone.values())):
+        rest = " and ".join(label(rival).lower() for rival in fused)
+        meaning = f"reading across does better here than {rest}, on these streams and with this recipe"
     elif alone and all(word == "above" for word in alone.values()):
         meaning = "both streams are needed; that they read each other is not shown to matter"
     elif "above" in alone.values():
