@@ -51,6 +51,12 @@ def test_attention_is_the_slow_reference_on_both_paths(heads, masked):
     np.testing.assert_allclose(found, weights, atol=1e-12)
 
 
+def tables(masks=None, rotary=None):
+    """Return what a block takes of two grids: rotary tables and masks by stream, none by default."""
+    nothing = dict.fromkeys(("semantic", "motion"))
+    return {"rotary_across": rotary or nothing, "other": masks or nothing, "common": dict.fromkeys(nothing, 0)}
+
+
 def torch_attention(query_part, source_part, out: nn.Linear) -> nn.MultiheadAttention:
     """Return torch's module with the weights of a block's projections: (weight, bias) of q, of k with v."""
     reference = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
@@ -85,8 +91,8 @@ def test_both_directions_read_the_tokens_from_before_the_block(readers):
     block = CrossBlock(WIDTH, HEADS, 40, readers=readers).eval()
     x = {"semantic": torch.randn(3, 9, WIDTH), "motion": torch.randn(3, 5, WIDTH)}
     normed = {s: block.project[s].norm(x[s]) for s in x}
-    record, nothing = {}, dict.fromkeys(x)
-    after = block(x, nothing, nothing, record=record, name="b")
+    record = {}
+    after = block(x, tables(), record=record, name="b")
     for s, other in (("semantic", "motion"), ("motion", "semantic")):
         if s not in readers:
             assert after[s] is x[s]
@@ -101,7 +107,7 @@ def test_both_directions_read_the_tokens_from_before_the_block(readers):
         torch.testing.assert_close(after[s], expected, **TIGHT)
         torch.testing.assert_close(record[f"b.{s}_from_{other}.weights"], weights, **TIGHT)
     assert len(record) == len(readers)
-    fast = block(x, nothing, nothing)
+    fast = block(x, tables())
     for s in x:
         torch.testing.assert_close(fast[s], after[s], **TIGHT)
 
@@ -135,7 +141,7 @@ def test_masks_reach_the_reading_across(window):
     xyz, record = torch.rand(6, 3), {}
     mask = window_mask(xyz, xyz, window)
     assert mask.any() and not mask.all()
-    block(x, dict.fromkeys(x), dict.fromkeys(x, mask), record=record, name="b")
+    block(x, tables(dict.fromkeys(x, mask)), record=record, name="b")
     for weights in record.values():
         assert torch.equal(weights > 0, mask.expand(2, HEADS, 6, 6))
 
@@ -161,11 +167,41 @@ def test_dropout_keeps_the_mean_and_drop_path_whole_samples():
     torch.testing.assert_close(Residual(0.25, 0.4).eval()(trunk, branch), branch)
 
 
+def test_a_query_without_keys_reads_nothing_and_spoils_no_gradient():
+    q, k, v = (torch.randn(2, 5, WIDTH, requires_grad=True) for _ in range(3))
+    mask = torch.ones(5, 5, dtype=torch.bool)
+    mask[1] = False
+    others = [0, 2, 3, 4]
+    for weights in (False, True):
+        out, attention = attend(q, k, v, HEADS, mask, weights=weights)
+        expected, _ = attend(q[:, others], k, v, HEADS)
+        assert out[:, 1].abs().max() == 0
+        assert attention is None or attention[:, :, 1].abs().max() == 0
+        torch.testing.assert_close(out[:, others], expected, **TIGHT)
+        for found, wanted in zip(
+            torch.autograd.grad(out.square().sum(), (q, k, v)),
+            torch.autograd.grad(expected.square().sum(), (q, k, v)),
+            strict=True,
+        ):
+            torch.testing.assert_close(found, wanted, **TIGHT)
+
+
+@pytest.mark.parametrize("path", ["fast", "explicit", "in place"])
+def test_large_products_stay_within_half_precision(path):
+    q = k = torch.full((1, 128, 64), 40.0).half()  # products of 102,400 before the scale, 12,800 after it
+    v, mask = torch.randn(1, 128, 64).half(), torch.arange(128)[:, None] % 64 == torch.arange(128) % 64
+    out, _ = attend(q, k, v, 1, mask, weights=path == "explicit", places=64 if path == "in place" else 0)
+    torch.testing.assert_close(out, (v + v.roll(64, dims=1)) / 2, atol=2e-3, rtol=2e-3)
+
+
 @pytest.mark.parametrize("heads", [1, 2, 8])
-def test_attention_in_place_is_the_masked_one_with_its_gradients(heads):
-    q, k, v = (torch.randn(3, n, 16, dtype=torch.float64, requires_grad=True) for n in (24, 12, 12))
-    mask = torch.arange(24)[:, None] % 6 == torch.arange(12) % 6
-    masked, in_place = (attend(q, k, v, heads, mask, places=places)[0] for places in (0, 6))
+def test_attention_in_place_is_the_masked_one_with_its_gradients(heads, monkeypatch):
+    q, k, v = (torch.randn(3, n, 16, dtype=torch.float64, requires_grad=True) for n in (80, 40, 40))
+    mask = torch.arange(80)[:, None] % 20 == torch.arange(40) % 20
+    masked = attend(q, k, v, heads, mask)[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)  # the masked kernel is not asked
+        in_place = attend(q, k, v, heads, mask, places=20)[0]
     torch.testing.assert_close(in_place, masked)
     weight = torch.randn_like(masked)
     expected, found = (torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in (masked, in_place))

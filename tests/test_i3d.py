@@ -1,5 +1,8 @@
 """I3D against published facts, a slow reference written from the published keys, and pytorchvideo itself."""
 
+import importlib
+import sys
+import types
 from dataclasses import replace
 
 import pytest
@@ -9,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tcar.models.i3d import I3D, TINY, I3DConfig
+from tcar.models.i3d_layouts import load_i3d
 
 
 def randomise_norms(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -125,6 +129,34 @@ def test_forward_against_a_slow_reference(variant):
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
+@pytest.mark.parametrize("kind", ["max", "avg"])
+@pytest.mark.parametrize("frames", [8, 9])
+def test_pooling_in_time_takes_steps_in_twos(kind, frames):
+    model = randomise_norms(I3D(replace(TINY, temporal_pool=2, temporal_pool_kind=kind)))
+    clip = torch.randn(1, 3, 2 * frames, 32, 32, generator=torch.Generator().manual_seed(0))
+    before = model.blocks[1](model.blocks[0](clip))
+    take = torch.amax if kind == "max" else torch.mean
+    pooled = torch.stack([take(before[:, :, t : t + 2], dim=2) for t in range(0, frames - 1, 2)], dim=2)
+    for stage in model.blocks[3:]:
+        pooled = stage(pooled)
+    torch.testing.assert_close(model.features(clip), pooled)
+    assert pooled.shape == (1, 128, frames // 2, 2, 2)
+
+
+def test_average_pooling_in_time_keeps_the_published_shape():
+    with torch.device("meta"):
+        model = I3D(I3DConfig(temporal_pool_kind="avg"))
+        assert model.features(torch.empty(1, 3, 8, 224, 224)).shape == (1, 2048, 4, 7, 7)
+    assert sum(p.numel() for p in model.parameters()) == 28_043_472
+
+
+def test_head_without_a_window_averages_all():
+    head = I3D(replace(TINY, num_classes=5, head_window=None)).blocks[-1]
+    x = torch.randn(2, 128, 6, 9, 8, generator=torch.Generator().manual_seed(0))
+    means = torch.stack([image.flatten(1).sum(1) / (6 * 9 * 8) for image in x])
+    torch.testing.assert_close(head(x), means @ head.proj.weight.T + head.proj.bias, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("size", "window"), [((4, 7, 7), (4, 7, 7)), ((8, 8, 9), (4, 7, 7)), ((1, 4, 3), (1, 4, 3))]
 )
@@ -169,18 +201,44 @@ def test_dropping_the_classifier_keeps_the_features():
     ({"depths": (1, 2)}, "one entry for each stage"),
     ({"inflation": ((1,), (1,), (1, 1))}, "one entry for each block"),
     ({"widths": (63, 96, 128)}, "multiples of bottleneck"),
+    ({"temporal_pool_kind": "mean"}, "must be 'max' or 'avg', got 'mean'"),
 ])  # fmt: skip
 def test_impossible_configuration_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         replace(TINY, **change)
 
 
+@pytest.fixture
+def pytorchvideo_i3d(monkeypatch):
+    """pytorchvideo's own builder; fvcore, which its other models and its initial weights need, may be absent."""
+    pytest.importorskip("pytorchvideo", exc_type=ImportError)
+    try:
+        import fvcore.nn  # noqa: F401
+    except ImportError:
+        stubs = {
+            "distributed": {"differentiable_all_gather": None, "differentiable_all_reduce": None},
+            "squeeze_excitation": {"SqueezeExcitation": nn.Module},
+            "weight_init": {"c2_msra_fill": lambda module: None, "c2_xavier_fill": lambda module: None},
+        }
+        for name in ("fvcore", "fvcore.nn", *(f"fvcore.nn.{name}" for name in stubs)):
+            module = types.ModuleType(name)
+            module.__dict__.update(stubs.get(name.rsplit(".", 1)[-1], {}))
+            monkeypatch.setitem(sys.modules, name, module)
+    return importlib.import_module("pytorchvideo.models.hub.resnet").i3d_r50
+
+
 @pytest.mark.parametrize("size", [(8, 224, 224), (16, 256, 256)])
-def test_same_weights_same_logits_as_pytorchvideo(size):
-    resnet = pytest.importorskip("pytorchvideo.models.hub.resnet", exc_type=ImportError)
-    theirs = randomise_norms(resnet.i3d_r50())
-    ours = I3D().eval()
-    ours.load_state_dict(theirs.state_dict())
+def test_same_weights_same_logits_as_pytorchvideo(size, pytorchvideo_i3d, tmp_path):
+    """Skipped without pytorchvideo, which nothing else here needs.
+
+    To run it, make an environment with this project in it and `pip install --no-deps pytorchvideo==0.1.5 fvcore iopath
+    parameterized portalocker tabulate termcolor yacs`, then `python -m pytest tests/test_i3d.py -k pytorchvideo`.
+    """
+    theirs = randomise_norms(pytorchvideo_i3d())
+    torch.save({"model_state": theirs.state_dict()}, tmp_path / "I3D_8x8_R50.pyth")
+    ours, layout = load_i3d(tmp_path / "I3D_8x8_R50.pyth", expect_classes=400)
+    (tmp_path / "I3D_8x8_R50.pyth").unlink()
+    assert layout.name == "pytorchvideo"
     clip = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         torch.testing.assert_close(ours(clip), theirs(clip), rtol=0, atol=1e-4)

@@ -8,12 +8,14 @@ import torch
 
 from tcar.models.positions import (
     CoordinateCache,
+    Geometry,
     common_places,
     interpolation_weights,
     rotary_frequencies,
     rotary_table,
     rotate,
     window_mask,
+    with_origin,
 )
 
 SHAPES = [(4, 16), (8, 8), (16, 4), (8, 64)]
@@ -91,6 +93,14 @@ def test_rotation_of_half_precision_keeps_its_type_and_small_error():
     assert rotate(x, None) is x
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_tokens_at_the_origin_are_those_of_zero_coordinates(last):
+    xyz, more = torch.rand(5, 3), torch.zeros(2, 3)
+    whole = rotary_table(torch.cat([xyz, more] if last else [more, xyz]), 2, 8)
+    torch.testing.assert_close(with_origin(rotary_table(xyz, 2, 8), 2, last=last), whole)
+    assert with_origin(None, 2, last=last) is None
+
+
 @pytest.mark.parametrize("window", ["time", "space"])
 @pytest.mark.parametrize("grids", [((8, 4, 4), (4, 4, 4)), ((4, 2, 2), (8, 4, 4)), ((3, 5, 5), (2, 3, 3))])
 def test_windows_pair_the_nearest_of_either_side(window, grids):
@@ -153,6 +163,25 @@ def test_a_cache_filled_in_inference_mode_serves_training():
     weight = torch.ones(4, 3, requires_grad=True)
     (weight * cache(xyz.clone())).sum().backward()
     torch.testing.assert_close(weight.grad, xyz * 2)
+
+
+def test_tables_of_kept_tokens_are_those_of_their_coordinates_in_the_windows_of_whole_grids():
+    xyz = {"semantic": grid(4, 2, 2), "motion": grid(2, 2, 2)}
+    kept = {"semantic": torch.tensor([0, 3, 9]), "motion": torch.tensor([1, 4])}
+    for positions in ("rotary", "learned", "none"):
+        geometry = Geometry(positions, ("time", "space"), 2, (16, 8))
+        tables, own = geometry(xyz, kept), geometry({s: xyz[s][kept[s]] for s in xyz}, {})
+        assert tables.keys() == own.keys()
+        for name in ("rotary", "rotary_across", "places"):
+            for s in xyz:
+                assert (tables[name][s] is None) == (own[name][s] is None)
+                assert tables[name][s] is None or torch.equal(tables[name][s], own[name][s])
+    # Semantic tokens at places 0, 3 and 1 read motion tokens at places 1 and 0; motion ones, of moments 0 and 1,
+    # read semantic ones of moments 0, 0 and 2, which are the first, the first and the second half.
+    assert tables["other"]["semantic"].tolist() == [[False, True], [False, False], [True, False]]
+    assert tables["other"]["motion"].tolist() == [[True, True, False], [False, False, True]]
+    assert tables["common"] == {"semantic": 0, "motion": 0}
+    assert geometry(xyz, {})["common"] == {"semantic": 4, "motion": 0}
 
 
 def test_common_places_are_found_where_a_window_keeps_to_them_alone():

@@ -4,18 +4,22 @@ other.
 Source: Vaswani et al. 2017; pre-norm, Xiong et al. 2020; reading across streams, Lu et al. 2019 (ViLBERT).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from tcar.models.positions import LEARNED_BINS, rotate
+from tcar.models.positions import LEARNED_BINS, rotate, with_origin
 
 STREAMS = ("semantic", "motion")
 OTHER = {"semantic": "motion", "motion": "semantic"}
 
 Record = dict[str, Tensor]
 Rotary = Complex[Tensor, "n pairs"]
+Tables = dict[str, dict[str, Tensor | int | None]]  # what `Geometry` returns
 
 
 def attend(
@@ -28,7 +32,7 @@ def attend(
     places: int = 0,
 ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b h n m"] | None]:
     """Attend with scaled dot products in `heads` equal slices of the channels; the mask says what may be
-    read.
+    read, a query that may read nothing reads 0.
 
     `places` above 0 says what the mask is: queries and keys lie on so many places, moment by moment, and read
     their own alone. The weights are worked out explicitly only when asked for; otherwise the fused kernel never
@@ -36,14 +40,21 @@ def attend(
     There is no dropout on the weights: fused CPU kernels have none, so it sits on the residual branches
     instead.
     """
-    # The fused CPU kernel works through every masked score; a few moments are read faster by plain products.
-    if places and not weights and q.device.type == "cpu":
+    # The fused CPU kernel works through every masked score; plain products do not, but they keep every channel of
+    # every moment. Which is the faster was measured: many places and narrow heads speak for products.
+    few = places and k.shape[1] // places * (k.shape[2] // heads) <= 2 * places
+    if few and not weights and q.device.type == "cpu":
         return _attend_in_place(q, k, v, heads, places), None
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     attention = None
     if weights:
-        logits = (q @ k.transpose(-1, -2)) / q.shape[-1] ** 0.5
-        attention = (logits if mask is None else logits.masked_fill(~mask, float("-inf"))).softmax(dim=-1)
+        # Scaled first: sums of unscaled products can leave the range of float16.
+        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        if mask is None:
+            attention = logits.softmax(dim=-1)
+        else:
+            # The second fill is for queries without keys, which a softmax alone would make NaN.
+            attention = logits.masked_fill(~mask, float("-inf")).softmax(dim=-1).masked_fill(~mask, 0)
         out = attention @ v
     else:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -87,15 +98,16 @@ class Residual(nn.Module):
 
 
 class Projection(nn.Module):
-    """LayerNorm and one fused linear layer to those of query, key and value that `roles` names."""
+    """LayerNorm and one fused linear layer to those of query, key and value that `roles` names, `out` wide (0: as
+    wide as what comes in)."""
 
-    def __init__(self, width: int, roles: str = "qkv"):
+    def __init__(self, width: int, roles: str = "qkv", out: int = 0):
         super().__init__()
-        self.width, self.roles = width, roles
+        self.width, self.roles = out or width, roles
         self.norm = nn.LayerNorm(width)
-        self.linear = nn.Linear(width, len(roles) * width)
+        self.linear = nn.Linear(width, len(roles) * self.width)
 
-    def forward(self, x: Float[Tensor, "b n d"], rotary: Rotary | None) -> dict[str, Float[Tensor, "b n d"]]:
+    def forward(self, x: Float[Tensor, "b n d"], rotary: Rotary | None) -> dict[str, Float[Tensor, "b n e"]]:
         """Return the tensors by role, queries and keys rotated to their coordinates."""
         h, turning = self.norm(x), len(self.roles.replace("v", ""))
         # Values are not rotated: to cut the weights apart is cheaper than to cut what they make of all tokens.
@@ -180,12 +192,39 @@ class SelfBlock(nn.Module):
         return self.residual(x, self.feed_forward(x))
 
 
+def read_across(
+    stream: str,
+    parts: dict[str, dict[str, Float[Tensor, "b _ d"]]],
+    heads: int,
+    tables: Tables,
+    record: Record | None,
+    name: str,
+) -> Float[Tensor, "b _ d"]:
+    """Return what a stream's queries read of the other one's keys and values, through the mask in the tables.
+
+    With a `record`, "<name>.<stream>_from_<other>.weights" [b h n m] is written to it.
+    """
+    source = parts[OTHER[stream]]
+    read, weights = attend(
+        parts[stream]["q"],
+        source["k"],
+        source["v"],
+        heads,
+        tables["other"][stream],
+        record is not None,
+        tables["common"][stream],
+    )
+    if record is not None:
+        record[f"{name}.{stream}_from_{OTHER[stream]}.weights"] = weights
+    return read
+
+
 class CrossBlock(nn.Module):
     """Two streams read each other, or one reads the other: both from the tokens before the block.
 
     Each stream has one LayerNorm and one fused projection: its queries read the other stream, its keys and
-    values are read by it. A stream that reads also has a feed-forward layer; one that does not leaves as it
-    came.
+    values are read by it, in `cross_width` channels (0: all). A stream that reads also has a feed-forward
+    layer; one that does not leaves as it came.
     """
 
     def __init__(
@@ -196,42 +235,44 @@ class CrossBlock(nn.Module):
         dropout: float | int = 0,
         drop_path: float | int = 0,
         readers: tuple[str, ...] = STREAMS,
+        cross_width: int = 0,
     ):
         super().__init__()
         self.heads, self.readers = heads, readers
         roles = {s: ("q" if s in readers else "") + ("kv" if OTHER[s] in readers else "") for s in STREAMS}
-        self.project = nn.ModuleDict({s: Projection(width, roles[s]) for s in STREAMS})
-        self.out = nn.ModuleDict({s: nn.Linear(width, width) for s in readers})
+        self.project = nn.ModuleDict({s: Projection(width, roles[s], cross_width) for s in STREAMS})
+        self.out = nn.ModuleDict({s: nn.Linear(cross_width or width, width) for s in readers})
         self.feed_forward = nn.ModuleDict({s: FeedForward(width, hidden) for s in readers})
         self.residual = Residual(dropout, drop_path)
 
     def forward(
         self,
         tokens: dict[str, Float[Tensor, "b _ d"]],
-        rotary: dict[str, Rotary | None],
-        masks: dict[str, Tensor | None],
+        tables: Tables,
         *,
-        places: int = 0,
         record: Record | None = None,
         name: str = "cross",
     ) -> dict[str, Float[Tensor, "b _ d"]]:
-        """Return both streams' tokens after the block; `masks[s]` says what stream s may read of the other,
-        and `places` what the masks are (`attend`).
-
-        With a `record`, "<name>.<reader>_from_<read>.weights" [b h n m] are written to it.
-        """
-        parts = {s: self.project[s](tokens[s], rotary[s]) for s in STREAMS}
+        """Return both streams' tokens after the block; for the record see `read_across`."""
+        parts = {s: self.project[s](tokens[s], tables["rotary_across"][s]) for s in STREAMS}
         after = dict(tokens)
         for s in self.readers:
-            source = parts[OTHER[s]]
-            read, weights = attend(
-                parts[s]["q"], source["k"], source["v"], self.heads, masks[s], record is not None, places
-            )
-            if record is not None:
-                record[f"{name}.{s}_from_{OTHER[s]}.weights"] = weights
-            x = self.residual(tokens[s], self.out[s](read))
+            x = self.residual(tokens[s], self.out[s](read_across(s, parts, self.heads, tables, record, name)))
             after[s] = self.residual(x, self.feed_forward[s](x))
         return after
+
+
+def run_block(
+    block: nn.Module, *inputs: Any, again: bool, record: Record | None, **options: Any
+) -> Tensor | dict[str, Tensor]:
+    """Run a block; where `again` is set, the backward pass runs it again instead of keeping what is inside.
+
+    The second run draws the same random numbers. Nothing is run again that has a record to fill. Source: Chen et
+    al. 2016, Training deep nets with sublinear memory cost.
+    """
+    if again and record is None and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False, **options)
+    return block(*inputs, record=record, **options)
 
 
 class Readout(nn.Module):
@@ -240,8 +281,9 @@ class Readout(nn.Module):
     The readout sits at the origin of space and time, so places are absolute to it.
     """
 
-    def __init__(self, blocks: int, width: int, **block):
+    def __init__(self, blocks: int, width: int, *, checkpointing: bool = False, **block):
         super().__init__()
+        self.checkpointing = checkpointing
         self.token = nn.Parameter(torch.randn(width) * 0.02)
         self.blocks = nn.ModuleList(SelfBlock(width, **block) for _ in range(blocks))
 
@@ -254,11 +296,11 @@ class Readout(nn.Module):
     ) -> Float[Tensor, "b d"]:
         """Return the readout; with a `record`, "self<i><suffix>.weights" [b h 1+n 1+n] are written to it."""
         x = torch.cat([self.token.expand(tokens.shape[0], 1, -1), tokens], dim=1)
-        if rotary is not None:
-            rotary = torch.cat([rotary.new_ones(1, rotary.shape[1]), rotary])
+        rotary = with_origin(rotary, 1)
         for i, block in enumerate(self.blocks):
             # Nothing but the readout is read after the last block, so the rest of its output is never
             # computed.
             last = i == len(self.blocks) - 1
-            x = block(x, rotary, first_only=last, record=record, name=f"self{i}{suffix}")
+            name = f"self{i}{suffix}"
+            x = run_block(block, x, rotary, first_only=last, record=record, name=name, again=self.checkpointing)
         return x[:, 0]

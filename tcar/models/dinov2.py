@@ -1,15 +1,6 @@
-"""DINOv2 (Oquab et al. 2023) through transformers: the published sizes, the miniature, and strict loading."""
+"""Configurations of the published DINOv2 and DINOv3 vision transformers, and of the miniature of the demo."""
 
-import re
-from copy import deepcopy
-from pathlib import Path
-
-import torch
-from safetensors import SafetensorError
-from torch import nn
-from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
-
-from tcar.models.checkpoints import CheckpointError, read_state, refuse_mismatch
+from transformers import Dinov2Config, Dinov2WithRegistersConfig, DINOv3ViTConfig, PreTrainedConfig
 
 DINOV2_TINY = Dinov2Config(
     hidden_size=128,
@@ -23,8 +14,11 @@ DINOV2_TINY = Dinov2Config(
 )
 
 
-def published_configs() -> dict[str, tuple[str, Dinov2Config | Dinov2WithRegistersConfig]]:
-    """Return name -> (Hub name, configuration) of the published DINOv2 sizes (Oquab et al. 2023)."""
+def dinov2_configs() -> dict[str, tuple[str, PreTrainedConfig]]:
+    """Return name -> (Hub name, configuration) of the published sizes, without and with registers.
+
+    Sources: Oquab et al. 2023, arXiv:2304.07193; Darcet et al. 2024, arXiv:2309.16588.
+    """
     sizes = {
         "s": ("small", 384, 12, 6),
         "b": ("base", 768, 12, 12),
@@ -49,44 +43,33 @@ def published_configs() -> dict[str, tuple[str, Dinov2Config | Dinov2WithRegiste
     return configs
 
 
-def build_dinov2(config: Dinov2Config | Dinov2WithRegistersConfig) -> nn.Module:
-    """Build a trainable DINOv2 with random weights; `last_hidden_state` holds its tokens, after the norm."""
-    # transformers keeps the configuration by reference, and switching the attention of one model edits it.
-    return _dinov2_class(config)(deepcopy(config))
+def dinov3_configs() -> dict[str, tuple[str, PreTrainedConfig]]:
+    """Return name -> (Hub name, configuration) of the published vision transformers trained on LVD-1689M.
 
-
-def _dinov2_class(config: Dinov2Config | Dinov2WithRegistersConfig) -> type:
-    return Dinov2WithRegistersModel if isinstance(config, Dinov2WithRegistersConfig) else Dinov2Model
-
-
-def load_dinov2(checkpoint: str | Path, config: Dinov2Config | Dinov2WithRegistersConfig) -> nn.Module:
-    """Load a DINOv2 strictly from a checkpoint folder, a .safetensors file, or a Hub name in the local cache.
-
-    Raises CheckpointError where nothing is found, or listing the keys missing, left over or misshapen.
+    The sizes called plus, and the 7B, have gated feed-forward layers. Source: Simeoni et al. 2025, arXiv:2508.10104.
     """
-    path, state = Path(checkpoint), None
-    if path.is_file():
-        checkpoint, state = None, read_state(path)
-    elif not path.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(checkpoint)):
-        raise CheckpointError(f"{path}: no such checkpoint file or folder")
-    try:
-        # Misshapen keys are reported with the others instead of raising, so that one error can list them all.
-        model, report = _dinov2_class(config).from_pretrained(
-            checkpoint and str(checkpoint),
-            config=config,
-            state_dict=state,
-            dtype=torch.float32,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
+    sizes = {  # width, depth, heads, hidden width of the feed-forward layers, gated
+        "s16": (384, 12, 6, 1536, False),
+        "s16plus": (384, 12, 6, 1536, True),
+        "b16": (768, 12, 12, 3072, False),
+        "l16": (1024, 24, 16, 4096, False),
+        "h16plus": (1280, 32, 20, 5120, True),
+        "7b16": (4096, 40, 32, 8192, True),
+    }
+    return {
+        f"dinov3_vit{size}": (
+            f"facebook/dinov3-vit{size}-pretrain-lvd1689m",
+            DINOv3ViTConfig(
+                hidden_size=width,
+                num_hidden_layers=depth,
+                num_attention_heads=heads,
+                intermediate_size=hidden,
+                use_gated_mlp=gated,
+                hidden_act="silu" if gated else "gelu",
+                num_register_tokens=4,
+                query_bias=size != "7b16",
+                value_bias=size != "7b16",
+            ),
         )
-    except (OSError, SafetensorError) as error:
-        fix = (
-            "it needs an intact model.safetensors" if path.is_dir() else f"fetch it first: hf download {path}"
-        )
-        raise CheckpointError(f"{path}: no readable DINOv2 checkpoint; {fix}") from error
-    shapes = [
-        f"{key} {list(found)}, expected {list(wanted)}" for key, found, wanted in report["mismatched_keys"]
-    ]
-    refuse_mismatch(path, report["missing_keys"], report["unexpected_keys"], shapes)
-    return model
+        for size, (width, depth, heads, hidden, gated) in sizes.items()
+    }

@@ -15,14 +15,18 @@ from torch import Tensor, nn
 
 Triple = tuple[int, int, int]
 
+TEMPORAL_POOLS = {"max": nn.MaxPool3d, "avg": nn.AvgPool3d}
+
 
 @dataclass(frozen=True)
 class I3DConfig:
     """Shape of an I3D ResNet; the defaults are I3D-R50 8x8 as pytorchvideo and SlowFast publish it.
 
     `inflation` has one entry a block: 1 gives its first convolution a temporal kernel of 3, 0 one of 1.
-    Kernels, strides, paddings and windows are (time, height, width). `spatial_strides` is the stride of each
-    stage. `head_window` is the feature map of the training clip, over which the classifier averages.
+    Kernels, strides, paddings and windows are (time, height, width). `temporal_pool` is the kernel and stride
+    in time of the pooling after the first stage, `temporal_pool_kind` what it takes of them, "max" or "avg".
+    `spatial_strides` is the stride of each stage. `head_window` is the feature map of the training clip, over
+    which the classifier averages; None averages over the whole map, whatever its size.
     `num_classes` 0 builds the network without a classifier. Raises ValueError where the stages disagree.
     """
 
@@ -33,15 +37,19 @@ class I3DConfig:
     pool_stride: Triple = (1, 2, 2)
     pool_padding: Triple = (0, 1, 1)
     temporal_pool: int = 2
+    temporal_pool_kind: str = "max"
     depths: tuple[int, ...] = (3, 4, 6, 3)
     widths: tuple[int, ...] = (256, 512, 1024, 2048)
     spatial_strides: tuple[int, ...] = (1, 2, 2, 2)
     bottleneck: int = 4
     inflation: tuple[tuple[int, ...], ...] = ((1, 1, 1), (1, 0, 1, 0), (1, 0, 1, 0, 1, 0), (0, 1, 0))
-    head_window: Triple = (4, 7, 7)
+    head_window: Triple | None = (4, 7, 7)
     num_classes: int = 400
 
     def __post_init__(self):
+        if self.temporal_pool_kind not in TEMPORAL_POOLS:
+            kinds = " or ".join(map(repr, TEMPORAL_POOLS))
+            raise ValueError(f"I3DConfig: temporal_pool_kind must be {kinds}, got {self.temporal_pool_kind!r}")
         stages = {len(self.depths), len(self.widths), len(self.spatial_strides), len(self.inflation)}
         if len(stages) != 1:
             raise ValueError(
@@ -138,18 +146,20 @@ class Stage(nn.Module):
 class Head(nn.Module):
     """Average over space and time, then the classifier.
 
-    Like the published head it slides a window of the training clip's map (4x7x7) over a larger map and
-    averages what it finds, which weighs the middle more than a plain mean. A smaller map shrinks the window.
+    Like the head of pytorchvideo and SlowFast it slides a window of the training clip's map (4x7x7) over a
+    larger map and averages what it finds, which weighs the middle more than a plain mean. A smaller map shrinks
+    the window; without one the mean is plain, as in the other published heads.
     """
 
-    def __init__(self, width: int, num_classes: int, window: Triple):
+    def __init__(self, width: int, num_classes: int, window: Triple | None):
         super().__init__()
         self.window = window
         self.proj = nn.Linear(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        window = tuple(map(min, self.window, x.shape[2:]))
-        return self.proj(F.avg_pool3d(x, window, stride=1).mean(dim=(2, 3, 4)))
+        if self.window:
+            x = F.avg_pool3d(x, tuple(map(min, self.window, x.shape[2:])), stride=1)
+        return self.proj(x.mean(dim=(2, 3, 4)))
 
 
 class I3D(nn.Module):
@@ -170,9 +180,8 @@ class I3D(nn.Module):
                 inputs, config.widths, config.inflation, config.spatial_strides, strict=True
             )
         ]
-        temporal_pool = (
-            nn.MaxPool3d((config.temporal_pool, 1, 1)) if config.temporal_pool > 1 else nn.Identity()
-        )
+        pool = TEMPORAL_POOLS[config.temporal_pool_kind]
+        temporal_pool = pool((config.temporal_pool, 1, 1)) if config.temporal_pool > 1 else nn.Identity()
         blocks = [Stem(config), stages[0], temporal_pool, *stages[1:]]
         if config.num_classes:
             blocks.append(Head(self.width, config.num_classes, config.head_window))

@@ -9,7 +9,7 @@ from operator import is_
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Complex, Float
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 WINDOWS = ("joint", "time", "space")
@@ -57,6 +57,16 @@ def rotate(
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
 
+def with_origin(
+    table: Complex[Tensor, "n pairs"] | None, count: int, *, last: bool = False
+) -> Complex[Tensor, "_ pairs"] | None:
+    """Return a rotary table with `count` more tokens at the origin of space and time, in front or `last`."""
+    if table is None:
+        return None
+    still = table.new_ones(count, table.shape[1])
+    return torch.cat([table, still] if last else [still, table])
+
+
 def window_mask(
     query_xyz: Float[Tensor, "n 3"], key_xyz: Float[Tensor, "m 3"], window: str
 ) -> Bool[Tensor, "n m"] | None:
@@ -100,8 +110,7 @@ class CoordinateCache:
     """Remembers what a function made of the last coordinates: a whole training shares one pair of grids.
 
     The same tensor objects are recognised at once, equal coordinates in new tensors by their values. Compiled
-    and meta-device code calls the function directly: a compiler folds the tables itself, meta tensors have no
-    values.
+    code works the tables out in its graph, which a look at values would break; meta tensors have no values.
     """
 
     def __init__(self, function: Callable[..., Any]):
@@ -142,26 +151,54 @@ def _versions(tensors: tuple[Tensor, ...]) -> tuple[int, ...] | None:
 class Geometry:
     """Rotary tables, attention masks and places of learned positions, made once for each pair of grids.
 
-    `timeless` moves all tokens to the same moment: their places are known, the order of their frames is not.
+    `windows` holds, stream by stream, what it may read of the other one; `widths` are the model's width and that in
+    which streams read each other. `timeless` moves all tokens to the same moment: their places are known, the order
+    of their frames is not.
     """
 
-    def __init__(self, positions: str, window: str, heads: int, head_dim: int, timeless: bool = False):
-        self.positions, self.window, self.timeless = positions, window, timeless
-        self.heads, self.head_dim = heads, head_dim
+    def __init__(
+        self,
+        positions: str,
+        windows: tuple[str, ...],
+        heads: int,
+        widths: tuple[int, int],
+        timeless: bool = False,
+    ):
+        self.positions, self.windows, self.timeless = positions, windows, timeless
+        self.heads, self.widths = heads, widths
         self.tables = CoordinateCache(self._tables)
 
-    def __call__(self, **xyz: Float[Tensor, "_ 3"]) -> dict[str, dict[str, Tensor | int | None]]:
-        """Return "rotary", "places", "other" (what a stream may read of the other one) and "common" (the places
-        of that mask, see `common_places`), each by stream."""
+    def __call__(
+        self, xyz: dict[str, Float[Tensor, "_ 3"]], kept: dict[str, Int[Tensor, "_"]]
+    ) -> dict[str, dict[str, Tensor | int | None]]:
+        """Return tables by stream, of the tokens `kept` if it names any: of those alone, as the whole grids have them.
+
+        "rotary" and "rotary_across" (of the two widths), "places" (of learned positions), "other" (what a stream may
+        read of the other one: nothing, where all of that is gone) and "common" (the places of that mask, see
+        `common_places`).
+        """
         values = self.tables(*xyz.values())
-        return {name: dict(zip(xyz, row, strict=True)) for name, row in values.items()}
+        tables = {name: dict(zip(xyz, row, strict=True)) for name, row in values.items()}
+        if not kept:
+            return tables
+        sources = dict(zip(xyz, reversed(xyz), strict=True))
+        for name in ("rotary", "rotary_across", "places"):
+            tables[name] = {s: None if t is None else t[kept[s]] for s, t in tables[name].items()}
+        masks = tables["other"].items()
+        tables["other"] = {s: None if m is None else m[kept[s]][:, kept[sources[s]]] for s, m in masks}
+        tables["common"] = dict.fromkeys(xyz, 0)
+        return tables
 
     def _tables(self, *xyz: Tensor) -> dict[str, list[Tensor | int | None]]:
         at = [c * c.new_tensor([0, 1, 1]) for c in xyz] if self.timeless else xyz
         rotary, learned = self.positions == "rotary", self.positions == "learned"
-        masks = [window_mask(q, k, self.window) for q, k in zip(xyz, reversed(xyz), strict=True)]
+        masks = [window_mask(*pair) for pair in zip(xyz, reversed(xyz), self.windows, strict=True)]
+        within, across = (
+            [rotary_table(c, self.heads, width // self.heads) if rotary else None for c in at] for width in self.widths
+        )
         return {
-            "rotary": [rotary_table(c, self.heads, self.head_dim) if rotary else None for c in at],
+            "rotary": within,
+            "rotary_across": across,
             "places": [interpolation_weights(c, LEARNED_BINS) if learned else None for c in at],
             "other": masks,
             "common": [common_places(mask) for mask in masks],

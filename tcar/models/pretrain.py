@@ -20,11 +20,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import Dinov2Model
 
 from .. import log
 from ..data.tabletop import standin
 from ..data.workers import worker_count
-from . import i3d, packaged, streams
+from . import i3d, packaged, pretrained, stream, streams
+from .dinov2 import DINOV2_TINY
 
 LOG = log.get("streams")
 DETAIL = 4  # sub-patches along each side of a patch, for which the category is asked
@@ -82,12 +84,12 @@ def semantic_loss(out: dict[str, Tensor], batch: list[Tensor]) -> tuple[Tensor, 
 
 def train_semantic(scenes: int, epochs: int, seed: int) -> tuple[nn.Module, dict]:
     """Train the small DINOv2 on dense labels of stills; returns it with its scores on held-out stills."""
-    config = streams.DINOV2_TINY
+    config = DINOV2_TINY
     grid = config.image_size // config.patch_size
     make = partial(standin.make_still, size=config.image_size, grid=grid, detail=DETAIL)
     data = _generate(make, range(seed * 10**6, seed * 10**6 + scenes))
     torch.manual_seed(seed)
-    model = streams.build_dinov2(config)
+    model = pretrained.build(Dinov2Model, config)
     head = DenseHead(config.hidden_size, {"category": DETAIL**2 * len(standin.CATEGORIES), "colour": 3, "offset": 2,
                                           "shape": len(standin.SHAPE_NAMES), "pattern": len(standin.PATTERN_NAMES)})
 
@@ -101,7 +103,7 @@ def train_semantic(scenes: int, epochs: int, seed: int) -> tuple[nn.Module, dict
         frames, category, *labels = columns
         blocks = category.long().unflatten(2, (grid, DETAIL)).unflatten(1, (grid, DETAIL))
         labels = [blocks.transpose(2, 3).flatten(3), *labels]
-        images = _normalise(frames.permute(0, 3, 1, 2), streams.IMAGENET, augment)
+        images = _normalise(frames.permute(0, 3, 1, 2), stream.IMAGENET, augment)
         tokens = model(pixel_values=images).last_hidden_state[:, 1:].unflatten(1, (grid, grid))
         return semantic_loss(head(tokens), labels)
     return model, _optimise(nn.ModuleList([model, head]), run, scenes, epochs, 64, 3e-3, seed, "dinov2_tiny")
@@ -138,7 +140,7 @@ def train_motion(scenes: int, epochs: int, seed: int) -> tuple[nn.Module, dict]:
             mirrored = torch.arange(len(rows)) % 2 == 0
             video[mirrored] = video[mirrored].flip(4)
             truth[mirrored] = truth[mirrored].flip(3) * torch.tensor([-1.0, 1.0])
-        video = _normalise(video, streams.KINETICS, augment)
+        video = _normalise(video, stream.KINETICS, augment)
         # bfloat16 halves the time of these convolutions on a CPU that has it, and doubles it on one that has not
         with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
             features = model.features(video.contiguous(memory_format=torch.channels_last_3d))
@@ -206,7 +208,7 @@ def build(name: str, output: Path, seed: int, scale: float) -> None:
         "stream": name, "trained_on": f"{scenes} synthetic stand-in scenes of the vocabulary 'pretrain'",
         "epochs": epochs, "seed": seed, "held_out_scores": scores, "licence": "Apache-2.0",
         "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
-        "code": packaged.training_code(),
+        "code": packaged.training_code(name),
         "seconds": round(time.perf_counter() - begin, 1),
     }
     path.with_suffix(".json").write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")

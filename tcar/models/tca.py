@@ -1,70 +1,36 @@
 """TCA, temporal cross-attention: two frozen streams, their tokens pooled to small grids, a trained fusion."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from jaxtyping import Float, Int, UInt8
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tcar.models import pretrained
+from tcar.models.adapters import add_adapters
 from tcar.models.attention import Record
+from tcar.models.budget import BudgetError, Row, check_budget, cost_table
+from tcar.models.card import model_card
 from tcar.models.checkpoints import CheckpointError, load_strict, read_state
-from tcar.models.fusion import FusionConfig, create_fusion, trained_parameters
+from tcar.models.fusion import create_fusion
 from tcar.models.grids import pool_tokens
-from tcar.models.streams import Stream, create_stream, weights_digest
+from tcar.models.stream import Stream
+from tcar.models.streams import create_stream, weights_digest
+from tcar.models.tca_config import TCAConfig
+
+__all__ = ["TCA", "BudgetError", "TCAConfig", "locate", "segment_middles"]
 
 Clip = UInt8[Tensor, "b _ _ _ 3"] | Float[Tensor, "b _ _ _ 3"]
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-
-
-class BudgetError(ValueError):
-    """A model with more trained parameters than its configuration allows; the message holds the table."""
-
-
-@dataclass(frozen=True)
-class TCAConfig:
-    """What a TCA is made of; raises ValueError where the class names and the fusion disagree."""
-
-    semantic: str
-    motion: str
-    semantic_frames: int
-    motion_frames: int
-    semantic_grid: tuple[int, int, int]
-    motion_grid: tuple[int, int, int]
-    class_names: tuple[str, ...]
-    fusion: FusionConfig
-    max_trained_parameters: int = 20_000_000
-
-    def __post_init__(self):
-        if len(self.class_names) != self.fusion.num_classes:
-            raise ValueError(
-                f"TCAConfig.class_names holds {len(self.class_names)} names, "
-                f"FusionConfig.num_classes is {self.fusion.num_classes}"
-            )
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "TCAConfig":
-        """Build from plain values such as JSON's; raises ValueError naming unknown or missing keys."""
-        if not isinstance(values.get("fusion"), dict):
-            raise ValueError("TCAConfig: 'fusion' must hold the values of a FusionConfig")
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        return _from_dict(cls, values | {"fusion": _from_dict(FusionConfig, values["fusion"])})
-
-
-def _from_dict(kind: type, values: dict):
-    names = {field.name for field in fields(kind)}
-    if values.keys() - names:
-        raise ValueError(
-            f"{kind.__name__} has no {', '.join(sorted(values.keys() - names))}; "
-            f"it has {', '.join(sorted(names))}"
-        )
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"{kind.__name__}: {error}") from error
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+ADAPTERS = "semantic_adapters"  # before the keys of their weights in a kept model
+AGAIN = "save the model again, or fetch both files of it again"
 
 
 def segment_middles(frame_count: int, segments: int) -> Int[Tensor, "segments"]:
@@ -73,10 +39,11 @@ def segment_middles(frame_count: int, segments: int) -> Int[Tensor, "segments"]:
 
 
 class TCA(nn.Module):
-    """The whole model, from frames to class logits; only the fusion is trained.
+    """The whole model, from frames to class logits; only the fusion is trained, and adapters if there are any.
 
-    `TCA(config, semantic, motion)` takes two streams, `TCA.create(config)` builds them by name. Raises
-    ValueError where a stream's width is not the fusion's, BudgetError above `config.max_trained_parameters`.
+    `TCA(config, semantic, motion)` takes two streams, `TCA.create(config)` builds them by name. Raises ValueError where
+    a stream's width is not the fusion's or its adapters are not the configuration's, BudgetError above
+    `config.max_trained_parameters`.
     """
 
     def __init__(self, config: TCAConfig, semantic: Stream, motion: Stream):
@@ -85,16 +52,19 @@ class TCA(nn.Module):
         self.semantic, self.motion = semantic, motion
         for role, stream in (("semantic", semantic), ("motion", motion)):
             if stream.name != getattr(config, role):
-                raise ValueError(
-                    f"the {role} stream is {stream.name}, the configuration says {getattr(config, role)}"
-                )
+                raise ValueError(f"the {role} stream is {stream.name}, the configuration says {getattr(config, role)}")
             if stream.width != config.fusion.stream_width(role):
                 raise ValueError(
                     f"{stream.name} is {stream.width} wide, FusionConfig.{role}_width is "
                     f"{config.fusion.stream_width(role)}; set it to {stream.width}"
                 )
+        if (found := len(semantic.adapters)) != (wanted := config.semantic_adapters):
+            raise ValueError(
+                f"{semantic.name} has {found} adapters, TCAConfig.semantic_adapters is {wanted}; TCA.create adds "
+                "them, as add_adapters does"
+            )
         self.fusion = create_fusion(config.fusion)
-        self._check_budget()
+        check_budget(config, semantic, motion, self.fusion)
 
     @classmethod
     def create(
@@ -104,16 +74,18 @@ class TCA(nn.Module):
         pretrained: bool = False,
         semantic_checkpoint: str | Path | None = None,
         motion_checkpoint: str | Path | None = None,
+        seed: int = 0,
     ) -> "TCA":
-        """Build the streams by name, with the weights that `create_stream` finds under these arguments."""
-        streams = {"semantic": semantic_checkpoint, "motion": motion_checkpoint}
-        return cls(
-            config,
-            **{
-                role: create_stream(getattr(config, role), pretrained, checkpoint or None)
-                for role, checkpoint in streams.items()
-            },
-        )
+        """Build the streams by name, with the weights that `create_stream` finds under these arguments.
+
+        `seed` draws the adapters; the fusion is drawn from torch's generator.
+        """
+        checkpoints = {"semantic": semantic_checkpoint, "motion": motion_checkpoint}
+        built = {
+            role: create_stream(getattr(config, role), pretrained, checkpoint or None)
+            for role, checkpoint in checkpoints.items()
+        }
+        return cls(config, **_adapted(config, built, seed))
 
     def forward(
         self, frames: Clip, motion_frames: Clip | None = None, return_intermediates: bool = False
@@ -145,79 +117,133 @@ class TCA(nn.Module):
             )
         return clip[:, segment_middles(clip.shape[1], wanted).to(clip.device)]
 
-    def parameter_table(self) -> list[dict[str, str | int]]:
-        """Return rows of part, total and trained parameters; the last row is the sum."""
-        streams = {"semantic": self.semantic, "motion": self.motion}
-        parts = {f"{role} stream ({stream.name})": stream for role, stream in streams.items()}
-        parts |= {f"fusion.{name}": module for name, module in self.fusion.named_children()}
-        parts["sum"] = self
-        rows = (
-            {
-                "part": part,
-                "total": sum(p.numel() for p in module.parameters()),
-                "trained": trained_parameters(module),
-            }
-            for part, module in parts.items()
-        )
-        return [row for row in rows if row["total"]]
+    def parameter_table(self) -> list[Row]:
+        """Return rows of part, total and trained parameters, megabytes of weights, GFLOPs of one clip and the frozen
+        share; the last row is the sum.
+        """
+        return cost_table(self.config, self.semantic, self.motion, self.fusion)
 
-    def _check_budget(self) -> None:
-        trained, allowed = trained_parameters(self), self.config.max_trained_parameters
-        if trained > allowed:
-            lines = [f"{'part':<36}{'total':>14}{'trained':>14}"]
-            lines += [
-                f"{row['part']:<36}{row['total']:>14,}{row['trained']:>14,}" for row in self.parameter_table()
-            ]
-            raise BudgetError(
-                f"{trained:,} trained parameters, max_trained_parameters is {allowed:,}; lower "
-                "fusion_width, fusion_blocks or mlp_ratio\n" + "\n".join(lines)
-            )
+    def _trained(self) -> tuple[nn.ModuleDict, dict[str, str]]:
+        """Return what is trained, and for each of its keys the one that a kept model has for it."""
+        trained = nn.ModuleDict({"fusion": self.fusion, ADAPTERS: self.semantic.adapters})
+        return trained, {key: key.removeprefix("fusion.") for key in trained.state_dict()}
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and the trained weights; frozen streams go by name and digest of weights."""
+    def save_pretrained(self, folder: str | Path, card: Mapping[str, Any] | None = None) -> None:
+        """Write config.json, the trained weights and a model card; frozen streams go by name and digest of weights.
+
+        Adapters are trained weights: they stand beside those of the fusion, under `semantic_adapters`.
+
+        card: what is known of the training, as `tcar.models.card.model_card` takes it.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         streams = {
-            role: {"pretrained": stream.pretrained, "digest": weights_digest(stream)}
+            role: {
+                "pretrained": stream.pretrained,
+                "digest": weights_digest(stream),
+                "input_size": stream.input_size,
+                "fit": stream.fit,
+            }
             for role, stream in (("semantic", self.semantic), ("motion", self.motion))
         }
         config = {"model": "tcar.models.TCA", "config": asdict(self.config), "streams": streams}
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        state = {key: value.contiguous() for key, value in self.fusion.state_dict().items()}
+        trained, names = self._trained()
+        state = {names[key]: value.contiguous() for key, value in trained.state_dict().items()}
         save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        (folder / CARD_FILE).write_text(model_card(self, card), encoding="utf-8")
 
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,
+        name: str | Path,
         *,
         semantic_checkpoint: str | Path | None = None,
         motion_checkpoint: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
     ) -> "TCA":
-        """Load what `save_pretrained` wrote, in evaluation mode.
+        """Load what `save_pretrained` wrote, in evaluation mode, from a folder or from the Hub by owner/name.
 
-        Checkpoints name the streams' weights where the package has none of its own. Raises CheckpointError
-        where the folder, a key or the digest of a stream's weights does not match: tokens of other weights
-        mean other things.
+        Checkpoints name the streams' weights where the package has none of its own. With `local_files_only` nothing is
+        fetched, neither the model nor its streams. Raises CheckpointError where the folder, a key or the digest of a
+        stream's weights does not match: tokens of other weights mean other things; or where nothing is to be had from
+        the Hub, with what to fetch and where to put it.
         """
-        path = Path(folder) / CONFIG_FILE
+        folder = locate(name, local_files_only=local_files_only, revision=revision)
+        path, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+        config, streams = _read_config(path)
         try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            config, streams = TCAConfig.from_dict(saved["config"]), saved["streams"]
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{path}: not found; give the folder that save_pretrained wrote") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: not a TCA configuration: {error}") from error
-        state = read_state(Path(folder) / WEIGHTS_FILE)
+            state = read_state(weights)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {AGAIN}") from error
         built = {}
         for role, checkpoint in (("semantic", semantic_checkpoint), ("motion", motion_checkpoint)):
-            name, origin = getattr(config, role), streams[role]
-            built[role] = create_stream(name, origin["pretrained"], checkpoint or None)
-            if weights_digest(built[role]) != origin["digest"]:
+            stream, digest = getattr(config, role), streams[role].pop("digest")
+            built[role] = create_stream(
+                stream, checkpoint=checkpoint or None, **streams[role], local_files_only=local_files_only
+            )
+            if weights_digest(built[role]) != digest:
                 raise CheckpointError(
-                    f"{path}: the {role} stream {name} was saved with other weights than "
+                    f"{path}: the {role} stream {stream} was saved with other weights than "
                     f"those found now; give {role}_checkpoint= what it was trained on"
                 )
-        model = cls(config, **built)
-        load_strict(model.fusion, state, Path(folder) / WEIGHTS_FILE)
+        try:
+            model = cls(config, **_adapted(config, built))
+            trained, names = model._trained()
+            load_strict(trained, state, weights, names)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}\n  it is not of the model that {path} describes; {AGAIN}") from error
+        except ValueError as error:
+            raise CheckpointError(f"{path}: not a model that can be built: {error}") from error
         return model.eval()
+
+
+def _read_config(path: Path) -> tuple[TCAConfig, dict[str, dict[str, Any]]]:
+    """Return what config.json says of a model, and of each stream its digest and the arguments that create it."""
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        # Models of before the card was written had the streams' own sizes.
+        usual = {"input_size": None, "fit": "squash"}
+        streams = {
+            role: {key: (usual | saved["streams"][role])[key] for key in ("pretrained", "digest", *usual)}
+            for role in ("semantic", "motion")
+        }
+        return TCAConfig.from_dict(saved["config"]), streams
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: not found; give the folder that save_pretrained wrote") from error
+    except KeyError as error:
+        raise CheckpointError(f"{path}: not a TCA configuration: it has no {error}; {AGAIN}") from error
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a TCA configuration: {error}; {AGAIN}") from error
+
+
+def _adapted(config: TCAConfig, streams: dict[str, Stream], seed: int = 0) -> dict[str, Stream]:
+    """Return the streams, the semantic one with the adapters that the configuration wants."""
+    if config.semantic_adapters:
+        add_adapters(streams["semantic"], config.semantic_adapters, config.adapter_width, seed=seed)
+    return streams
+
+
+def locate(name: str | Path, *, local_files_only: bool = False, revision: str | None = None) -> Path:
+    """Return the folder of a kept model: the folder itself, or the copy of owner/name that the Hub's library keeps.
+
+    Raises CheckpointError where the Hub has to be asked and cannot be, with what to fetch and where to put it.
+    """
+    owner = str(name).partition("/")[0]
+    if not pretrained.is_hub_name(name) or Path(owner).is_dir():
+        return Path(name)
+    wanted = ["*.json", "*.safetensors", CARD_FILE]
+    try:
+        found = snapshot_download(
+            str(name), revision=revision, local_files_only=local_files_only, allow_patterns=wanted
+        )
+    except Exception as error:  # it raises errors of its own, of the system and of an HTTP client
+        reason = str(error).strip().partition("\n")[0]
+        version = f" --revision {revision}" if revision else ""
+        raise CheckpointError(
+            f"{name}: no such folder, and not to be had from the Hub by this name ({reason}). With a network: "
+            f"hf download {name}{version}. Without: put its {CONFIG_FILE} and {WEIGHTS_FILE} into a folder, "
+            "and give that"
+        ) from error
+    return Path(found)

@@ -22,21 +22,12 @@ def fusion_config(run: Params, kind: str = "", **changes) -> FusionConfig:
     """Give the configuration of a fusion at the parameters of the run; `changes` are fields of
     FusionConfig. Widths and classes that are not among them are read from the run's stores and audit.
     """
-    fusion, settings = run.fusion, dict(changes)
+    settings = dict(changes)
     if not {"semantic_width", "motion_width"} <= settings.keys():
         settings = {f"{role}_width": store.width for role, store in stores(run).items()} | settings
     if "num_classes" not in settings:
         settings["num_classes"] = len(class_names(run))
-    chosen = {
-        "kind": kind or fusion.fusion,
-        "width": fusion.fusion_width,
-        "heads": fusion.heads,
-        "blocks": fusion.fusion_blocks,
-        "mlp_ratio": fusion.mlp_ratio,
-        "window": fusion.window,
-        "dropout": fusion.dropout,
-        "drop_path": fusion.drop_path,
-    }
+    chosen = run.fusion.settings | ({"kind": kind} if kind else {})
     return FusionConfig(**chosen | settings)
 
 

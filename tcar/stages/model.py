@@ -6,19 +6,22 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
+from tcar import params
 from tcar.evaluate import fit_temperature
+from tcar.models.checkpoints import CheckpointError
 from tcar.models.fusion import FusionConfig
 from tcar.models.tca import TCA, TCAConfig
+from tcar.real_plans import CLASSES, plan_files
 from tcar.stages.clips import class_names
-from tcar.stages.features import stores
+from tcar.stages.features import ROLES, stores
 from tcar.stages.fusion import fusion_config
 from tcar.tokens import TokenSet
 from tcar.train import Fit, logits
 
 if TYPE_CHECKING:
     from tcar.params import Params
-
-FULL_SIZE = {"semantic": "dinov2_vits14", "motion": "i3d_r50", "semantic_frames": 8, "motion_frames": 8}
 
 
 def model_config(run: Params, fusion: FusionConfig | None = None) -> TCAConfig:
@@ -37,17 +40,20 @@ def model_config(run: Params, fusion: FusionConfig | None = None) -> TCAConfig:
     )
 
 
-def full_size_config(run: Params) -> TCAConfig:
-    """Give the configuration on the real dataset: DINOv2 ViT-S/14 and I3D-R50, 174 classes, width 512."""
-    fusion = FusionConfig(semantic_width=384, motion_width=2048, num_classes=174, width=512)
-    return TCAConfig(
-        **FULL_SIZE,
-        semantic_grid=(8, 4, 4),
-        motion_grid=(4, 4, 4),
-        fusion=fusion,
-        class_names=tuple(map(str, range(174))),
-        max_trained_parameters=run.fusion.max_trained_parameters,
-    )
+def planned(root: Path) -> list[dict]:
+    """Count the models that the parameter files for the real dataset describe, without weights.
+
+    root: the project's folder. One row a plan: `plan`, the names of its streams, and `parts`, what the model's
+    parameter_table says of 174 classes. Raises ParameterError where a file is missing or wrong.
+    """
+    rows = []
+    for plan, file in plan_files(root).items():
+        run = params.load(file)
+        with torch.device("meta"):
+            model = TCA.create(TCAConfig.from_params(run, tuple(map(str, range(CLASSES)))))
+        streams = {role: getattr(run.streams, role) for role in ROLES}
+        rows.append({"plan": plan, **streams, "parts": model.parameter_table()})
+    return rows
 
 
 def save_model(run: Params, fit: Fit, validation: TokenSet) -> dict:
@@ -57,18 +63,39 @@ def save_model(run: Params, fit: Fit, validation: TokenSet) -> dict:
     """
     model = TCA.create(model_config(run, fit.fusion), pretrained=True, **_checkpoints(run))
     model.fusion.load_state_dict(fit.state_dict)
-    model.save_pretrained(model_folder(run))
+    model.save_pretrained(model_folder(run), card=card_facts(run, fit))
     temperature = fit_temperature(logits(fit, validation), validation.labels)
     calibration = {"temperature": temperature, "fitted_on": "validation", "clips": len(validation)}
     (model_folder(run) / "calibration.json").write_text(json.dumps(calibration, indent=1) + "\n")
     return {"temperature": temperature, "parameters": model.parameter_table()}
 
 
+def card_facts(run: Params, fit: Fit) -> dict:
+    """Give what the card of a kept model tells of its training: clips, epochs, seed, accuracy on validation."""
+    best = next(row for row in fit.history if row["epoch"] == fit.best_epoch)
+    named = {"tabletop": "Tabletop, clips that are rendered from seeds", "ssv2": "Something-Something-V2"}
+    return {
+        "dataset": f"{named[run.data.dataset]} ({len(class_names(run))} classes)",
+        "synthetic": run.data.dataset == "tabletop",
+        "Epoch kept": f"{fit.best_epoch} of {len(fit.history)}",
+        "Seed": fit.seed,
+        "metrics": {"top-1 on the validation clips": best["validation_top1"]},
+        "protocol": "one view of each clip; the epoch was chosen on these clips, so the accuracy is a little too good",
+    }
+
+
 def open_model(run: Params) -> TCA:
-    """Open the model that `save_model` kept; raises CheckpointError where there is none, or its streams
-    changed.
+    """Open the model that `save_model` kept; raises CheckpointError where there is none, its streams changed, or its
+    classes are not those of the run.
     """
-    return TCA.from_pretrained(model_folder(run), **_checkpoints(run))
+    model = TCA.from_pretrained(model_folder(run), **_checkpoints(run))
+    kept, wanted = model.config.class_names, class_names(run)
+    if list(kept) != wanted:
+        raise CheckpointError(
+            f"{model_folder(run)}: its model names {len(kept)} classes and the run has {len(wanted)}, not the same "
+            "ones in the same order; run notebook 03 again"
+        )
+    return model
 
 
 def model_folder(run: Params) -> Path:

@@ -1,0 +1,232 @@
+"""Streams that read each frame by itself: DINOv2, DINOv3, and every image model of timm."""
+
+import difflib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from math import isqrt
+
+import timm
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel, DINOv3ViTModel
+
+from tcar.models import dinov2, pretrained
+from tcar.models.checkpoints import load_strict, read_state
+from tcar.models.grids import Tokens, grid_coordinates
+from tcar.models.packaged import packaged
+from tcar.models.stream import IMAGENET, Source, Stream, StreamSpec
+
+SEGMENTS = "frames at the middles of equal segments of the clip"
+
+
+class FrameStream(Stream):
+    """A vision transformer of transformers' DINOv2 or DINOv3 family, read frame by frame."""
+
+    def __init__(self, backbone: nn.Module, spec: StreamSpec, **options):
+        super().__init__(backbone, spec, **options)
+        self.patch = backbone.config.patch_size
+        self.registers = getattr(backbone.config, "num_register_tokens", 0)
+        self._divides(self.patch)
+
+    def _backbone_width(self) -> int:
+        return self.backbone.config.hidden_size
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks, first to last."""
+        return (self.backbone.encoder if hasattr(self.backbone, "encoder") else self.backbone.model).layer
+
+    def _tokens(self, images: Tensor, batch: int) -> Tokens:
+        hidden = self.backbone(images).last_hidden_state.unflatten(0, (batch, -1))  # [b t 1+r+n d]
+        side = self.input_size // self.patch
+        grid = (hidden.shape[1], side, side)
+        patches = hidden[:, :, 1 + self.registers :]
+        return Tokens(patches, grid_coordinates(grid, patches.device), hidden[:, :, 0], grid)
+
+    def attention_maps(self, frames: Tensor, layer: int = -1) -> Float[Tensor, "b t heads q k"]:
+        """Return one layer's attention weights; tokens are ordered class, registers, patches (row-major).
+
+        The weights come from transformers' eager attention: the fused kernel of the fast path keeps none.
+        """
+        images, batch = self._prepare(frames)
+        fast = self.backbone.config._attn_implementation
+        self.backbone.set_attn_implementation("eager")
+        try:
+            with self._gradients(frames):
+                return self.backbone(images, output_attentions=True).attentions[layer].unflatten(0, (batch, -1))
+        finally:
+            self.backbone.set_attn_implementation(fast)
+
+
+class TimmStream(Stream):
+    """An image model of timm, read frame by frame: a transformer's tokens or a ConvNet's last feature map."""
+
+    def _backbone_width(self) -> int:
+        return self.backbone.num_features
+
+    def _tokens(self, images: Tensor, batch: int) -> Tokens:
+        features, class_token = self.backbone.forward_features(images), None
+        if features.ndim == 4:
+            # Transformers with windows keep channels last and say so; everything else has them first.
+            if getattr(self.backbone, "output_fmt", "NCHW") != "NHWC":
+                features = features.movedim(1, -1)
+            rows, columns = features.shape[1:3]
+            patches = features.flatten(1, 2)
+        else:
+            prefix = getattr(self.backbone, "num_prefix_tokens", 0)
+            patches = features[:, prefix:]
+            rows = columns = isqrt(patches.shape[1])
+            if rows * columns != patches.shape[1]:
+                raise ValueError(f"{self.name}: {patches.shape[1]} patch tokens make no square grid")
+            if getattr(self.backbone, "has_class_token", False):
+                class_token = features[:, 0].unflatten(0, (batch, -1))
+        patches = patches.unflatten(0, (batch, -1))
+        grid = (patches.shape[1], rows, columns)
+        return Tokens(patches, grid_coordinates(grid, patches.device), class_token, grid)
+
+    @property
+    def blocks(self) -> nn.ModuleList | nn.Sequential:
+        """The transformer blocks, first to last; raises ValueError for a network that has none."""
+        blocks = getattr(self.backbone, "blocks", None)
+        if not blocks or not hasattr(getattr(blocks[-1], "attn", None), "fused_attn"):
+            raise ValueError(f"{self.name} has no blocks with global attention")
+        return blocks
+
+    def attention_maps(self, frames: Tensor, layer: int = -1) -> Float[Tensor, "b t heads q k"]:
+        """Return one layer's attention weights; tokens are ordered as timm has them, prefix tokens first.
+
+        Raises ValueError for a network without blocks of global attention (a ConvNet, windows).
+        """
+        attention = self.blocks[layer].attn
+        images, batch = self._prepare(frames)
+        with _kept(attention) as seen, self._gradients(frames):
+            self.backbone.forward_features(images)
+        return seen[0].unflatten(0, (batch, -1))
+
+
+@contextmanager
+def _kept(attention: nn.Module) -> Iterator[list[Tensor]]:
+    """Have a timm attention layer work its weights out, and collect them where they enter their dropout."""
+    seen, fast = [], attention.fused_attn
+    hook = attention.attn_drop.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    attention.fused_attn = False
+    try:
+        yield seen
+    finally:
+        attention.fused_attn = fast
+        hook.remove()
+
+
+def dinov2_class(config: Dinov2Config | Dinov2WithRegistersConfig) -> type:
+    """Return the class of transformers that a DINOv2 configuration belongs to."""
+    return Dinov2WithRegistersModel if isinstance(config, Dinov2WithRegistersConfig) else Dinov2Model
+
+
+def specs() -> Iterator[StreamSpec]:
+    """Yield the registered image streams: DINOv2, DINOv3 and the miniature that comes with the package."""
+    published = [(name, *rest, "Apache-2.0", "bicubic") for name, rest in dinov2.dinov2_configs().items()]
+    published += [(name, *rest, "DINOv3 License", "bilinear") for name, rest in dinov2.dinov3_configs().items()]
+    for name, hub, config, licence, interpolation in published:
+        model_class = DINOv3ViTModel if name.startswith("dinov3") else dinov2_class(config)
+        yield StreamSpec(
+            name,
+            "semantic",
+            FrameStream,
+            lambda _, model_class=model_class, config=config: pretrained.build(model_class, config),
+            partial(_load_frame_model, model_class, config),
+            hub,
+            width=config.hidden_size,
+            frames=8,
+            input_size=224,
+            interpolation=interpolation,
+            **IMAGENET,
+            info={"source": f"https://huggingface.co/{hub}", "licence": licence, "sampling": f"8 {SEGMENTS}"},
+        )
+    yield StreamSpec(
+        "dinov2_tiny",
+        "semantic",
+        FrameStream,
+        lambda _: pretrained.build(Dinov2Model, dinov2.DINOV2_TINY),
+        _load_tiny,
+        packaged("dinov2_tiny"),
+        width=128,
+        frames=8,
+        input_size=112,
+        interpolation="bicubic",
+        **IMAGENET,
+        info={
+            "source": "tcar/models/weights/dinov2_tiny.safetensors",
+            "licence": "Apache-2.0",
+            "sampling": f"8 {SEGMENTS}",
+        },
+    )
+
+
+def _load_frame_model(model_class: type, config, source: Source) -> tuple[nn.Module, dict]:
+    given = source.checkpoint
+    return pretrained.load(model_class, config, given, local_files_only=source.local_files_only), {}
+
+
+def _load_tiny(source: Source) -> tuple[nn.Module, dict]:
+    model = pretrained.build(Dinov2Model, dinov2.DINOV2_TINY)
+    return load_strict(model, read_state(source.checkpoint), source.checkpoint), {}
+
+
+@lru_cache(maxsize=64)
+def timm_spec(name: str) -> StreamSpec:
+    """Return the specification of `timm:<model>`, any image model of timm by its name there.
+
+    Input size, normalisation and width are those of timm's own configuration of its weights. Raises ValueError for a
+    name that timm does not know.
+    """
+    model = name.removeprefix("timm:")
+    about = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
+    if about is None:
+        close = ", ".join(difflib.get_close_matches(model, timm.list_models(), n=3))
+        raise ValueError(f"{name}: timm has no such model" + (f"; did you mean {close}?" if close else ""))
+    with torch.device("meta"):
+        width = timm.create_model(model, num_classes=0).num_features
+    return StreamSpec(
+        name,
+        "semantic",
+        TimmStream,
+        partial(_build_timm, model),
+        partial(_load_timm, model),
+        about.hf_hub_id or "",
+        width=width,
+        frames=8,
+        input_size=about.input_size[-1],
+        mean=tuple(about.mean),
+        std=tuple(about.std),
+        interpolation="bicubic" if about.interpolation == "bicubic" else "bilinear",
+        info={
+            "source": f"https://huggingface.co/{about.hf_hub_id}" if about.hf_hub_id else about.url or "",
+            "licence": about.license or "",
+            "sampling": f"8 {SEGMENTS}",
+        },
+    )
+
+
+def _build_timm(model: str, input_size: int) -> nn.Module:
+    # Networks with positions or windows of one size are built for another; ConvNets take any and know no option.
+    sized = {"img_size": input_size} if timm.get_pretrained_cfg(model).fixed_input_size else {}
+    try:
+        return timm.create_model(model, num_classes=0, **sized)
+    except AssertionError as error:  # timm asserts what a size must be
+        raise ValueError(f"timm:{model}: input_size {input_size} does not fit it: {error}") from error
+
+
+def _load_timm(model: str, source: Source) -> tuple[nn.Module, dict]:
+    """Load strictly: of all keys in the file, only those of the classifier may be left over."""
+    path = pretrained.locate(source)
+    network, state = _build_timm(model, source.input_size), read_state(path)
+    # Where timm has one, the model's own filter renames old keys and resamples positions to the input size.
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    state = convert(state, network) if convert else state
+    heads = timm.get_pretrained_cfg(model).classifier or ()
+    heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
+    own = network.state_dict()
+    return load_strict(network, {k: v for k, v in state.items() if k in own or not k.startswith(heads)}, path), {}
