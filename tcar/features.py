@@ -1,113 +1,62 @@
 """The feature store: the tokens of a frozen stream for every clip, computed once and kept on disk.
 
-A store is a folder `<stream>-<key>/` of `tokens-<batch>.npy` (fp16, [clips N D]), `coordinates.npy`,
-`index.parquet` (where each clip is) and `store.json` (what made it, which clips are missing and why). It is
-complete when `store.json` exists; until then finished batches are taken over by the next run.
+    python -m tcar.features plan params/ssv2.yaml --gpu A100      bytes and hours, before anything starts
+    python -m tcar.features extract params/ssv2.yaml              both streams of a run, or what is missing of them
+    torchrun --nproc-per-node 2 -m tcar.features extract params/ssv2.yaml
+    python -m tcar.features verify runs/ssv2/features/STORE       every byte read again
+
+What a store holds is in `tcar.store`, how it is filled in `tcar.extraction`. Its name carries the digest of what made
+it: stream, weights, sampling, views, pooling, type, and the ids and sizes of the clips. A batch of clips is one shard:
+a run that is killed, at whatever moment, loses the batches it was at, and the next run makes them again to the same
+bytes.
 """
 
+import datetime
 import hashlib
 import json
+import os
 import shutil
+import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import torch
-from jaxtyping import Float, Float16
 from torch import nn
 
 from tcar import log, models
 from tcar.data.ssv2 import Clip
-from tcar.data.video import VideoError, read_segments
-from tcar.data.workers import Failure, isolated_map
+from tcar.data.video import VideoError
+from tcar.extraction import POLL, Ranks, Spent, await_ranks, make_shards
 from tcar.shards import (
+    STORED,
     Batch,
     Builder,
-    Extractor,
     FeatureError,
     Job,
-    Reader,
+    Precision,
+    TokenType,
+    drop_drafts,
+    from_stored,
     pooled_tokens,
     read_record,
-    record_path,
-    replace,
+    replace_file,
     shard_path,
-    write_shard,
 )
+from tcar.store import DESCRIPTION, FeatureStore, finish, key_of, verify
+from tcar.views import SegmentView, View
 
-# Reading and computing one batch takes seconds to minutes; beyond these a process hangs.
-BATCH_LIMIT, CLIP_LIMIT = 3600.0, 60.0
-# Devices and batch sizes differ by about 1e-3 in fp16, another way to read or scale frames by more than 1e-2.
-SAME_TOKENS = 5e-3
+__all__ = ["FeatureError", "FeatureStore", "extract", "verify"]
+
+# Devices and batch sizes differ by about 1e-3 in fp16, another way to read or scale frames by more than 1e-2. In
+# bf16, eight times as coarse, so do devices.
+SAME_TOKENS = {"fp32": 5e-3, "bf16": 2e-2}
+PATIENCE = 1800.0  # seconds a rank waits for others that make nothing new
 
 logger = log.get(__name__)
-
-
-@dataclass(frozen=True)
-class FeatureStore:
-    """The cached tokens of one stream; `broken` holds the reason for every clip that has none.
-
-    `coordinates` are the centres (t, y, x) in [0, 1] of the N tokens of a clip, in the order of the tokens.
-    """
-
-    root: Path
-    key: str
-    stream: str
-    frames: int
-    grid: tuple[int, int, int]
-    width: int
-    coordinates: Float[np.ndarray, "n 3"]
-    ids: list[str]
-    broken: dict[str, str]
-    places: dict[str, tuple[int, int]] = field(repr=False)
-
-    @classmethod
-    def open(cls, root: str | Path) -> "FeatureStore":
-        """Open a complete store; raises FeatureError where there is none."""
-        root = Path(root)
-        if not (root / "store.json").is_file():
-            raise FeatureError(f"{root}: no complete feature store (store.json is missing); extract again")
-        made = json.loads((root / "store.json").read_text(encoding="utf-8"))
-        index = pyarrow.parquet.read_table(root / "index.parquet").to_pydict()
-        places = {identifier: (shard, row) for identifier, shard, row in zip(*index.values(), strict=True)}
-        return cls(
-            root,
-            made["key"],
-            made["stream"],
-            made["frames"],
-            tuple(made["grid"]),
-            made["width"],
-            np.load(root / "coordinates.npy"),
-            index["id"],
-            made["broken"],
-            places,
-        )
-
-    def load(self, ids: Sequence[str] | None = None) -> Float16[np.ndarray, "clips n d"]:
-        """The tokens of these clips (all by default), in this order.
-
-        Raises FeatureError naming a clip that is not in the store, and why.
-        """
-        ids = self.ids if ids is None else list(ids)
-        by_shard: dict[int, list[tuple[int, int]]] = {}
-        for position, identifier in enumerate(ids):
-            if identifier not in self.places:
-                reason = self.broken.get(identifier, "it was not among the clips of the extraction")
-                raise FeatureError(
-                    f"clip {identifier} has no features in {self.root}: {reason}; leave it out "
-                    "(store.ids lists what is there) or repair the video and extract again"
-                )
-            shard, row = self.places[identifier]
-            by_shard.setdefault(shard, []).append((position, row))
-        tokens = np.empty((len(ids), len(self.coordinates), self.width), np.float16)
-        for shard, pairs in by_shard.items():
-            positions, rows = zip(*pairs, strict=True)
-            tokens[list(positions)] = np.load(shard_path(self.root, shard), mmap_mode="r")[list(rows)]
-        return tokens
 
 
 def extract(
@@ -122,66 +71,95 @@ def extract(
     batch_clips: int = 32,
     quarantine: Iterable[str] | Mapping[str, str] = (),
     device: str = "cpu",
+    views: int = 1,
+    view_seed: int = 0,
+    view: View | None = None,
+    token_type: TokenType = "fp16",
+    precision: Precision = "fp32",
+    patience: float = PATIENCE,
 ) -> FeatureStore:
     """Compute the pooled tokens of every clip, or open the store that already holds them.
 
     `stream` is a registered name (pretrained, from `checkpoint` if given), or a picklable module or factory;
     each worker process builds its own and uses one thread, and batches follow the order of the clips, so
     the numbers do not depend on `workers` (0: all cores). On "cuda" (or "auto" where there is one) the stream
-    runs in this process and the workers only decode. Each of the `frames` frames is the middle of an equal
-    segment; tokens are averaged to `grid` (t, h, w). Clips in `quarantine` (ids, or id to reason) and clips
-    that cannot be read are left out and listed in `store.broken`. Raises FeatureError when nothing can be
-    read, or when the stream fails.
+    runs in this process and the workers only decode. `view` makes the `frames` frames of each of `views` views of a
+    clip from `view_seed`; by default view 0 has the middle of each of equal segments, the others a random frame of
+    each. Tokens are averaged to `grid` (t, h, w) and kept as `token_type`; `precision` bf16 runs the stream under
+    autocast. Clips in `quarantine` (ids, or id to reason) and clips that cannot be read are left out and listed in
+    `store.broken`. Under torchrun every rank makes its share and returns when all is there, or fails when nothing new
+    came for `patience` seconds. Raises FeatureError when nothing can be read, the disk is too small, or the stream
+    fails.
     """
     named = isinstance(quarantine, Mapping)
     left_out = dict(quarantine) if named else dict.fromkeys(quarantine, "quarantined")
     if len({clip.id for clip in clips}) != len(clips):
         raise FeatureError("two of the clips to extract have the same id; give each clip once")
-    build = Builder(stream, checkpoint)
-    model = build()
-    made = _ingredients(clips, model, grid, frames, batch_clips, left_out)
-    folder = Path(root) / f"{model.name.replace(':', '-').replace('/', '-')}-{made['key'][:16]}"
-    job = Job(folder, frames, tuple(grid), made["weights"])
+    if views < 1 or token_type not in STORED or precision not in SAME_TOKENS:
+        raise FeatureError(
+            f"views={views}, token_type={token_type!r}, precision={precision!r}: at least 1 view, tokens kept as "
+            f"{' or '.join(STORED)}, computed in {' or '.join(SAME_TOKENS)}"
+        )
+    ranks, build = Ranks.here(), Builder(stream, checkpoint)
+    model, device = build(), _device(device, ranks)
+    if device != "cpu":
+        model = model.to(device)
+    job = Job(
+        Path(root), tuple(grid), models.weights_digest(model), view or SegmentView(frames), views, view_seed,
+        token_type, precision,
+    )  # fmt: skip
+    made = _ingredients(job, clips, model, frames, batch_clips, left_out)
+    name = model.name.replace(":", "-").replace("/", "-")
+    job = replace(job, folder=job.folder / f"{name}-{key_of(made)[:16]}")
     batches = _batches(clips, batch_clips, left_out)
-    if folder.is_dir() and not _still_true(job, model, batches):
-        logger.warning("%s is made again: its first clip comes out differently with the present code", folder)
-        shutil.rmtree(folder)
-    if not (folder / "store.json").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        _run(job, batches, build if device == "cpu" else model.to(device), workers)
-        _finish(job, batches, made)
-    store = FeatureStore.open(folder)
-    if store.broken:
+    _drop_other_code(job, model, batches, ranks, patience)
+    if not (job.folder / DESCRIPTION).is_file():
+        job.folder.mkdir(parents=True, exist_ok=True)
+        _check_room(job, batches, getattr(model, "width", 0))
+        mine = [batch for batch in batches if batch.number % ranks.world == ranks.rank]
+        spent = make_shards(job, mine, build if device == "cpu" else model, ranks.workers(workers))
+        await_ranks(job, batches, ranks, patience)
+        if ranks.rank == 0:
+            finish(job, len(batches), made)
+            _note_speed(job, spent, ranks, workers, device)
+    if ranks.rank == 0:
+        _tidy(job)
+    store = FeatureStore.open(job.folder)
+    if store.key != key_of(made):
+        raise FeatureError(f"{job.folder} holds the store {store.key[:16]}: give the folder its old name back")
+    if store.broken and ranks.rank == 0:
         some = ", ".join(f"{identifier} ({why})" for identifier, why in list(store.broken.items())[:5])
-        logger.warning("%s: %d of %d clips left out: %s", folder.name, len(store.broken), len(clips), some)
+        logger.warning("%s: %d of %d clips left out: %s", store.root.name, len(store.broken), len(clips), some)
     return store
 
 
+def _device(asked: str, ranks: Ranks) -> str:
+    """The device of this process: under torchrun, a GPU for each rank of a machine."""
+    if asked == "auto":
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{ranks.local % torch.cuda.device_count()}" if asked == "cuda" and ranks.world > 1 else asked
+
+
 def _ingredients(
-    clips: Sequence[Clip],
-    model: nn.Module,
-    grid: Sequence[int],
-    frames: int,
-    batch_clips: int,
-    left_out: Iterable[str],
+    job: Job, clips: Sequence[Clip], model: nn.Module, frames: int, batch_clips: int, left_out: Iterable[str]
 ) -> dict:
-    """What decides the numbers in a store, and the key: the digest of it all."""
-    made = {
+    """What decides the numbers in a store; its digest is the key."""
+    return {
         "stream": model.name,
-        "weights": models.weights_digest(model),
+        "weights": job.weights,
         "input_size": model.input_size,
         "fit": getattr(model, "fit", ""),
         "frames": frames,
-        "sampling": "segment middles",
-        "grid": list(grid),
+        "sampling": job.view.key,
+        "views": job.views,
+        "view_seed": job.view_seed,
+        "grid": list(job.grid),
+        "token_type": job.token_type,
+        "precision": job.precision,
         "batch_clips": batch_clips,
         "clips": _fingerprint(clips),
         "quarantine": sorted(clip.id for clip in clips if clip.id in left_out),
     }
-    canonical = json.dumps(made, sort_keys=True, separators=(",", ":"))
-    return made | {"key": hashlib.sha256(canonical.encode()).hexdigest()}
 
 
 def _batches(clips: Sequence[Clip], size: int, left_out: dict[str, str]) -> list[Batch]:
@@ -196,44 +174,32 @@ def _fingerprint(clips: Sequence[Clip]) -> str:
     """Ids and file sizes in order: cheap for 220,847 videos, changed by any repaired or re-rendered one."""
     digest = hashlib.sha256()
     for clip in clips:
-        size = clip.path.stat().st_size if clip.path.is_file() else -1
+        try:
+            size = os.stat(clip.path).st_size
+        except OSError:
+            size = -1
         digest.update(f"{clip.id} {size}\n".encode())
     return digest.hexdigest()
 
 
-def _run(job: Job, batches: list[Batch], model: Builder | nn.Module, workers: int) -> None:
-    """Make the missing shards; a batch whose process dies is made again without the clip that killed it."""
-    todo = [batch for batch in batches if read_record(job, batch.number) is None]
-    on_device = isinstance(model, nn.Module)
-    function = Reader(job.frames) if on_device else Extractor(job, model)
-    while todo:
-        again = []
-        with closing(isolated_map(function, todo, workers=workers, time_limit=BATCH_LIMIT)) as outcomes:
-            for position, outcome in log.progress(outcomes, total=len(todo), description=job.folder.name):
-                if isinstance(outcome, Failure):
-                    again.append(_without_killers(job, todo[position], outcome))
-                elif on_device:
-                    write_shard(job, todo[position].number, model, *outcome)
-        todo = again
+def _drop_other_code(job: Job, model: nn.Module, batches: list[Batch], ranks: Ranks, patience: float) -> None:
+    """Remove a store that the present code would not make again; the other ranks wait until rank 0 has.
 
-
-def _without_killers(job: Job, batch: Batch, failure: Failure) -> Batch:
-    """The batch with every clip set aside that kills or hangs a process when it is read alone."""
-    if failure.kind == "error":
-        raise FeatureError(f"extraction into {job.folder} failed:\n{failure.detail}")
-    alone = [Batch(0, [clip], {}) for clip in batch.clips if clip.id not in batch.broken]
-    with closing(isolated_map(Reader(job.frames), alone, workers=1, time_limit=CLIP_LIMIT)) as outcomes:
-        killers = {
-            alone[position].clips[0].id: f"reading it {outcome.kind}"
-            for position, outcome in outcomes
-            if isinstance(outcome, Failure)
-        }
-    if not killers:
-        raise FeatureError(
-            f"a worker {failure.kind} on batch {batch.number} of {job.folder} ({failure.detail}), though "
-            "each of its clips can be read; if memory ran out, lower workers or batch_clips"
-        )
-    return Batch(batch.number, batch.clips, batch.broken | killers)
+    It is renamed first: no rank ever adds to a folder that is being deleted.
+    """
+    until = time.monotonic() + patience
+    while job.folder.is_dir() and not _still_true(job, model, batches):
+        if ranks.rank == 0:
+            logger.warning("%s is made again: its first clip comes out differently with the present code", job.folder)
+            with suppress(FileNotFoundError):  # another process, started by mistake, was faster
+                job.folder.rename(job.folder.with_name(f".stale-{os.getpid()}-{job.folder.name}"))
+            break
+        if time.monotonic() > until:
+            raise FeatureError(f"rank 0 has not removed the outdated {job.folder} within {patience:g} s")
+        time.sleep(POLL)
+    if ranks.rank == 0:
+        for stale in job.folder.parent.glob(f".stale-*-{job.folder.name}"):
+            shutil.rmtree(stale, ignore_errors=True)
 
 
 def _still_true(job: Job, model: nn.Module, batches: list[Batch]) -> bool:
@@ -241,53 +207,75 @@ def _still_true(job: Job, model: nn.Module, batches: list[Batch]) -> bool:
 
     The key covers weights and settings; this covers the code that reads, scales and pools.
     """
-    paths = {clip.id: clip.path for batch in batches for clip in batch.clips}
-    if (job.folder / "store.json").is_file():
-        store = FeatureStore.open(job.folder)
-        first, kept = store.ids[0], store.load(store.ids[:1])[0]
-    else:
-        records = {batch.number: read_record(job, batch.number) for batch in batches}
-        number = next((number for number, record in records.items() if record and record["ids"]), None)
-        if number is None:
-            return True
-        record = records[number]
-        first, kept = record["ids"][0], np.load(shard_path(job.folder, number))[0]
+    clips = {clip.id: clip for batch in batches for clip in batch.clips}
     try:
-        tokens, _ = pooled_tokens(model, [read_segments(paths[first], job.frames)], job.grid)
+        first, kept = _first_tokens(job, batches)
+    except FileNotFoundError:  # another rank has removed the folder at this moment
+        return not job.folder.is_dir()
+    if first is None:
+        return True
+    try:
+        tokens, _ = pooled_tokens(model, [job.view(clips[first], 0, job.view_seed)], job)
     except VideoError:
         return False
-    if tokens[0].shape != kept.shape:
+    tokens, kept = from_stored(tokens[0]).astype(np.float32), kept.astype(np.float32)
+    if tokens.shape != kept.shape:
         return False
-    kept = kept.astype(np.float32)
-    return bool(np.linalg.norm(tokens[0] - kept) <= SAME_TOKENS * np.linalg.norm(kept))
+    return bool(np.linalg.norm(tokens - kept) <= SAME_TOKENS[job.precision] * np.linalg.norm(kept))
 
 
-def _finish(job: Job, batches: list[Batch], made: dict) -> None:
-    """Write the index and the store's description, which makes it complete, and drop the records."""
-    records = {batch.number: read_record(job, batch.number) for batch in batches}
-    rows = [
-        (identifier, number, row)
-        for number, record in records.items()
-        for row, identifier in enumerate(record["ids"])
-    ]
-    broken = {identifier: why for record in records.values() for identifier, why in record["broken"].items()}
-    if not rows:
-        raise FeatureError(
-            f"none of the {len(broken)} clips can be read, the first because: "
-            f"{next(iter(broken.values()), 'there is no clip')}; run the audit (notebook 00)"
-        )
-    ids, shards, places = zip(*rows, strict=True)
-    index = pyarrow.table(
-        {
-            "id": ids,
-            "shard": pyarrow.array(shards, pyarrow.int32()),
-            "row": pyarrow.array(places, pyarrow.int32()),
-        }
-    )
-    replace(job.folder / "index.parquet", lambda draft: pyarrow.parquet.write_table(index, draft))
-    first = np.load(shard_path(job.folder, shards[0]), mmap_mode="r")
-    made |= {"width": first.shape[2], "tokens": first.shape[1], "broken": broken}
-    description = json.dumps(made, indent=1, sort_keys=True) + "\n"
-    replace(job.folder / "store.json", lambda draft: draft.write_text(description, encoding="utf-8"))
+def _first_tokens(job: Job, batches: list[Batch]) -> tuple[str | None, np.ndarray | None]:
+    """The first clip of a store, complete or not, and its tokens in view 0; none while it is empty."""
+    if (job.folder / DESCRIPTION).is_file():
+        store = FeatureStore.open(job.folder)
+        return store.ids[0], store.load(store.ids[:1])[0]
     for batch in batches:
-        record_path(job.folder, batch.number).unlink(missing_ok=True)
+        record = read_record(job, batch.number)
+        if record and record["ids"]:
+            shard = np.load(shard_path(job.folder, batch.number), mmap_mode="r")
+            return record["ids"][0], from_stored(np.array(shard[0]))
+    return None, None
+
+
+def _check_room(job: Job, batches: list[Batch], width: int) -> None:
+    """Raise FeatureError where the tokens still missing do not fit on the disk."""
+    clips = sum(len(batch.clips) for batch in batches if read_record(job, batch.number) is None)
+    needed = clips * job.views * int(np.prod(job.grid)) * width * STORED[job.token_type].itemsize
+    free = shutil.disk_usage(job.folder).free
+    if needed > free:
+        raise FeatureError(
+            f"{job.folder} needs {needed / 1e9:.1f} GB for {clips:,} clips, and {free / 1e9:.1f} GB are free; put the "
+            "run on a larger disk (runs), or take a coarser grid or fewer views"
+        )
+
+
+def _note_speed(job: Job, spent: Spent, ranks: Ranks, workers: int, device: str) -> None:
+    """Say how fast it went, in the log and beside the store; rank 0 speaks for itself."""
+    if not spent.clips:
+        return
+    seconds = time.monotonic() - spent.began
+    logger.info("%s: %s", job.folder.name, spent.line())
+    about = {
+        "clips": spent.clips,
+        "seconds": seconds,
+        "clips_per_second": spent.clips / seconds,
+        "waiting": spent.shares(),
+        "workers": ranks.workers(workers),
+        "ranks": ranks.world,
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    replace_file(job.folder / "store.meta.json", (json.dumps(about, indent=1) + "\n").encode(), durable=False)
+
+
+def _tidy(job: Job) -> None:
+    """Drop the records of a complete store, and the drafts of processes that were killed."""
+    for record in job.folder.glob("tokens-*.json"):
+        record.unlink(missing_ok=True)
+    drop_drafts(job.folder)
+
+
+if __name__ == "__main__":
+    from tcar.store_command import main
+
+    sys.exit(main())

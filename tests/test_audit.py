@@ -1,8 +1,10 @@
 import json
+import mmap
 import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from videos import write_broken, write_video
 
@@ -16,8 +18,9 @@ from tcar.data.audit import (
     save_quarantine,
     statistics,
 )
+from tcar.data.container import REASONS
+from tcar.data.health import MEMORY, check, check_within_limits, note, read_journal, stamp
 from tcar.data.ssv2 import Clip, DatasetError
-from tcar.data.video import REASONS
 from tcar.data.workers import Failure, isolated_map, worker_count
 
 
@@ -58,6 +61,64 @@ def test_every_broken_file_is_found_and_no_other(dataset, health):
 
 def test_the_findings_do_not_depend_on_the_workers(dataset, health):
     assert audit(dataset, workers=1) == health
+
+
+def test_an_interrupted_audit_goes_on(dataset, health, tmp_path, monkeypatch):
+    journal = tmp_path / "unfinished.jsonl"
+    assert audit(dataset, workers=2, journal=journal) == health
+    lines = journal.read_text().splitlines(keepends=True)
+    assert len(lines) == len(dataset)
+    journal.write_text("".join(lines[:4]) + lines[4][:30])  # killed while it wrote
+    asked = []
+
+    def counted(function, clips, **options):
+        asked.extend(clips)
+        return isolated_map(function, clips, **options)
+
+    monkeypatch.setattr(module, "isolated_map", counted)
+    assert audit(dataset, workers=2, journal=journal) == health
+    assert {entry.id for entry in asked} == {json.loads(line)["id"] for line in lines[4:]}
+    assert {name: found for name, (found, _) in read_journal(journal).items()} == {found.id: found for found in health}
+
+
+def test_a_file_that_changed_meanwhile_is_checked_again(tmp_path):
+    path, journal = write_video(tmp_path / "a.webm", 13), tmp_path / "unfinished.jsonl"
+    note(journal, ClipHealth("a", True, "", frames=99), stamp(path))
+    assert audit([clip(path)], journal=journal)[0].frames == 99
+    os.utime(path, ns=(0, 0))
+    assert audit([clip(path)], journal=journal)[0].frames == 13
+
+
+def test_a_journal_of_something_else(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"id": "1"}\n{}\n')
+    with pytest.raises(DatasetError, match=r"x\.jsonl, line 1: not a finding"):
+        read_journal(tmp_path / "x.jsonl")
+
+
+def test_what_need_not_be_wrong_is_a_warning(tmp_path):
+    times = np.cumsum([3, 4, 1, 2] * 8)[:31].tolist()
+    uneven = check(clip(write_video(tmp_path / "uneven.webm", times=times)))
+    phone = check(clip(write_video(tmp_path / "phone.mp4", codec="libx264", rate=25, rotation=90)))
+    single = check(clip(write_video(tmp_path / "single.webm", 1)))
+    plain = check(clip(write_video(tmp_path / "plain.webm")))
+    assert [found.ok for found in (uneven, phone, single, plain)] == [True] * 4
+    assert uneven.warnings == ("variable frame rate",)
+    assert phone.warnings == ("rotated",)
+    assert single.warnings == ("single frame",)
+    assert plain.warnings == ()
+    assert single.difference == 0 < plain.difference
+
+
+def reserve(entry: Clip) -> bool:
+    """Stands in for a decoder that is told of pictures of gigabytes."""
+    sound = check_within_limits(entry).ok
+    mmap.mmap(-1, MEMORY).close()  # reserved, not touched
+    return sound
+
+
+def test_the_memory_of_a_worker_is_bounded(dataset):
+    ((_, outcome),) = isolated_map(reserve, dataset[:1])
+    assert outcome.kind == "error" and "Cannot allocate memory" in outcome.detail
 
 
 def test_the_quarantine_list_is_kept(health, tmp_path):

@@ -1,11 +1,12 @@
 import json
+import os
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+from bright import FRAMES, GRID, Brightness, clip, contents, in_this_process, seven_clips
 from torch import nn
 from videos import write_broken, write_video
 
@@ -13,27 +14,8 @@ from tcar.data.ssv2 import Clip
 from tcar.data.video import read_segments
 from tcar.data.workers import Failure
 from tcar.features import FeatureError, FeatureStore, extract
-from tcar.models import Stream, Tokens, create_stream
+from tcar.models import Tokens, create_stream
 from tcar.shards import Extractor
-
-GRID, FRAMES = (2, 3, 4), 4
-
-
-class Brightness(Stream):
-    """A stand-in stream: the mean colour of each cell of 6 x 8 in each frame, times a weight."""
-
-    def __init__(self, scale: float = 1.0):
-        nn.Module.__init__(self)
-        self.name, self.input_size = "brightness", 0
-        self.backbone = nn.Module()
-        self.backbone.scale = nn.Parameter(torch.tensor(scale), requires_grad=False)
-
-    def forward(self, frames):
-        b, t, h, w, _ = frames.shape
-        cells = frames.float().view(b, t, 6, h // 6, 8, w // 8, 3).mean((3, 5)) / 255 * self.backbone.scale
-        axes = [(torch.arange(n) + 0.5) / n for n in (t, 6, 8)]
-        centres = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(1, 2)
-        return Tokens(cells.flatten(2, 3), centres, None, (t, 6, 8))
 
 
 class Rescaled(Brightness):
@@ -48,20 +30,9 @@ def forgetful() -> nn.Module:
     return Brightness(float(torch.rand(())))
 
 
-def clip(path: Path) -> Clip:
-    return Clip(path.stem, path, 0, "template", "", ())
-
-
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Seven videos of two sizes, mixed."""
-    root = tmp_path_factory.mktemp("videos")
-    return [
-        clip(
-            write_video(root / f"{number}.webm", 9 + 3 * number, width=160 if number % 3 else 128, height=96)
-        )
-        for number in range(7)
-    ]
+    return seven_clips(tmp_path_factory.mktemp("videos"))
 
 
 def expected(clips: list[Clip]) -> np.ndarray:
@@ -74,28 +45,19 @@ def expected(clips: list[Clip]) -> np.ndarray:
     return np.stack(tokens)
 
 
-def contents(store: FeatureStore) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in store.root.glob("[!.]*")}
-
-
 @pytest.fixture
 def inline(monkeypatch):
     """Do the work of the processes in this one, where a test is not about processes."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr("tcar.features.isolated_map", in_this_process)
+    monkeypatch.setattr("tcar.extraction.isolated_map", in_this_process)
     yield
     torch.set_num_threads(threads)
-
-
-def in_this_process(function, items, **_):
-    for number, item in enumerate(items):
-        yield number, function(item)
 
 
 @pytest.fixture(scope="module")
 def store(clips, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tcar.features.isolated_map", in_this_process)
+        patch.setattr("tcar.extraction.isolated_map", in_this_process)
         return extract(clips, Brightness(), GRID, FRAMES, tmp_path_factory.mktemp("store"), batch_clips=3)
 
 
@@ -172,14 +134,14 @@ def test_a_run_that_dies_is_continued(clips, store, tmp_path, monkeypatch):
             dies = isinstance(function, Extractor) and batch.number == 1
             yield number, Failure("crashed", "exit code -9") if dies else function(batch)
 
-    monkeypatch.setattr("tcar.features.isolated_map", killed)
+    monkeypatch.setattr("tcar.extraction.isolated_map", killed)
     with pytest.raises(FeatureError, match="crashed on batch 1 .* each of its clips can be read"):
         extract(clips, Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
     folder = next(tmp_path.iterdir())
     with pytest.raises(FeatureError, match="no complete feature store"):
         FeatureStore.open(folder)
     first = (folder / "tokens-00000.npy").stat().st_mtime_ns
-    monkeypatch.setattr("tcar.features.isolated_map", in_this_process)
+    monkeypatch.setattr("tcar.extraction.isolated_map", in_this_process)
     resumed = extract(clips, Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
     assert resumed.root == folder
     assert (folder / "tokens-00000.npy").stat().st_mtime_ns == first
@@ -188,20 +150,20 @@ def test_a_run_that_dies_is_continued(clips, store, tmp_path, monkeypatch):
 
 def test_half_a_shard_does_not_count(clips, store, tmp_path, monkeypatch, inline):
     """The disk is full halfway through the second shard."""
-    save, calls = np.save, []
+    sync, calls = os.fsync, []
 
-    def fail(path, array):
-        calls.append(path)
+    def fail(file):
+        calls.append(file)
         if len(calls) == 3:  # tokens and coordinates of the first shard come before
-            path.write_bytes(array.tobytes()[:100])
+            os.ftruncate(file, 100)
             raise OSError("no space left")
-        save(path, array)
+        sync(file)
 
-    monkeypatch.setattr("tcar.shards.np.save", fail)
+    monkeypatch.setattr("tcar.shards.os.fsync", fail)
     with pytest.raises(OSError, match="no space left"):
         extract(clips, Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
     monkeypatch.undo()
-    monkeypatch.setattr("tcar.features.isolated_map", in_this_process)
+    monkeypatch.setattr("tcar.extraction.isolated_map", in_this_process)
     resumed = extract(clips, Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
     np.testing.assert_array_equal(resumed.load(), store.load())
 
@@ -220,7 +182,7 @@ def test_a_clip_that_kills_its_reader_is_set_aside(clips, tmp_path, monkeypatch)
             kills = any(entry.id == "1" and entry.id not in batch.broken for entry in batch.clips)
             yield number, Failure("crashed", "exit code -11") if kills else function(batch)
 
-    monkeypatch.setattr("tcar.features.isolated_map", mortal)
+    monkeypatch.setattr("tcar.extraction.isolated_map", mortal)
     store = extract(clips[:5], Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
     assert store.broken == {"1": "reading it crashed"}
     np.testing.assert_allclose(store.load(), expected([clips[0], *clips[2:5]]), atol=1e-3)

@@ -1,11 +1,21 @@
 import csv
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tcar.data.ssv2 import Clip, DatasetError, class_names, flip_pairs, load_labels, load_split
+from tcar.data.ssv2 import (
+    Clip,
+    DatasetError,
+    check_label_order,
+    class_names,
+    class_statistics,
+    flip_pairs,
+    load_labels,
+    load_split,
+)
 
 LABELS = {"Holding something": "1", "Approaching something": "0", "Tearing part of something": "2"}
 TRAIN = [
@@ -75,6 +85,9 @@ def test_the_real_lists(shared):
     assert len(counts) == 174
     assert counts.most_common(1) == [(109, 3284)]
     assert min(counts.items(), key=lambda item: item[1]) == (51, 91)
+    found = class_statistics(train, 174)
+    assert (found.largest, found.smallest, found.imbalance) == (109, 51, pytest.approx(3284 / 91))
+    assert (dict(enumerate(found.counts)), found.unlabelled) == (counts, 0)
     assert {clip.template for clip in train if clip.label == 109} == {"Putting something on a surface"}
     with (shared / "ssv2" / "validation.csv").open() as file:
         assert [(clip.id, str(clip.label)) for clip in validation] == [
@@ -166,3 +179,51 @@ def test_a_split_that_is_not_there(tmp_path):
     (root / "test-answers.csv").write_text("11;Holding something\n12,Holding something\n")
     with pytest.raises(DatasetError, match="test-answers.csv, line 2"):
         load_split(root, "test")
+
+
+def clips(*labels: int | None) -> list[Clip]:
+    return [Clip(str(i), Path(f"{i}.webm"), label, "", "", ()) for i, label in enumerate(labels)]
+
+
+def test_class_statistics_where_classes_are_empty_or_clips_have_none():
+    found = class_statistics(clips(2, None, 2, 0, None), 4)
+    assert (found.counts, found.unlabelled) == ((1, 0, 2, 0), 2)
+    assert (found.largest, found.smallest, found.imbalance) == (2, 1, None)
+    assert class_statistics([], 2).counts == (0, 0)
+    with pytest.raises(DatasetError, match="up to 2, but classes=2"):
+        class_statistics(clips(2), 2)
+
+
+def as_a_checkpoint_has_it(shared: Path) -> dict[str, str]:
+    """The real list as published configurations spell it: index as text, words that are filled in brackets."""
+    listed = json.loads((shared / "ssv2" / "labels.json").read_text())
+    return {index: re.sub(r"\b([Ss]omething)\b", r"[\1]", text) for text, index in listed.items()}
+
+
+def test_a_checkpoint_with_the_same_classes_passes(shared):
+    labels, theirs = load_labels(shared / "ssv2"), as_a_checkpoint_has_it(shared)
+    raw = json.loads((shared / "ssv2" / "labels.json").read_text())
+    for id2label in (theirs, {int(k): v for k, v in theirs.items()}, dict(enumerate(class_names(shared / "ssv2")))):
+        check_label_order(labels, id2label)
+        check_label_order(raw, id2label)
+
+
+def test_a_checkpoint_with_other_classes_or_another_order_does_not(shared):
+    labels, theirs = load_labels(shared / "ssv2"), as_a_checkpoint_has_it(shared)
+    swapped = theirs | {"86": theirs["87"], "87": theirs["86"]}
+    with pytest.raises(DatasetError, match=r"disagree in 2 of 174 .*: 86 is 'Pulling something from left .*; 87 is "):
+        check_label_order(labels, swapped)
+    with pytest.raises(DatasetError, match=r"disagree in 1 of 174 .*: 173 is .* and None there"):
+        check_label_order(labels, {k: v for k, v in theirs.items() if k != "173"})
+    alphabetical_as_text = dict(zip(sorted(theirs), theirs.values(), strict=True))  # "10" before "2"
+    with pytest.raises(DatasetError, match="disagree in 17. of 174"):
+        check_label_order(labels, alphabetical_as_text)
+    with pytest.raises(DatasetError, match="holds no class names"):
+        check_label_order(labels, {i: f"LABEL_{i}" for i in range(174)})
+
+
+def test_both_namings_with_answers_for_the_test_split(tmp_path):
+    for prefix in ("", "something-something-v2-"):
+        root = write_dataset(tmp_path / (prefix or "new"), prefix, "labels")
+        (root / "labels" / "test-answers.csv").write_text("11;Holding something\n12;Approaching something\n")
+        assert [clip.label for clip in load_split(root, "test")] == [1, 0]

@@ -32,13 +32,19 @@ def write_video(
     width: int = 160,
     height: int = 120,
     times: list[int] | None = None,
+    rotation: int = 0,
     **options: str,
 ) -> Path:
-    """Encode numbered frames; `times` gives each frame's time in units of one frame, for a variable rate."""
+    """Encode numbered frames; `times` gives each frame's time in units of one frame, for a variable rate.
+
+    rotation: degrees a player is told to turn the picture by.
+    """
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = options or ({"crf": "30", "cpu-used": "8"} if codec == "libvpx-vp9" else {})
+        if rotation:
+            stream.set_display_rotation(rotation)
         for number in range(frames):
             frame = av.VideoFrame.from_ndarray(numbered_frame(number, width, height), format="rgb24")
             frame.pts = times[number] if times else number
@@ -66,11 +72,14 @@ def write_broken(folder: Path) -> dict[str, Path]:
         packet = bytes([packet for packet in container.demux(video=0) if packet.size][15])
     damaged = bytearray(whole)
     damaged[whole.index(packet)] = 0xFF  # a frame of VP9 begins with the bits 10
+    swapped, at = bytearray(whole), whole.index(packet)
+    swapped[at - 3 : at - 1] = (0xFFFF & int.from_bytes(whole[at - 3 : at - 1], "big") - 500).to_bytes(2, "big")
     contents = {
         "empty": b"",
         "truncated": whole[: len(whole) // 2],
         "not a video": b"these are words\n" * 500,
         "undecodable": bytes(damaged),
+        "out of order": bytes(swapped),
     }
     paths = {"missing": folder / "missing.webm", "no video stream": write_audio(folder / "audio.webm")}
     for reason, content in contents.items():

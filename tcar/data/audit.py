@@ -1,74 +1,50 @@
-"""The health of a dataset: every video decoded to its end before anything is trained on it."""
+"""The health of a dataset: every video decoded to its end before anything is trained on it.
+
+`python -m tcar.data.audit DATASET` (a folder, or a parameter file) does it for a whole dataset, keeps what it
+found, and says what has changed since the last time (`tcar.data.monitor`).
+"""
 
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from tcar.data.health import ClipHealth, check_within_limits, mend, note, read_journal, stamp
 from tcar.data.ssv2 import Clip, DatasetError
-from tcar.data.video import VideoError, iterate_frames, probe
 from tcar.data.workers import Failure, isolated_map
 from tcar.log import progress
 
 
-@dataclass(frozen=True)
-class ClipHealth:
-    """The findings on one clip: pixels, frames a second, seconds, bytes; zeros where the file does not tell.
-
-    `reason` is empty for a healthy clip, else one of `video.REASONS`, "crashed the decoder" or "timed out".
-    """
-
-    id: str
-    ok: bool
-    reason: str
-    frames: int = 0
-    width: int = 0
-    height: int = 0
-    rate: float = 0.0
-    duration: float = 0.0
-    bytes: int = 0
-    detail: str = ""
-
-
-def check(clip: Clip) -> ClipHealth:
-    """Open, demux and decode one video to its end, in this process."""
-    size = clip.path.stat().st_size if clip.path.is_file() else 0
-    try:
-        info = probe(clip.path)
-        decoded = sum(1 for _ in iterate_frames(clip.path))
-    except VideoError as error:
-        return ClipHealth(clip.id, False, error.reason, bytes=size, detail=error.detail)
-    ok = decoded == info.frames
-    detail = info.warning if ok else f"{info.frames} packets decode to {decoded} frames"
-    return ClipHealth(
-        clip.id,
-        ok,
-        "" if ok else "undecodable",
-        info.frames,
-        info.width,
-        info.height,
-        info.rate,
-        info.duration,
-        size,
-        detail,
-    )
-
-
-def audit(clips: Sequence[Clip], workers: int = 0, time_limit: float = 60.0) -> list[ClipHealth]:
+def audit(
+    clips: Sequence[Clip], workers: int = 0, time_limit: float = 60.0, journal: Path | None = None
+) -> list[ClipHealth]:
     """Check every clip in worker processes (0: all cores) and return the findings in the order of the clips.
 
     A file that crashes the decoder, or keeps it longer than `time_limit` seconds, is reported like any other.
+    journal: a file that every finding is added to as it is made; an audit that was interrupted goes on from it,
+    except for files whose size or time of change is another.
     """
     found: dict[int, ClipHealth] = {}
-    outcomes = isolated_map(check, clips, workers=workers, time_limit=time_limit)
-    for number, outcome in progress(outcomes, total=len(clips), description="audit"):
-        if isinstance(outcome, Failure):
-            outcome = _unhealthy(clips[number], outcome)
-        found[number] = outcome
+    if journal is not None:
+        mend(journal)
+        noted = read_journal(journal)
+        stamps = [stamp(clip.path) for clip in clips]
+        for number, clip in enumerate(clips):
+            if clip.id in noted and noted[clip.id][1] == stamps[number]:
+                found[number] = noted[clip.id][0]
+    waiting = [number for number in range(len(clips)) if number not in found]
+    outcomes = isolated_map(
+        check_within_limits, [clips[number] for number in waiting], workers=workers, time_limit=time_limit
+    )
+    for place, outcome in progress(outcomes, total=len(waiting), description="audit", unit="clips"):
+        number = waiting[place]
+        found[number] = _unhealthy(clips[number], outcome) if isinstance(outcome, Failure) else outcome
+        if journal is not None:
+            note(journal, found[number], stamps[number])
     return [found[number] for number in range(len(clips))]
 
 
@@ -151,3 +127,9 @@ def _summary(values: list[float] | list[int]) -> dict[str, float] | None:
         "maximum": float(max(values)),
         "total": float(sum(values)),
     }
+
+
+if __name__ == "__main__":
+    from tcar.data.monitor import main
+
+    sys.exit(main())

@@ -1,12 +1,17 @@
 """Read the annotation files of Something-Something-V2, and of everything written in their layout."""
 
 import csv
+import gc
 import json
 import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 SPLITS = ("train", "validation", "test")
+PREFIXES = ("", "something-something-v2-")  # of the annotation files, by release
 VIDEO_FOLDERS = ("videos", "20bn-something-something-v2")
 
 
@@ -26,10 +31,34 @@ class Clip:
     placeholders: tuple[str, ...]
 
 
-def _find(root: Path, name: str) -> Path | None:
-    """The file of either release, at the top or in `labels/`, where the official archive unpacks it."""
-    for folder in (root, root / "labels"):
-        for prefix in ("", "something-something-v2-"):
+@dataclass(frozen=True, slots=True)
+class ClassStatistics:
+    """How the clips of one split fall on the classes; `unlabelled` clips have no known class."""
+
+    counts: tuple[int, ...]  # by class index
+    unlabelled: int
+
+    @property
+    def largest(self) -> int:
+        """The index of the class with most clips, the first of several."""
+        return self.counts.index(max(self.counts))
+
+    @property
+    def smallest(self) -> int:
+        """The index of the class with fewest clips, the first of several."""
+        return self.counts.index(min(self.counts))
+
+    @property
+    def imbalance(self) -> float | None:
+        """Clips of the largest class over those of the smallest; None where a class has no clip."""
+        fewest = min(self.counts)
+        return max(self.counts) / fewest if fewest else None
+
+
+def find_annotation(root: str | Path, name: str) -> Path | None:
+    """Find a file of either release, at the top or in `labels/`, where the official archive unpacks it."""
+    for folder in (Path(root), Path(root, "labels")):
+        for prefix in PREFIXES:
             if (path := folder / f"{prefix}{name}").is_file():
                 return path
     return None
@@ -58,7 +87,7 @@ def load_labels(root: str | Path) -> dict[str, int]:
     root = Path(root)
     if not root.is_dir():
         raise DatasetError(f"{root}: no such dataset folder; set data_root to the folder with labels.json")
-    path = _find(root, "labels.json")
+    path = find_annotation(root, "labels.json")
     if path is None:
         raise DatasetError(
             f"{root}: no labels.json (nor something-something-v2-labels.json) in it or in its "
@@ -94,10 +123,12 @@ def load_split(root: str | Path, split: str) -> list[Clip]:
     root = Path(root)
     labels = load_labels(root)
     videos = next((root / name for name in VIDEO_FOLDERS if (root / name).is_dir()), root)
-    if (path := _find(root, f"{split}.json")) is not None:
-        clips = _from_json(path, labels, videos, _answers(root) if split == "test" else {})
-    elif (path := _find(root, f"{split}.csv")) is not None:
-        clips = _from_csv(path, sorted(labels, key=labels.__getitem__), videos)
+    if (path := find_annotation(root, f"{split}.json")) is not None:
+        with _without_collector():
+            clips = _from_json(path, labels, videos, _answers(root) if split == "test" else {})
+    elif (path := find_annotation(root, f"{split}.csv")) is not None:
+        with _without_collector():
+            clips = _from_csv(path, sorted(labels, key=labels.__getitem__), videos)
     else:
         raise DatasetError(
             f"{root}: no {split}.json, something-something-v2-{split}.json or {split}.csv; "
@@ -110,8 +141,20 @@ def load_split(root: str | Path, split: str) -> list[Clip]:
     return clips
 
 
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Hundreds of thousands of objects and no cycle among them: looking for one takes most of the time."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
 def _answers(root: Path) -> dict[str, str]:
-    path = _find(root, "test-answers.csv")
+    path = find_annotation(root, "test-answers.csv")
     if path is None:
         return {}
     answers = {}
@@ -126,13 +169,16 @@ def _answers(root: Path) -> dict[str, str]:
 
 def _from_json(path: Path, labels: dict[str, int], videos: Path, answers: dict[str, str]) -> list[Clip]:
     clips = []
+    known: dict[str, tuple[str, int | None]] = {"": ("", None)}  # one text for all clips of a template
     for entry in _parse(path, list):
         try:
             identifier = str(entry["id"])
         except (KeyError, TypeError) as error:
             raise DatasetError(f'{path}: entry {entry!r} has no "id"') from error
         template = entry.get("template") or answers.get(identifier, "")
-        label = labels.get(_strip(template))
+        if template not in known:
+            known[template] = template, labels.get(_strip(template))
+        template, label = known[template]
         if label is None and template:
             raise DatasetError(
                 f"{path}: clip {identifier} has the template {template!r}, which is not in "
@@ -180,3 +226,44 @@ def flip_pairs(class_names: list[str]) -> dict[int, int]:
     index = {name: position for position, name in enumerate(class_names)}
     mirrored = {name: re.sub(r"\b(left|right)\b", lambda word: opposite[word[0]], name) for name in index}
     return {index[name]: index[other] for name, other in mirrored.items() if other != name and other in index}
+
+
+def class_statistics(clips: Sequence[Clip], classes: int) -> ClassStatistics:
+    """Count the clips of a split by class.
+
+    classes: how many there are, so that one without a clip counts too. Raises DatasetError where there are none, or a
+    clip is of none of them.
+    """
+    found = Counter(clip.label for clip in clips)
+    unlabelled = found.pop(None, 0)
+    if classes < 1 or any(label >= classes for label in found):
+        raise DatasetError(f"the clips have class indices up to {max(found, default=0)}, but classes={classes}")
+    return ClassStatistics(tuple(found[label] for label in range(classes)), unlabelled)
+
+
+def check_label_order(labels: Mapping[str, int | str], id2label: Mapping[int | str, str]) -> None:
+    """Check that a checkpoint numbers its classes as the label list does: else its accuracy is that of chance.
+
+    labels: text to index, as `load_labels` gives it or labels.json has it. id2label: index to text, as a checkpoint's
+    configuration has it; brackets, capitals and spaces may differ. Raises DatasetError showing the first differences.
+    """
+    ours = {int(index): _strip(text) for text, index in labels.items()}
+    theirs = {int(index): _strip(text) for index, text in id2label.items()}
+    if all(re.fullmatch(r"LABEL_\d+", text) for text in theirs.values()):
+        raise DatasetError(
+            "id2label holds no class names (LABEL_0, …): the order of the classes cannot be checked; take the "
+            "checkpoint's configuration from where it was published"
+        )
+    differing = [
+        index for index in sorted(ours.keys() | theirs.keys()) if _plain(ours.get(index)) != _plain(theirs.get(index))
+    ]
+    if differing:
+        shown = "; ".join(f"{k} is {ours.get(k)!r} here and {theirs.get(k)!r} there" for k in differing[:3])
+        raise DatasetError(
+            f"labels.json and the checkpoint's id2label disagree in {len(differing)} of {len(ours)} classes: {shown}. "
+            "Bring the checkpoint's classes into the order of labels.json, or take the list it was trained with"
+        )
+
+
+def _plain(text: str | None) -> str | None:
+    return None if text is None else " ".join(text.casefold().split())

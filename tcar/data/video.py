@@ -1,43 +1,41 @@
-"""Exact frames out of video files: decord where it is right, PyAV elsewhere, an error instead of a guess."""
+"""Exact frames out of video files, decoded strictly with PyAV: the frames asked for, or an error that says why."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import av  # before decord: the other way round PyAV's VP9 encoder fails with EINVAL
+import av
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-REASONS = ("missing", "empty", "not a video", "no video stream", "truncated", "undecodable")
+from tcar.data.container import (
+    VideoError,
+    declared_duration,
+    open_container,
+    strict_decoder,
+    varies,
+    video_stream,
+)
+from tcar.data.sampling import segment_indices
 
-# Elsewhere decord is silently wrong: in AVI with B-frames it returns other frames than those asked for, and
-# of damaged H.264 it returns concealed frames. In VP9 it is exact, and raises where PyAV raises.
-DECORD_EXACT = {("matroska,webm", "vp9")}
+# A whole file up to this size is read once and kept while its frames are decoded; a larger one is read twice.
+HELD_BYTES = 256 * 2**20
 
-_CONTAINER_STARTS = ((0, b"\x1aE\xdf\xa3"), (4, b"ftyp"), (8, b"AVI "))
-_STILL_FORMATS = ("_pipe", "image2", "tty")
-
-
-class VideoError(Exception):
-    """A video file that cannot give the frames asked of it; `reason` is one of `REASONS`."""
-
-    def __init__(self, path: str | Path, reason: str, detail: str = ""):
-        super().__init__(str(path), reason, detail)
-        self.path, self.reason, self.detail = Path(path), reason, detail
-
-    def __str__(self) -> str:
-        detail = f" ({self.detail})" if self.detail else ""
-        return f"{self.path}: {self.reason}{detail}; fetch the file again or quarantine its id"
+# These write down when each frame is shown; AVI and raw streams leave it to be guessed.
+_TIMED_FORMATS = ("matroska", "mov,")
+_BLOCK_HEADER = 64  # bytes that Matroska needs at most between two frames, a new cluster's beginning included
+# Zero bytes in a row that are a hole in the file, as an incomplete download leaves it. H.264 forbids three of them in
+# its data; VP9 can write dozens for a picture that stands still (48 in a clip of Tabletop), but no whole disk block.
+_HOLES = {"h264": bytes(32), "vp9": bytes(512)}
 
 
 @dataclass(frozen=True)
 class VideoInfo:
     """What the container holds: frames in the file, pixels, frames a second, seconds.
 
-    `warning` says when the packets do not fill the declared duration but the frame rate varies, so that a cut
-    file cannot be told from an uneven one.
+    `warning` says when the packets do not fill the declared duration, but a frame is all that lacks, or the frame
+    rate varies, so that a cut file cannot be told from a sound one.
     """
 
     frames: int
@@ -55,178 +53,218 @@ def probe(path: str | Path) -> VideoInfo:
 
     Raises VideoError: missing, empty, not a video, no video stream or truncated.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise VideoError(path, "missing")
-    if path.stat().st_size == 0:
-        raise VideoError(path, "empty", "0 bytes")
-    with _open(path) as container:
-        stream = _video_stream(path, container)
-        try:
-            packets = [packet for packet in container.demux(stream) if packet.size]
-        except av.FFmpegError as error:
-            raise VideoError(path, "truncated", str(error)) from error
-        warning = _check_complete(path, container, stream, packets)
-        # Packets before the start of an edit list are decoded but never shown.
-        frames = sum(not packet.is_discard for packet in packets)
-        rate = float(stream.average_rate or stream.guessed_rate or 0)
-        duration = _declared_duration(container, stream) or (frames / rate if rate else 0.0)
-        codec = stream.codec_context
-        return VideoInfo(
-            frames, codec.width, codec.height, rate, duration, codec.name, container.format.name, warning
-        )
-
-
-def _open(path: Path) -> av.container.InputContainer:
-    try:
-        container = av.open(str(path))
-    except av.FFmpegError as error:
-        head = path.open("rb").read(16)
-        if any(head[at : at + len(mark)] == mark for at, mark in _CONTAINER_STARTS):
-            raise VideoError(path, "truncated", "the container begins but has no index") from error
-        raise VideoError(path, "not a video", error.strerror or str(error)) from error
-    if container.format.name.endswith(_STILL_FORMATS):
-        container.close()
-        raise VideoError(path, "not a video", f"its content is {container.format.name}")
-    return container
-
-
-def _video_stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
-    stream = container.streams.best("video")
-    if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
-        kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
-        raise VideoError(path, "no video stream", f"the file holds {kinds}")
-    if not stream.codec_context.width or not stream.codec_context.height:
-        raise VideoError(path, "undecodable", "the size of the frames is not known")
-    stream.codec_context.thread_count = 1
-    # Without this libav hides damage in H.264 behind invented pixels.
-    stream.codec_context.options = {"err_detect": "explode"}
-    return stream
-
-
-def _declared_duration(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
-    """Seconds the stream itself claims; those of the container count only if nothing else is in it."""
-    if stream.duration is not None:
-        return float(stream.duration * stream.time_base)
-    if "DURATION" in stream.metadata:
-        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    if container.duration is not None and len(container.streams) == 1:
-        return container.duration / av.time_base
-    return None
-
-
-def _check_complete(path: Path, container, stream: av.VideoStream, packets: list[av.Packet]) -> str:
-    if not packets:
-        raise VideoError(path, "truncated", "the container holds no frame")
-    if any(packet.is_corrupt for packet in packets):
-        raise VideoError(path, "truncated", "a packet is cut short")
-    duration, rate = _declared_duration(container, stream), float(stream.average_rate or 0)
-    expected = stream.frames or (round(duration * rate) if duration and rate else 0)
-    # One frame and 2% are left to muxers that count the last frame's duration differently.
-    if expected - len(packets) <= max(1.0, 0.02 * expected):
-        return ""
-    detail = f"{len(packets)} of {expected} declared frames are in the file"
-    if not stream.frames and _varies(stream, packets, rate):
-        return detail + ", at a variable frame rate"
-    raise VideoError(path, "truncated", detail)
-
-
-def _varies(stream: av.VideoStream, packets: list[av.Packet], rate: float) -> bool:
-    """Whether the times of the packets disagree with a constant rate; a few gaps are losses, not a rhythm."""
-    times = sorted(packet.pts for packet in packets if packet.pts is not None)
-    steps = np.diff(times) * float(stream.time_base) * rate
-    uneven = int((np.abs(steps - 1) > 0.5).sum())
-    return uneven > max(3.0, 0.05 * len(steps))
+    with Video(path) as video:
+        return video.info
 
 
 def iterate_frames(path: str | Path) -> Iterator[av.VideoFrame]:
-    """Decode a video from its first frame to its last with PyAV, strictly.
+    """Decode a video from its first frame to its last, strictly.
 
-    Raises VideoError, undecodable among its reasons, at the first packet or frame that is damaged.
+    Raises VideoError, undecodable and out of order among its reasons, at the first packet or frame that is
+    damaged, has another size than the rest, or is not the one that should be shown next.
     """
-    path = Path(path)
-    with _open(path) as container:
-        stream = _video_stream(path, container)
-        try:
-            for number, frame in enumerate(container.decode(stream)):
-                if frame.is_corrupt:
-                    raise VideoError(path, "undecodable", f"frame {number} is damaged")
-                yield frame
-        except av.FFmpegError as error:
-            raise VideoError(path, "undecodable", error.strerror or str(error)) from error
+    with Video(path) as video:
+        yield from video.frames()
 
 
-def read_frames(path: str | Path, indices: Sequence[int]) -> UInt8[np.ndarray, "t h w 3"]:
+def read_frames(
+    path: str | Path, indices: Sequence[int], size: int | tuple[int, int] | None = None
+) -> UInt8[np.ndarray, "t h w 3"]:
     """Exactly the frames asked for, by their number in the order of showing, in the order asked for, as RGB.
 
-    The container is checked first (`probe`), and decord's frame count against it. Raises VideoError for a
-    file that cannot give them and IndexError for a number the file does not have.
+    size: (height, width) or one number for a square; every frame is then resized (`resize`) as it is decoded.
+    A video is decoded from its first frame to the last one wanted, whatever its container promises about
+    seeking. Frames come as they are stored: not turned, where a phone has marked them as lying on their side.
+    Raises VideoError for a file that cannot give them and IndexError for a number the file does not have.
+    Damage that still decodes as a valid stream cannot be seen here; the audit keeps digests against it.
     """
-    return _read(Path(path), probe(path), [int(index) for index in indices])
+    with Video(path) as video:
+        return video.read([int(index) for index in indices], size)
 
 
-def read_segments(path: str | Path, segments: int) -> UInt8[np.ndarray, "t h w 3"]:
+def read_segments(
+    path: str | Path, segments: int, size: int | tuple[int, int] | None = None
+) -> UInt8[np.ndarray, "t h w 3"]:
     """The middle frame of each of `segments` equal parts of a video; raises as `read_frames` does."""
-    info = probe(path)
-    return _read(Path(path), info, segment_indices(info.frames, segments))
+    with Video(path) as video:
+        return video.read(segment_indices(video.info.frames, segments), size)
 
 
-def _read(path: Path, info: VideoInfo, indices: list[int]) -> UInt8[np.ndarray, "t h w 3"]:
-    if not indices:
-        return np.empty((0, info.height, info.width, 3), np.uint8)
-    if min(indices) < 0 or max(indices) >= info.frames:
-        raise IndexError(
-            f"{path}: frames {min(indices)} to {max(indices)} asked of a video whose frames are "
-            f"0 to {info.frames - 1}"
-        )
-    frames = None
-    if (info.container, info.codec) in DECORD_EXACT:
-        frames = _read_decord(path, info, indices)
-    return _read_pyav(path, indices) if frames is None else frames
+class Video:
+    """A file opened, demuxed to its end and found complete; a context manager, which raises as `probe` does.
 
-
-def _read_decord(path: Path, info: VideoInfo, indices: list[int]) -> UInt8[np.ndarray, "t h w 3"] | None:
-    """The frames, or None when decord fails or counts other frames than the container holds."""
-    # Its default of 10240 attempts turns a file whose end is damaged into a hang.
-    os.environ.setdefault("DECORD_EOF_RETRY_MAX", "128")
-    import decord
-
-    decord.logging.set_level(decord.logging.QUIET)
-    try:
-        # With more than one thread decord fails on some valid VP9 files.
-        reader = decord.VideoReader(str(path), num_threads=1)
-        if len(reader) != info.frames:
-            return None
-        return reader.get_batch(indices).asnumpy()
-    except (decord.DECORDError, RuntimeError):
-        return None
-
-
-def _read_pyav(path: Path, indices: list[int]) -> UInt8[np.ndarray, "t h w 3"]:
-    wanted, last, found = set(indices), max(indices), {}
-    reformatter = av.video.reformatter.VideoReformatter()
-    for number, frame in enumerate(iterate_frames(path)):
-        if number in wanted:
-            found[number] = reformatter.reformat(frame, format="rgb24").to_ndarray()
-        if number == last:
-            return np.stack([found[index] for index in indices])
-    raise VideoError(path, "undecodable", f"decoding ends before frame {last}")
-
-
-def segment_indices(frame_count: int, segments: int) -> list[int]:
-    """The middle frame of each of `segments` equal parts; a video shorter than that repeats frames.
-
-    The uniform sampling of TSN (Wang et al., 2016), as VideoMAE and CAST use it in testing.
+    `info` is what `probe` returns; `times` are those at which frames are shown, in units of `time_base` seconds,
+    or None for a container that does not write them down.
     """
-    if frame_count < 1 or segments < 1:
-        raise ValueError(f"segments need at least one frame and one part, got {frame_count} and {segments}")
-    return [(2 * part + 1) * frame_count // (2 * segments) for part in range(segments)]
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def __enter__(self) -> "Video":
+        self.container = open_container(self.path)
+        try:
+            self.stream = video_stream(self.path, self.container)
+            self.time_base = self.stream.time_base
+            self.packets = self._demux()
+            self.info = self._describe()
+        except BaseException:
+            self.container.close()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.container.close()
+
+    def _demux(self) -> list[av.Packet] | None:
+        """Every packet in the file's order, or None where holding them would take too much memory."""
+        size = self.path.stat().st_size
+        self.marks, held = [], []
+        try:
+            for packet in self.container.demux(self.stream):
+                if packet.size:
+                    self.marks.append(_Mark(packet))
+                    if size <= HELD_BYTES:
+                        held.append(packet)
+        except av.FFmpegError as error:
+            raise VideoError(self.path, "truncated", error.strerror or str(error)) from error
+        return held if size <= HELD_BYTES else None
+
+    def _describe(self) -> VideoInfo:
+        stream, codec, marks = self.stream, self.stream.codec_context, self.marks
+        if not marks:
+            raise VideoError(self.path, "truncated", "the container holds no frame")
+        if any(mark.corrupt for mark in marks):
+            raise VideoError(self.path, "truncated", "a packet is cut short")
+        declared = declared_duration(self.container, stream)
+        # Packets before the start of an edit list are decoded but never shown.
+        shown = [mark for mark in marks if not mark.discarded]
+        times = sorted(mark.time for mark in shown if mark.time is not None)
+        timed = len(times) == len(shown) and self.container.format.name.startswith(_TIMED_FORMATS)
+        self.times = times if timed else None
+        warning = self._check_complete(declared)
+        self._check_gaps()
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        duration = declared or (len(shown) / rate if rate else 0.0)
+        name = self.container.format.name
+        return VideoInfo(len(shown), codec.width, codec.height, rate, duration, codec.name, name, warning)
+
+    def _check_complete(self, duration: float | None) -> str:
+        stream, rate = self.stream, float(self.stream.average_rate or 0)
+        expected = stream.frames or (round(duration * rate) if duration and rate else 0)
+        if expected <= len(self.marks):
+            return ""
+        detail = f"{len(self.marks)} of {expected} declared frames are in the file"
+        # A count is exact; with a duration, one frame and 2% are left to muxers that end the last frame elsewhere.
+        if not stream.frames and expected - len(self.marks) <= max(1.0, 0.02 * expected):
+            return detail
+        times = [mark.time for mark in self.marks if mark.time is not None]
+        if not stream.frames and varies(times, stream.time_base, rate):
+            return detail + ", at a variable frame rate"
+        raise VideoError(self.path, "truncated", detail)
+
+    def _check_gaps(self) -> None:
+        """Find frames that Matroska's reader has stepped over: bytes of the file, and a time, that no frame claims."""
+        if not self.container.format.name.startswith("matroska") or len(self.container.streams) > 1:
+            return
+        size = self.path.stat().st_size
+        unclaimed = size - sum(mark.size + _BLOCK_HEADER for mark in self.marks)
+        if unclaimed > max(4096, 0.05 * size):
+            raise VideoError(self.path, "truncated", f"{unclaimed} of its {size} bytes belong to no frame")
+        if self.times is None or len(self.marks) < 3:
+            return
+        steps = [after.time - before.time for before, after in zip(self.marks, self.marks[1:], strict=False)]
+        usual = sorted(steps)[len(steps) // 2]
+        for number, step in enumerate(steps):
+            before, after = self.marks[number], self.marks[number + 1]
+            if step <= 1.5 * usual or before.place is None or after.place is None:
+                continue
+            unclaimed = after.place - before.place - before.size
+            if unclaimed > _BLOCK_HEADER:
+                detail = f"{unclaimed} bytes between frames {number} and {number + 1} belong to no frame"
+                raise VideoError(self.path, "truncated", detail)
+
+    def frames(self) -> Iterator[av.VideoFrame]:
+        """Decode from the first frame on, and check each frame against its place."""
+        decoder, number = strict_decoder(self.stream), 0
+        try:
+            for packet in self._packets():
+                for frame in decoder.decode(packet):
+                    self._check_frame(frame, number)
+                    yield frame
+                    number += 1
+        except (av.FFmpegError, MemoryError) as error:
+            raise VideoError(self.path, "undecodable", getattr(error, "strerror", "") or str(error)) from error
+
+    def _packets(self) -> Iterator[av.Packet | None]:
+        """The packets, and None, which empties the decoder."""
+        hole = _HOLES.get(self.info.codec)
+        for number, packet in enumerate(self._held_or_read_again()):
+            if hole is not None and hole in bytes(packet):
+                raise VideoError(self.path, "undecodable", f"there is a hole of zeros in packet {number}")
+            yield packet
+        yield None
+
+    def _held_or_read_again(self) -> Iterator[av.Packet]:
+        if self.packets is not None:
+            yield from self.packets
+            return
+        with open_container(self.path) as again:
+            yield from (packet for packet in again.demux(again.streams[self.stream.index]) if packet.size)
+
+    def _check_frame(self, frame: av.VideoFrame, number: int) -> None:
+        if frame.is_corrupt:
+            raise VideoError(self.path, "undecodable", f"frame {number} is damaged")
+        if (frame.width, frame.height) != (self.info.width, self.info.height):
+            detail = f"frame {number} is {frame.width}x{frame.height}, not {self.info.width}x{self.info.height}"
+            raise VideoError(self.path, "undecodable", detail)
+        if self.times is None or frame.pts is None:
+            return
+        if number >= len(self.times) or frame.pts != self.times[number]:
+            detail = f"frame {number} is not the one that its time says is shown there"
+            raise VideoError(self.path, "out of order", detail)
+
+    def read(self, indices: list[int], size: int | tuple[int, int] | None = None) -> UInt8[np.ndarray, "t h w 3"]:
+        """What `read_frames` returns."""
+        count = self.info.frames
+        if not indices:
+            shape = (self.info.height, self.info.width) if size is None else _shape(size)
+            return np.empty((0, *shape, 3), np.uint8)
+        if min(indices) < 0 or max(indices) >= count:
+            raise IndexError(
+                f"{self.path}: frames {min(indices)} to {max(indices)} asked of a video whose frames are "
+                f"0 to {count - 1}"
+            )
+        wanted, last, found = set(indices), max(indices), {}
+        reformatter = av.video.reformatter.VideoReformatter()
+        for number, frame in enumerate(self.frames()):
+            if number in wanted:
+                image = reformatter.reformat(frame, format="rgb24").to_ndarray()
+                found[number] = image if size is None else resize(image[None], size)[0]
+            if number == last:
+                return np.stack([found[index] for index in indices])
+        raise VideoError(self.path, "undecodable", f"decoding ends before frame {last}")
+
+
+class _Mark:
+    """What is kept of a packet: when it is shown, where it lies in the file, its bytes, and its flags."""
+
+    __slots__ = ("corrupt", "discarded", "place", "size", "time")
+
+    def __init__(self, packet: av.Packet):
+        self.time, self.place, self.size = packet.pts, packet.pos, packet.size
+        self.corrupt, self.discarded = packet.is_corrupt, packet.is_discard
+
+
+def _shape(size: int | tuple[int, int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise ValueError(f"frames can be resized to 1 pixel and more, not to size={size}")
+    return height, width
 
 
 def resize(frames: UInt8[np.ndarray, "t h w 3"], size: int | tuple[int, int]) -> UInt8[np.ndarray, "t H W 3"]:
     """Frames at another size, (height, width) or one number for a square; shrinking averages areas."""
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = _shape(size)
     if frames.shape[1:3] == (height, width):
         return frames
     shrinks = height * width < frames.shape[1] * frames.shape[2]

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tcar import results
+from tcar.data.audit import audit, load_quarantine
+from tcar.data.health import ClipHealth, read_journal
+from tcar.data.monitor import monitor
 from tcar.data.ssv2 import SPLITS, Clip, DatasetError, load_labels, load_split
 
 if TYPE_CHECKING:
@@ -41,12 +44,34 @@ def dataset_folder(run: Params) -> Path:
     return run.data_root
 
 
-def healthy_clips(run: Params) -> dict[str, list[Clip]]:
-    """Read the clips of every split that the audit left in and whose class is known.
+def audited(run: Params, clips: dict[str, list[Clip]]) -> dict[str, list[ClipHealth]]:
+    """Check every clip of every split and give the findings by split, in the order of the clips.
 
+    A dataset of one's own is followed over time in `audit/` of the run (`tcar.data.monitor`): an audit that was cut off
+    goes on, and a file that has changed since is found out. Tabletop is looked at anew: it may have been rendered with
+    other parameters.
+    """
+    if run.data.dataset == "tabletop":
+        return {split: audit(listed, run.workers) for split, listed in clips.items()}
+    monitor(clips, monitored(run), workers=run.workers)
+    found = {name: health for name, (health, _) in read_journal(monitored(run) / "findings.jsonl").items()}
+    return {split: [found[clip.id] for clip in listed] for split, listed in clips.items()}
+
+
+def monitored(run: Params) -> Path:
+    """Give the folder in which audits of the run's dataset are kept."""
+    return run.run_dir / "audit"
+
+
+def healthy_clips(run: Params) -> dict[str, list[Clip]]:
+    """Read the clips of every split that no audit quarantined and whose class is known.
+
+    Those of notebook 00 count, and those of a later `python -m tcar.data.audit` of the run.
     Raises ResultError before the audit has run, DatasetError where a split has no clip with a known class.
     """
     quarantined = {clip["id"] for clip in results.load(run.results_dir / "audit.json")["quarantined"]}
+    if (later := monitored(run) / "quarantine.json").is_file():
+        quarantined |= load_quarantine(later).keys()
     listed = {split: load_split(run.data_root, split) for split in SPLITS}
     healthy = {
         split: [clip for clip in found if clip.id not in quarantined] for split, found in listed.items()

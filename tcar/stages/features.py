@@ -13,6 +13,7 @@ from tcar.data.ssv2 import SPLITS, Clip
 from tcar.data.video import read_segments
 from tcar.features import FeatureStore
 from tcar.models import create_stream, stream_cost
+from tcar.params import ParameterError
 
 if TYPE_CHECKING:
     from tcar.models import Stream
@@ -46,9 +47,14 @@ def describe(made: Stream, frames: int | None = None) -> dict:
 
 def extract(run: Params, role: str, found: dict[str, list[Clip]]) -> FeatureStore:
     """Compute the tokens of every clip of every split with the stream of a role, or open the finished
-    store.
+    store. Raises ParameterError for a run with adapters.
     """
     settings = run.streams
+    if settings.semantic_adapters:
+        raise ParameterError(
+            f"semantic_adapters is {settings.semantic_adapters}, but tokens that are kept do not change with "
+            "adapters in training: set it to 0, or train end to end"
+        )
     return features.extract(
         [clip for split in SPLITS for clip in found[split]],
         getattr(settings, role),
@@ -56,9 +62,13 @@ def extract(run: Params, role: str, found: dict[str, list[Clip]]) -> FeatureStor
         getattr(settings, f"{role}_frames"),
         run.run_dir / "features",
         checkpoint=getattr(settings, f"{role}_checkpoint"),
-        workers=run.workers,
+        workers=run.common.workers,
         batch_clips=settings.batch_clips,
         device=run.common.device,
+        views=settings.views,
+        view_seed=settings.view_seed,
+        token_type=settings.token_type,
+        precision=settings.stream_precision,
     )
 
 

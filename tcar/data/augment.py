@@ -1,0 +1,165 @@
+"""Views of clips in training and testing, on the device of the frames: crops, flips, colours, erasing, mixing.
+
+The transforms are torchvision's. Each is drawn once a clip, so that all its frames change alike, and from a seed made
+of the clip's id, the epoch and the number of the view: a resumed run, another batch or another order sees the same
+views.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+
+# What an erased box shows: about what normalisation takes to zero, so that it is nothing rather than black.
+GREY = (124.0, 116.0, 104.0)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How clips are varied; raises ValueError naming the field that does not fit.
+
+    A crop takes a share of the frame between the two of `scale`, of an aspect (width over height) between those of
+    `ratio`, and becomes a square of `size` pixels (Inception's random resized crop, Szegedy et al. 2015). `flip` and
+    `erase` are probabilities, the second of one grey box in all frames (Zhong et al. 2020). `jitter` are the ranges of
+    brightness, contrast, saturation and hue. `operations` of RandAugment (Cubuk et al. 2020) have one `magnitude` of
+    0 to 30; 0 operations leave it out.
+    """
+
+    size: int = 224
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.0
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    operations: int = 0
+    magnitude: int = 7
+    erase: float = 0.0
+
+    def __post_init__(self):
+        for name, (low, high) in (("flip", (0, 1)), ("erase", (0, 1)), ("magnitude", (0, 30))):
+            if not low <= (value := getattr(self, name)) <= high:
+                raise ValueError(f"AugmentConfig.{name} must lie in [{low}, {high}], got {value}")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(
+                f"AugmentConfig.scale {self.scale} must ascend within (0, 1], ratio {self.ratio} ascend above 0"
+            )
+        if self.size < 1 or self.operations < 0 or min(self.jitter) < 0 or self.jitter[3] > 0.5:
+            some = {field.name: getattr(self, field.name) for field in fields(self)}
+            raise ValueError(
+                f"AugmentConfig: size at least 1, operations and jitter at least 0, hue at most 0.5: {some}"
+            )
+
+
+def view_seed(seed: int, *names: str | int) -> int:
+    """Return the seed of one view, 63 bits of the SHA-256 of all that names it (clip, epoch, number of the view)."""
+    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
+    return int.from_bytes(digest[:8]) >> 1
+
+
+class Augment:
+    """Vary clips as a configuration says; a mirrored clip takes the class of its mirror image.
+
+    `mirrored` maps the classes that a horizontal flip changes to what it makes of them ("left to right" to "right to
+    left"), each way; all others stay as they are.
+    """
+
+    def __init__(self, config: AugmentConfig, mirrored: Mapping[int, int], seed: int = 0):
+        self.config, self.mirrored, self.seed = config, dict(mirrored), seed
+        if any(self.mirrored.get(other) != label for label, other in self.mirrored.items()):
+            raise ValueError(f"mirrored {self.mirrored} must lead back: each class to its mirror image, and that to it")
+        size, linear = (config.size, config.size), InterpolationMode.BILINEAR
+        self.crop = v2.RandomResizedCrop(size, config.scale, config.ratio, linear, antialias=True)
+        self.others: list[v2.Transform] = []
+        if config.operations:
+            self.others.append(v2.RandAugment(config.operations, config.magnitude, interpolation=linear))
+        if any(config.jitter):
+            self.others.append(v2.ColorJitter(*config.jitter))
+        if config.erase:
+            self.others.append(v2.RandomErasing(config.erase, value=list(GREY)))
+
+    def __call__(
+        self,
+        clips: Sequence[UInt8[Tensor, "t _ _ 3"]],
+        labels: Int[Tensor, "b"],
+        ids: Sequence[str],
+        epoch: int,
+        view: int = 0,
+    ) -> tuple[UInt8[Tensor, "b t s s 3"], Int[Tensor, "b"]]:
+        """Return one view of each clip and its class; clips may differ in height and width."""
+        if not len(clips) == len(labels) == len(ids):
+            raise ValueError(f"{len(clips)} clips, {len(labels)} labels and {len(ids)} ids: as many of each expected")
+        made, classes = [], labels.clone()
+        for place, (clip, name) in enumerate(zip(clips, ids, strict=True)):
+            with torch.random.fork_rng(devices=[]):  # every draw of these transforms is the CPU generator's
+                torch.manual_seed(view_seed(self.seed, name, epoch, view))
+                frames, flipped = self._view(clip)
+            made.append(frames)
+            if flipped:
+                label = int(labels[place])
+                classes[place] = self.mirrored.get(label, label)
+        return torch.stack(made), classes
+
+    def _view(self, clip: UInt8[Tensor, "t h w 3"]) -> tuple[UInt8[Tensor, "t s s 3"], bool]:
+        # The flip is drawn first and always, so that no other setting changes which clips are mirrored.
+        flipped = bool(torch.rand(()) < self.config.flip)
+        video = self.crop(tv_tensors.Video(clip.movedim(-1, -3)))
+        if flipped:
+            video = v2.functional.horizontal_flip(video)
+        for transform in self.others:
+            video = transform(video)
+        return video.as_subclass(Tensor).movedim(-3, -1), flipped
+
+
+class Mix:
+    """Mix the clips of a batch in pairs, pixels and labels alike.
+
+    Mixup is of Zhang et al. 2018 (arXiv:1710.09412), cutmix of Yun et al. 2019 (arXiv:1905.04899).
+    Of the batches, a share of `probability` is mixed, by one of the two whose alpha is above 0, equally often. One
+    share (a draw of Beta(alpha, alpha)) or one box serves a batch, and all frames; each clip is paired with its
+    neighbour. Raises ValueError where a probability or alpha cannot be.
+    """
+
+    def __init__(
+        self, num_classes: int, mixup: float = 0.8, cutmix: float = 0.0, probability: float = 1.0, seed: int = 0
+    ):
+        if min(mixup, cutmix) < 0 or not 0 <= probability <= 1:
+            raise ValueError(
+                f"mixup {mixup} and cutmix {cutmix} must be at least 0, probability {probability} in [0, 1]"
+            )
+        kinds = ((v2.MixUp, mixup), (v2.CutMix, cutmix))
+        self.kinds = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha > 0]
+        self.num_classes, self.probability, self.seed = num_classes, probability, seed
+
+    def __call__(
+        self, frames: UInt8[Tensor, "b t h w 3"], labels: Int[Tensor, "b"], epoch: int, step: int
+    ) -> tuple[Float[Tensor, "b t h w 3"], Float[Tensor, "b c"]]:
+        """Return float frames in [0, 1] and class probabilities; a batch that is not mixed has whole ones."""
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+            raise ValueError(f"labels {labels.tolist()} must lie in 0 … {self.num_classes - 1}, the classes of the mix")
+        videos = tv_tensors.Video(frames.movedim(-1, -3) / 255)
+        targets = torch.nn.functional.one_hot(labels.long(), self.num_classes).to(videos.dtype)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(view_seed(self.seed, "mix", epoch, step))
+            mixed, kind = torch.rand(()) < self.probability, int(torch.randint(max(1, len(self.kinds)), ()))
+            if self.kinds and mixed:
+                videos, targets = self.kinds[kind](videos, labels.long())
+        return videos.as_subclass(Tensor).movedim(-3, -1), targets
+
+
+def three_crops(clip: UInt8[Tensor, "t h w 3"], size: int) -> UInt8[Tensor, "3 t s s 3"]:
+    """Return the squares at the beginning, middle and end of the longer side, after the shorter one became `size`.
+
+    The crops of testing with 3 views of space (Wang et al. 2018, Non-local neural networks).
+    """
+    video = v2.functional.resize(clip.movedim(-1, -3), [size], InterpolationMode.BILINEAR, antialias=True)
+    height, width = video.shape[-2:]
+    room = max(height, width) - size
+    crops = []
+    for start in (0, room // 2, room):
+        top, left = (start, 0) if height > width else (0, start)
+        crops.append(video[..., top : top + size, left : left + size])
+    return torch.stack(crops).movedim(-3, -1)

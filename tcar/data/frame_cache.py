@@ -1,0 +1,129 @@
+"""A cache of decoded frames on the disk, with a limit: a clip is decoded once, and read as an array afterwards.
+
+Worth its space where decoding is what a training waits for, and each epoch wants other frames of the same clips. What
+is in the cache stays: an epoch asks for every clip once, so that to drop the oldest for the newest would drop each clip
+just before it is wanted again. When the limit is reached, the rest is decoded as before.
+"""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from tcar.data.video import Video
+
+USED = "used"  # the file with the bytes taken, under a lock: workers share one limit
+
+
+@dataclass(frozen=True)
+class FrameCache:
+    """All frames of clips, whose shorter side is `side` pixels (0: as they are), in at most `limit` bytes of a folder.
+
+    Picklable, and safe to use from several processes at once.
+    """
+
+    folder: Path
+    limit: int
+    side: int = 0
+
+    @classmethod
+    def open(cls, folder: str | Path, limit: int, side: int = 0) -> "FrameCache":
+        """Begin to use a folder, with what earlier runs left in it; raises ValueError for a limit below 1."""
+        if limit < 1:
+            raise ValueError(f"a frame cache of {limit} bytes holds nothing: set its limit to at least 1, or use none")
+        cache = cls(Path(folder), limit, side)
+        cache.folder.mkdir(parents=True, exist_ok=True)
+        with cache._locked() as used:
+            # What was cut off while it was written belongs to nobody; the count follows what is really there.
+            for draft in cache.folder.glob("*.draft"):
+                draft.unlink(missing_ok=True)
+            used.write(sum(path.stat().st_size for path in cache.folder.glob("*.npy")))
+        return cache
+
+    def read(self, path: Path, indices: list[int]) -> UInt8[np.ndarray, "t h w 3"]:
+        """Return exactly those frames of a video, from the cache or by decoding it whole, and keep it if there is room.
+
+        Raises what `tcar.data.video.Video` raises, and IndexError for a number the video does not have.
+        """
+        frames = self._kept(path)
+        if frames is None:
+            with Video(path) as video:
+                size = self._size(video.info.height, video.info.width)
+                frames = video.read(list(range(video.info.frames)), size)
+            self._keep(path, frames)
+        if indices and not 0 <= min(indices) <= max(indices) < len(frames):
+            raise IndexError(f"{path}: frames {min(indices)} to {max(indices)} asked of {len(frames)} frames")
+        return frames[indices]
+
+    def count(self, path: Path) -> int:
+        """Return how many frames a video has."""
+        frames = self._kept(path)
+        if frames is not None:
+            return len(frames)
+        with Video(path) as video:
+            return video.info.frames
+
+    @property
+    def used(self) -> int:
+        """The bytes that are taken."""
+        with self._locked() as used:
+            return used.read()
+
+    def _size(self, height: int, width: int) -> tuple[int, int] | None:
+        if not self.side:
+            return None
+        scale = self.side / min(height, width)
+        return max(self.side, round(height * scale)), max(self.side, round(width * scale))
+
+    def _place(self, path: Path) -> Path:
+        """Where a video's frames are: another place as soon as the file, or the size wanted of it, is another."""
+        status = path.stat()
+        name = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {self.side}"
+        return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
+
+    def _kept(self, path: Path) -> UInt8[np.ndarray, "t h w 3"] | None:
+        try:
+            return np.load(self._place(path), mmap_mode="r")
+        except (OSError, ValueError):  # not there, or not whole: then it is decoded, and written again
+            return None
+
+    def _keep(self, path: Path, frames: UInt8[np.ndarray, "t h w 3"]) -> None:
+        place = self._place(path)
+        draft, needed = place.with_name(f"{place.stem}-{os.getpid()}.draft"), frames.nbytes + 128  # np.save's header
+        with self._locked() as used:
+            if place.exists() or used.read() + needed > self.limit:
+                return
+            used.write(used.read() + needed)  # before the lock is given up: others see the space as taken
+        with draft.open("wb") as file:
+            np.save(file, frames)
+        with suppress(FileNotFoundError):  # another run that opened the folder meanwhile took it for left over
+            os.replace(draft, place)
+
+    @contextmanager
+    def _locked(self) -> Iterator["_Used"]:
+        with (self.folder / USED).open("a+", encoding="ascii") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield _Used(file)
+
+
+class _Used:
+    """The number in the locked file."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def read(self) -> int:
+        self.file.seek(0)
+        return int(self.file.read() or 0)
+
+    def write(self, count: int) -> None:
+        self.file.seek(0)
+        self.file.truncate()
+        self.file.write(str(count))
+        self.file.flush()

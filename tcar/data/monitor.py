@@ -1,0 +1,218 @@
+"""The audit of a whole dataset, kept from one time to the next: a report, a quarantine list, and what has changed.
+
+Four files are kept, in `audit/` of the dataset or run: `findings.jsonl` (every clip), `quarantine.json`,
+`health.json` (the report), and `history.jsonl` (one line an audit). An interrupted audit leaves `unfinished.jsonl`,
+from which the next one goes on.
+"""
+
+import argparse
+import datetime
+import fcntl
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tcar import log
+from tcar.data import census
+from tcar.data.audit import audit, require_healthy, save_quarantine, statistics
+from tcar.data.health import ClipHealth, note, read_journal
+from tcar.data.ssv2 import SPLITS, Clip, DatasetError, load_split
+from tcar.params import ParameterError, load
+
+THRESHOLD = 0.02  # share of broken clips that is borne with, where no parameter file says another
+CHANGES = ("new", "repaired", "newly broken", "altered", "vanished")
+
+
+def monitor(
+    splits: Mapping[str, Sequence[Clip]],
+    folder: str | Path,
+    *,
+    workers: int = 0,
+    time_limit: float = 60.0,
+    accept: bool = False,
+) -> dict[str, Any]:
+    """Audit every clip, compare with the audit before, and write the four files of `folder`; return the report.
+
+    A file that was sound and whose bytes are others now is quarantined as "altered", even where it still decodes:
+    damage to a compressed frame is often a valid stream. `accept` takes the bytes of today for the right ones.
+    time_limit: seconds for one file. Raises DatasetError where another audit of this folder is running, or a
+    file in it is not of this format.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        clips = list({clip.id: clip for listed in splits.values() for clip in listed}.values())
+        before = {name: found for name, (found, _) in read_journal(folder / "findings.jsonl").items()}
+        journal = folder / "unfinished.jsonl"
+        health = audit(clips, workers, time_limit, journal)
+        health = [compare_bytes(found, before.get(found.id), accept) for found in health]
+        report = describe(splits, health, compare(before, health))
+        _write(folder / "health.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        save_quarantine(health, folder / "quarantine.json")
+        with (folder / "history.jsonl").open("a", encoding="utf-8") as file:
+            kept = {key: report[key] for key in ("when", "checked", "broken", "reasons")}
+            counts = {kind: len(ids) for kind, ids in report["changes"].items()}
+            file.write(json.dumps({**kept, "changes": counts}) + "\n")
+        # Last, and in one step: until then a killed audit can be repeated from its journal.
+        draft = folder / "findings.jsonl.tmp"
+        draft.unlink(missing_ok=True)
+        draft.touch()
+        for found in health:
+            note(draft, found)
+        os.replace(draft, folder / "findings.jsonl")
+        journal.unlink(missing_ok=True)
+    return report
+
+
+def compare_bytes(found: ClipHealth, before: ClipHealth | None, accept: bool = False) -> ClipHealth:
+    """The finding, broken as "altered" where a sound file has other bytes than when it was first found sound."""
+    trusted = before.trusted if before is not None else ""
+    if not found.ok:
+        return replace(found, trusted=trusted)
+    if not trusted or accept or trusted == found.digest:
+        return replace(found, trusted=found.digest)
+    detail = "it decodes, but its bytes are not those found sound before; if that is intended, audit with --accept"
+    return replace(found, ok=False, reason="altered", detail=detail, trusted=trusted)
+
+
+def compare(before: Mapping[str, ClipHealth], health: Sequence[ClipHealth]) -> dict[str, list[str]]:
+    """Ids by what has become of them since the audit before, of `CHANGES`; after a first audit all are "new".
+
+    A clip whose file is gone, or that is no longer listed, has "vanished".
+    """
+    changes: dict[str, list[str]] = {kind: [] for kind in CHANGES}
+    for found in health:
+        known = before.get(found.id)
+        if known is None:
+            changes["new"].append(found.id)
+        elif found.ok and not known.ok:
+            changes["repaired"].append(found.id)
+        elif known.ok and not found.ok:
+            kind = {"missing": "vanished", "altered": "altered"}.get(found.reason, "newly broken")
+            changes[kind].append(found.id)
+    changes["vanished"] += sorted(before.keys() - {found.id for found in health})
+    return changes
+
+
+def describe(
+    splits: Mapping[str, Sequence[Clip]], health: Sequence[ClipHealth], changes: Mapping[str, list[str]]
+) -> dict[str, Any]:
+    """The report: counts, reasons, warnings, repetitions, files that no list names, changes and statistics."""
+    reasons = Counter(found.reason for found in health if not found.ok)
+    warnings: dict[str, list[str]] = {}
+    for found in health:
+        for warning in found.warnings:
+            warnings.setdefault(warning, []).append(found.id)
+    warnings |= {f"unusual {name}": ids for name, ids in census.unusual(health).items()}
+    split_of: dict[str, list[str]] = {}
+    for split, clips in splits.items():
+        for clip in clips:
+            split_of.setdefault(clip.id, []).append(split)
+    same = census.duplicates(health)
+    by_id = {found.id: found for found in health}
+    return {
+        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "clips": {split: len(clips) for split, clips in splits.items()},
+        "checked": len(health),
+        "broken": sum(reasons.values()),
+        "reasons": dict(sorted(reasons.items())),
+        "warnings": warnings,
+        "duplicates": same,
+        "across splits": [ids for ids in same if len({split_of[name][0] for name in ids}) > 1],
+        "listed twice": sorted(name for name, of in split_of.items() if len(of) > 1),
+        "unlisted": _unlisted(splits),
+        "changes": dict(changes),
+        "statistics": {
+            split: {
+                **statistics(clips, [by_id[clip.id] for clip in clips]),
+                "differences": census.differences(health, {clip.id: split for clip in clips}).get(split),
+                "template words": census.template_words(clips),
+                "object words": census.object_words(clips),
+            }
+            for split, clips in splits.items()
+        },
+    }
+
+
+def _unlisted(splits: Mapping[str, Sequence[Clip]]) -> list[str]:
+    """Names of files beside the videos that belong to no clip."""
+    paths = {clip.path for clips in splits.values() for clip in clips}
+    folders = {path.parent for path in paths if path.parent.is_dir()}
+    there = {entry for folder in folders for entry in folder.iterdir() if entry.is_file()}
+    return sorted(entry.name for entry in there - paths if entry.suffix in {path.suffix for path in paths})
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two audits at once would write into each other's journal; the lock ends with the process that holds it."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DatasetError(f"{folder}: another audit is at work there; wait or choose another --into") from error
+        yield
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """The report in a few lines for people."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in report["reasons"].items())
+    lines = [f"{report['checked']} clips, {report['broken']} quarantined" + (f" ({reasons})" if reasons else "")]
+    for kind, ids in [*report["changes"].items(), *report["warnings"].items()]:
+        if ids:
+            lines.append(f"{kind}: {len(ids)} ({', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''})")
+    for kind in ("duplicates", "across splits", "listed twice", "unlisted"):
+        if report[kind]:
+            lines.append(f"{kind}: {len(report[kind])}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the audit from the command line; 0: within the threshold, 1: beyond it, 2: it could not be made."""
+    parser = argparse.ArgumentParser(prog="python -m tcar.data.audit", description=__doc__.split("\n")[0])
+    parser.add_argument("dataset", type=Path, help="the folder of a dataset, or a parameter file")
+    parser.add_argument("--threshold", type=float, help="share of broken clips beyond which the exit status is 1")
+    parser.add_argument("--workers", type=int, help="processes; 0 = one for every core")
+    parser.add_argument("--time-limit", type=float, default=60.0, help="seconds for one file")
+    parser.add_argument("--splits", nargs="+", default=list(SPLITS), choices=SPLITS)
+    parser.add_argument("--into", type=Path, help="where to keep the findings; left out: audit/ of the dataset or run")
+    parser.add_argument("--accept", action="store_true", help="take altered files that decode for sound")
+    chosen = parser.parse_args(arguments)
+    log.configure()
+    try:
+        root, folder, workers, threshold = chosen.dataset, chosen.dataset / "audit", 0, THRESHOLD
+        if root.suffix in (".yaml", ".yml") and not root.is_dir():
+            run = load(root)
+            root, folder = run.data_root, run.run_dir / "audit"
+            workers, threshold = run.common.workers, run.data.quarantine_threshold
+        workers = workers if chosen.workers is None else chosen.workers
+        threshold = threshold if chosen.threshold is None else chosen.threshold
+        if not 0 <= threshold <= 1:
+            raise DatasetError(f"--threshold is {threshold:g}; it is a share, from 0 to 1")
+        folder = chosen.into or folder
+        splits = {split: load_split(root, split) for split in chosen.splits}
+        report = monitor(
+            splits, folder, workers=workers, time_limit=chosen.time_limit, accept=chosen.accept
+        )
+    except (DatasetError, ParameterError, ValueError, OSError) as error:
+        print(f"the audit could not be made: {error}", file=sys.stderr)
+        return 2
+    print(summary(report))
+    print(f"kept in {folder}")
+    try:
+        require_healthy([found for found, _ in read_journal(folder / "findings.jsonl").values()], threshold)
+    except DatasetError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0

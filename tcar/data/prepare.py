@@ -1,0 +1,328 @@
+"""Make a dataset folder of what Qualcomm's page hands out for Something-Something-V2.
+
+    python -m tcar.data.prepare DOWNLOADS DATASET
+
+DOWNLOADS is the folder with the downloaded files, in any form: the parts of the archive, bare or in zips, the whole
+archive, or the unpacked videos (these are linked, not copied), and the label files, in their zip or out of it. DATASET
+becomes the folder for `data_root`. A call that was cut off goes on where it ended when it is given again. prepare.json
+in DATASET says what is there, missing and surplus.
+
+Exit status: 0 when every listed video is there (with --allow-missing: as many as the downloads have), 1 when not, 2
+when nothing could be done, 130 when it was interrupted.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tcar import log
+from tcar.data.archives import ANNOTATIONS, VIDEO, Archive, Downloads, Source, survey
+from tcar.data.ssv2 import SPLITS, DatasetError, find_annotation, load_labels, load_split
+from tcar.data.unpack import DRAFT, MEGABYTE, ArchiveError, CutShortError, Joined, store_videos, video_name
+
+LOG = log.get(__name__)
+REPORT = "prepare.json"
+LABELS_ZIP = "20bn-something-something-download-package-labels.zip"
+FULL_SET = 220_000  # from so many listed videos on it is the published set, of which more is known:
+FULL_BYTES = 19_400_000_000  # its size, packed as well as unpacked: videos do not shrink
+SLACK = 0.99  # published sizes are rounded
+ROOM = 1 << 28  # bytes that are to stay free
+
+
+@dataclass
+class Report:
+    """What a dataset folder holds, against its annotation files.
+
+    `unread`: the archive whose end, with its checksum, has not been reached yet; `problem`: why not.
+    """
+
+    listed: dict[str, int]  # videos by split
+    videos: int = 0
+    bytes: int = 0
+    symbolic_links: int = 0
+    missing: list[str] = field(default_factory=list)
+    surplus: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    unread: str = ""
+    problem: str = ""
+    cut_short: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether every listed video is there, and the archive they come from was sound to its end."""
+        return not self.missing and not self.unread
+
+    def as_dict(self) -> dict:
+        """As prepare.json has it."""
+        values = {k: v for k, v in vars(self).items() if k != "cut_short"}
+        return {"complete": self.complete, **values}
+
+
+@dataclass(frozen=True)
+class Present:
+    """The videos in the dataset folder: size in bytes by id, and how many are symbolic links."""
+
+    sizes: dict[str, int]
+    symbolic_links: int
+
+
+def prepare(downloads: str | Path, dataset: str | Path, allow_missing: bool = False) -> Report:
+    """Make `dataset` a complete dataset folder of what lies in `downloads`, or say what it lacks.
+
+    allow_missing: begin although a part or a split is missing, and take what comes before the gap. The report is also
+    in prepare.json. Raises DatasetError, before anything is unpacked: no annotation files, no videos, a part that is
+    missing or shortened, too little room on the disk, another call at work in the same folder.
+    """
+    downloads, dataset = Path(downloads), Path(dataset)
+    if downloads.exists():
+        dataset.mkdir(parents=True, exist_ok=True)
+    found = survey(downloads, leave_out=dataset / "videos")
+    with _alone(dataset):
+        _install(found, dataset)
+        ids = _listed(dataset, allow_missing)
+        videos = dataset / "videos"
+        videos.mkdir(exist_ok=True)
+        for draft in videos.glob(f".*{DRAFT}"):
+            draft.unlink()
+        _link(found, videos)
+        report = _take_stock(videos, ids)
+        report.unread = _unread(dataset)
+        if not report.complete:
+            _unpack(found, dataset, ids, report, allow_missing)
+        _write(dataset / REPORT, _json(report))
+    return report
+
+
+@contextmanager
+def _alone(dataset: Path) -> Iterator[None]:
+    """Keep a second call out; the system gives the lock back when the process ends, however it ends."""
+    with (dataset / ".prepare.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DatasetError(f"{dataset}: another call is at work in this folder; wait for it or end it") from error
+        except OSError as error:
+            LOG.warning(f"{dataset}: this disk knows no locks ({error.strerror}); start no second call meanwhile")
+        yield
+
+
+def _install(found: Downloads, dataset: Path) -> None:
+    """Copy the annotation files to the top of the dataset folder, under their newer names."""
+    for name in ANNOTATIONS:
+        sources = list(found.annotations.get(name, ()))
+        if not sources:
+            continue
+        # Where both releases are there, the newer one is taken.
+        sources = [source for source in sources if source.name == name] or sources
+        target = dataset / name
+        if target.is_file():
+            sources.insert(0, Source(target, target.stat().st_size))
+        contents = [_content(source) for source in sources]
+        digests = {hashlib.sha256(content).digest(): source for content, source in zip(contents, sources, strict=True)}
+        if len(digests) > 1:
+            first, second, *_ = digests.values()
+            raise DatasetError(f"{first} and {second} differ; remove the one that is not of your release")
+        if not target.is_file():
+            _write(target, contents[0])
+
+
+def _content(source: Source) -> bytes:
+    with Joined([source]) as stream:
+        return stream.readall()
+
+
+def _listed(dataset: Path, allow_missing: bool) -> dict[str, set[str]]:
+    """The ids of each split; raises DatasetError where the annotation files are missing or do not fit together."""
+    lacking = [name for name in ANNOTATIONS[:-1] if find_annotation(dataset, name) is None]
+    if "labels.json" in lacking or len(lacking) == len(SPLITS) or (lacking and not allow_missing):
+        raise DatasetError(
+            f"{dataset}: no {', '.join(lacking)} in the downloads (nor under the older names, "
+            f"something-something-v2-{lacking[0]}); put {LABELS_ZIP} there too, as it is or unpacked"
+        )
+    if find_annotation(dataset, "test-answers.csv") is None:
+        LOG.info("there is no test-answers.csv: without it the classes of the test split are not known")
+    load_labels(dataset)
+    return {s: {clip.id for clip in load_split(dataset, s)} for s in SPLITS if f"{s}.json" not in lacking}
+
+
+def _link(found: Downloads, videos: Path) -> None:
+    """Give unpacked videos a second name in the dataset: a hard link on the same disk, a symbolic one elsewhere."""
+    present, count = _present(videos).sizes, {"hard": 0, "symbolic": 0}
+    wanted = {video: path for video, path in found.videos.items() if found.sizes[video] > present.get(video, 0)}
+    for video, path in log.progress(wanted.items(), description="linking", unit="videos") if wanted else ():
+        draft = videos / f".{video_name(video)}{DRAFT}"
+        draft.unlink(missing_ok=True)
+        try:
+            draft.hardlink_to(path.resolve())
+            count["hard"] += 1
+        except OSError:  # another disk, or one without hard links
+            draft.symlink_to(path.resolve())
+            count["symbolic"] += 1
+        draft.replace(videos / video_name(video))
+    if count["hard"]:
+        LOG.info(f"{count['hard']:,} unpacked videos have hard links in {videos}: the first folder may be removed")
+    if count["symbolic"]:
+        LOG.info(f"{count['symbolic']:,} unpacked videos have symbolic links in {videos}: leave the first folder there")
+
+
+def _present(videos: Path) -> Present:
+    """What is in the folder; empty files and links to nothing do not count."""
+    sizes, links = {}, 0
+    for entry in os.scandir(videos):
+        if (video := VIDEO.fullmatch(entry.name)) and entry.is_file() and (size := entry.stat().st_size):
+            sizes[video[1]] = size
+            links += entry.is_symlink()
+    return Present(sizes, links)
+
+
+def _take_stock(videos: Path, ids: dict[str, set[str]], before: Report | None = None) -> Report:
+    """Compare the videos that are there with the annotation files; what `before` says of the archive stays."""
+    present, listed = _present(videos), set().union(*ids.values())
+    report = before or Report({split: len(found) for split, found in ids.items()})
+    report.videos, report.bytes = len(present.sizes), sum(present.sizes.values())
+    report.symbolic_links = present.symbolic_links
+    report.missing = sorted(listed - present.sizes.keys(), key=lambda video: (len(video), video))
+    report.surplus = sorted(present.sizes.keys() - listed, key=lambda video: (len(video), video))
+    return report
+
+
+def _unread(dataset: Path) -> str:
+    """The archive that an earlier call began and did not bring to its end."""
+    try:
+        return str(json.loads((dataset / REPORT).read_text(encoding="utf-8"))["unread"])
+    except FileNotFoundError:
+        return ""
+    except (ValueError, KeyError, TypeError):
+        LOG.warning(f"{dataset / REPORT}: not readable; the archive is read again")
+        return REPORT
+
+
+def _unpack(found: Downloads, dataset: Path, ids: dict[str, set[str]], report: Report, allow_missing: bool) -> None:
+    """Read archives until nothing is missing; brings the report up to date."""
+    for remark in found.remarks:
+        LOG.warning(remark)
+    sound = _sound(found, report, dataset, allow_missing)
+    for archive in sound:
+        _check_disk(dataset, report, archive)
+        report.unread, report.problem, report.cut_short, report.refused = archive.name, "", False, []
+        _write(dataset / REPORT, _json(report))  # whatever happens now, the next call knows
+        parts = archive.beginning() if archive.problems else [archive.parts[n] for n in sorted(archive.parts)]
+        try:
+            with Joined(parts) as stream:
+                ticks = store_videos(stream, dataset / "videos", _present(dataset / "videos").sizes, report.refused)
+                total = math.ceil(sum(part.size for part in parts) / MEGABYTE)
+                for _ in log.progress(ticks, total, "unpacking", "MB"):
+                    pass
+            report.unread = ""
+        except ArchiveError as error:
+            report.problem, report.cut_short = str(error), isinstance(error, CutShortError)
+        _take_stock(dataset / "videos", ids, report)
+        if report.complete:
+            return
+        if report.problem:
+            LOG.warning(report.problem)
+
+
+def _sound(found: Downloads, report: Report, dataset: Path, allow_missing: bool) -> list[Archive]:
+    """The archives to read, in their order; raises DatasetError where none is sound."""
+    full = sum(report.listed.values()) >= FULL_SET
+    for archive in found.archives:
+        if full and not archive.problems and archive.size < SLACK * FULL_BYTES:
+            archive.problems.append(
+                f"{archive.name}…: {archive.size / 1e9:.2f} GB in {len(archive.parts)} file(s), of the "
+                f"{FULL_BYTES / 1e9:.1f} GB that were published: the last part is missing or cut short"
+            )
+    sound = [archive for archive in found.archives if not archive.problems]
+    if sound or (allow_missing and found.archives):
+        for archive in found.archives:
+            for problem in archive.problems:
+                LOG.warning(problem)
+        return sound or found.archives[:1]
+    if allow_missing and found.videos and not report.unread:
+        return []
+    lacks = f"{len(report.missing):,} of {sum(report.listed.values()):,} listed videos are not in {dataset}"
+    if report.unread and not report.missing:
+        lacks = (
+            f"{dataset}: {report.unread} was not read to its end: its videos are not known to be sound (to take them "
+            f"for sound, remove {REPORT} there)"
+        )
+    problems = [problem for archive in found.archives[:1] for problem in archive.problems]
+    problems = problems or [f"there is no archive among the {found.files:,} files of the downloads"]
+    raise DatasetError(
+        f"{lacks}, and the archive cannot be unpacked whole:\n  "
+        + "\n  ".join(problems + found.remarks)
+        + "\nDownload what is missing or shortened again; --allow-missing takes what comes before it"
+    )
+
+
+def _check_disk(dataset: Path, report: Report, archive: Archive) -> None:
+    published = FULL_BYTES if sum(report.listed.values()) >= FULL_SET else 0
+    needed = max(0, max(archive.size, published) - report.bytes)
+    free = shutil.disk_usage(dataset).free
+    if free < needed + ROOM:
+        raise DatasetError(
+            f"{dataset}: the videos take {needed / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free; free some, or "
+            "give a folder on another disk"
+        )
+
+
+def _json(report: Report) -> bytes:
+    return (json.dumps(report.as_dict(), indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that exists whole or not at all."""
+    draft = path.with_name(f".{path.name}{DRAFT}")
+    draft.write_bytes(content)
+    draft.replace(path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; the exit status is in the description of the module."""
+    parser = argparse.ArgumentParser(prog="python -m tcar.data.prepare", description=__doc__.split("\n")[0])
+    parser.add_argument("downloads", type=Path, help="the folder of the downloaded files")
+    parser.add_argument("dataset", type=Path, help="the folder to make")
+    parser.add_argument("--allow-missing", action="store_true", help="take a part of the dataset for what it is")
+    asked = parser.parse_args(arguments)
+    log.configure()
+    try:
+        report = prepare(asked.downloads, asked.dataset, asked.allow_missing)
+    except DatasetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        subject = error.filename or asked.dataset
+        print(f"error: {subject}: {error.strerror}; mend this and run the same command again", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: what is there is kept; run the same command again to go on", file=sys.stderr)
+        return 130
+    print(_summary(report, asked.dataset))
+    if report.complete or (asked.allow_missing and (not report.unread or report.cut_short)):
+        return 0
+    return 1
+
+
+def _summary(report: Report, dataset: Path) -> str:
+    listed = sum(report.listed.values())
+    lines = [f"{dataset}: {report.videos:,} videos, {report.bytes / 1e9:.2f} GB; {listed:,} are listed"]
+    for name, ids in (("missing", report.missing), ("surplus", report.surplus), ("refused", report.refused)):
+        if ids:
+            more = f", … (all in {REPORT})" if len(ids) > 5 else ""
+            lines.append(f"{len(ids):,} {name}: {', '.join(ids[:5])}{more}")
+    if report.problem and not report.complete:
+        lines.append(report.problem)
+    return "\n".join([*lines, "complete" if report.complete else "not complete"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""Read the videos of an archive as a stream, its parts one after the other: they are never joined on disk."""
+
+import gzip
+import io
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tcar import log
+from tcar.data.archives import HEAD, VIDEO, Source, kind_of
+from tcar.data.ssv2 import DatasetError
+
+LOG = log.get(__name__)
+DRAFT = ".draft"  # ends the name of a file, hidden as well, that is not whole yet
+MEGABYTE = 1_000_000
+LARGEST_VIDEO = 1 << 28  # bytes; the real ones have some hundred thousand
+AGAIN = "then run the same command again: it goes on from what is there"
+
+
+class ArchiveError(DatasetError):
+    """An archive is damaged; what was read before stays."""
+
+
+class CutShortError(ArchiveError):
+    """An archive ends before its end; what was read before is sound."""
+
+
+class Joined(io.RawIOBase):
+    """Parts read one after the other as if they were one file; `consumed` counts the bytes that were read."""
+
+    def __init__(self, parts: Sequence[Source]):
+        self.parts, self.consumed = tuple(parts), 0
+        self._index, self._inside, self._file = 0, 0, None
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer) -> int:
+        """Fill the buffer from the current part or, at its end, from the next; raises ArchiveError."""
+        while self._index < len(self.parts):
+            try:
+                if self._file is None:
+                    self._file = self.parts[self._index].open()
+                data = self._file.read(len(buffer))
+            except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+                raise ArchiveError(f"{self.where()}: damaged ({error}); download it again") from error
+            if data:
+                buffer[: len(data)] = data
+                self._inside += len(data)
+                self.consumed += len(data)
+                return len(data)
+            self._file.close()
+            self._file = None
+            self._index += 1
+            self._inside = 0
+        return 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether all parts were read to their end."""
+        return self.consumed == sum(part.size for part in self.parts)
+
+    def where(self) -> str:
+        """The part and the byte in it that were read last."""
+        if self._index == len(self.parts):
+            return f"{self.parts[-1]}, byte {self.parts[-1].size:,}"
+        return f"{self.parts[self._index]}, byte {self._inside:,}"
+
+    def close(self) -> None:
+        """Close the part that is open."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        super().close()
+
+
+class _Inflated(gzip.GzipFile):
+    """Gives all that stands before an error, where GzipFile drops what it has gathered for the same call."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self.read1(-1 if size is None else size)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of an archive: a video with its bytes, or, with the reason, one that is refused."""
+
+    id: str
+    data: bytes
+    refused: str = ""
+
+
+def read_videos(stream: Joined) -> Iterator[Member]:
+    """Give the videos of an archive in its order, reading it once from its beginning to its end.
+
+    A member counts as sound only when the next one, or the end, has been reached: where a part is shortened, what comes
+    after is read at the wrong place, and shows there at the latest. Names are never used as paths; links, devices and
+    names that lead out of the folder come as refused. Raises CutShortError and ArchiveError, naming part and byte.
+    """
+    kind = kind_of(stream.parts[0].head())
+    if kind is None:
+        raise ArchiveError(f"{stream.parts[0]}: does not begin as an archive (gzip) does; download it again")
+    try:
+        content = _Inflated(fileobj=stream) if kind == "gzip" else stream
+        with tarfile.open(fileobj=content, mode="r|", bufsize=HEAD) as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # tarfile keeps them all, hundreds of megabytes of them
+                if (found := _member(archive, member)) is not None:
+                    yield found
+            # The checksum stands after the end of the tar. tarfile takes an unreadable header for the end, too.
+            while rest := archive.fileobj.read(HEAD):
+                if rest.strip(b"\0"):
+                    raise _damaged(stream, "unreadable header")
+    except ArchiveError:
+        raise
+    except (EOFError, tarfile.ReadError, zlib.error, gzip.BadGzipFile, ValueError) as error:
+        # Within compressed data a missing rest is an EOFError; a plain tar just stops.
+        if isinstance(error, EOFError) or (kind == "tar" and stream.exhausted):
+            raise CutShortError(
+                f"{stream.where()}: the archive goes on here, but there is no more of it: download this part again and "
+                f"those that come after it, {AGAIN}"
+            ) from error
+        raise _damaged(stream, error) from error
+
+
+def _damaged(stream: Joined, cause: Exception | str) -> ArchiveError:
+    return ArchiveError(
+        f"{stream.where()}: damaged here or before ({cause}); a part is not as it was published: compare sizes, "
+        f"download the parts up to this one again, {AGAIN}"
+    )
+
+
+def _member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Member | None:
+    """The video that a member is, or why it is refused; None for what is of no interest."""
+    if member.isdir():
+        return None
+    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        return Member("", b"", f"{member.name}: a link or a device, not a file")
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        return Member("", b"", f"{member.name}: the name leads out of the folder")
+    video = VIDEO.fullmatch(member.name.rpartition("/")[2])
+    if video is None:
+        return None
+    if member.size > LARGEST_VIDEO:
+        return Member("", b"", f"{member.name}: {member.size:,} bytes, no video of the dataset has so many")
+    return Member(video[1], archive.extractfile(member).read())
+
+
+def video_name(identifier: str) -> str:
+    """The file name of a video."""
+    return f"{identifier}.webm"
+
+
+def store_videos(stream: Joined, folder: Path, present: Mapping[str, int], refused: list[str]) -> Iterator[None]:
+    """Write the videos of an archive that are not in the folder yet; yields once for each megabyte that was read.
+
+    present: the size in bytes by id of those that are there; they are compared with the archive, and written only where
+    they differ. refused: grows by what `read_videos` refuses. A video is written under another name and gets its own
+    when `read_videos` has come beyond it. Raises what `read_videos` raises, and OSError.
+    """
+    told, kept, known, draft = 0, 0, set(), None
+    if present:
+        LOG.info(
+            f"{len(present):,} videos are there: the archive is read from its beginning again, since gzip cannot be "
+            "entered midway, and compared with them; only what is missing or differs is written"
+        )
+    try:
+        for member in read_videos(stream):
+            draft = _settle(draft)
+            path = folder / video_name(member.id)
+            if member.refused:
+                if member.refused not in known:
+                    refused.append(member.refused)
+                known.add(member.refused)
+            elif present.get(member.id) == len(member.data) and path.read_bytes() == member.data:
+                kept += 1
+            else:
+                draft = path.with_name(f".{path.name}{DRAFT}")
+                draft.write_bytes(member.data)
+            while told < stream.consumed // MEGABYTE:
+                told += 1
+                yield
+        draft = _settle(draft)
+    finally:
+        if draft is not None:
+            draft.unlink(missing_ok=True)
+    if present:
+        LOG.info(f"{kept:,} videos were there as the archive has them")
+    while told * MEGABYTE < stream.consumed:
+        told += 1
+        yield
+
+
+def _settle(draft: Path | None) -> None:
+    """Give a written video its name."""
+    if draft is not None:
+        draft.replace(draft.with_name(draft.name[1:].removesuffix(DRAFT)))

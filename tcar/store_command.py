@@ -1,0 +1,68 @@
+"""The command `python -m tcar.features`: plan, extract, verify."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tcar import log, params, plan
+from tcar.data.ssv2 import DatasetError
+from tcar.extraction import Ranks
+from tcar.models import CheckpointError
+from tcar.params import ParameterError
+from tcar.results import ResultError
+from tcar.shards import FeatureError
+from tcar.stages.clips import healthy_clips
+from tcar.stages.features import ROLES, extract
+from tcar.store import verify
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; 1 where a store is not what was written, 2 for a request that cannot be met."""
+    asked = _parser().parse_args(arguments)
+    # Every rank under torchrun has a terminal of its own: one speaks, the others warn.
+    log.configure("INFO" if Ranks.here().rank == 0 else "WARNING")
+    try:
+        return {"plan": _plan, "extract": _extract, "verify": _verify}[asked.command](asked)
+    except (FeatureError, DatasetError, ParameterError, ResultError, CheckpointError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tcar.features", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    planned = commands.add_parser("plan", help="bytes on disk and hours, before anything starts")
+    planned.add_argument("params", type=Path)
+    planned.add_argument("--gpu", default="A100", choices=plan.PEAKS)
+    planned.add_argument("--utilisation", type=float, default=plan.UTILISATION, help="assumed share of the GPU's peak")
+    planned.add_argument("--measure", action="store_true", help="decode a few clips of the dataset here")
+    extracted = commands.add_parser("extract", help="make the stores of a run, or what is missing of them")
+    extracted.add_argument("params", type=Path)
+    extracted.add_argument("--role", choices=ROLES, action="append", help="one stream only")
+    verified = commands.add_parser("verify", help="read every byte of a store again")
+    verified.add_argument("store", type=Path, nargs="+")
+    return parser
+
+
+def _plan(asked: argparse.Namespace) -> int:
+    planned = plan.plan(params.load(asked.params), asked.gpu, asked.utilisation, asked.measure)
+    print(plan.text(planned, asked.gpu, asked.utilisation))
+    return 0
+
+
+def _extract(asked: argparse.Namespace) -> int:
+    run = params.load(asked.params)
+    clips = healthy_clips(run)
+    for role in asked.role or ROLES:
+        store = extract(run, role, clips)
+        if Ranks.here().rank == 0:
+            print(f"{role}: {len(store.ids):,} clips in {store.root}, {len(store.broken)} left out")
+    return 0
+
+
+def _verify(asked: argparse.Namespace) -> int:
+    faults = [f"{folder}/{fault}" for folder in asked.store for fault in verify(folder)]
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    print(f"{len(faults)} faults" if faults else "every byte is as it was written")
+    return int(bool(faults))

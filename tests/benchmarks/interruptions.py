@@ -1,0 +1,94 @@
+"""SIGKILL for a whole extraction, worker processes and all, at random times; then the bytes are compared.
+
+    python tests/benchmarks/interruptions.py                   one process with two workers, killed ten times
+    python tests/benchmarks/interruptions.py --ranks 2         under torchrun, one rank killed each time
+
+The tests do the same at chosen moments without worker processes; this is the real thing, and takes minutes.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bright import FRAMES, GRID, Brightness, clip, contents  # noqa: E402
+from videos import write_video  # noqa: E402
+
+from tcar.features import FeatureStore, extract  # noqa: E402
+
+CLIPS, BATCH = 4000, 4
+
+
+def work(folder: Path, name: str) -> FeatureStore:
+    """Extract all clips into a folder of this name; under torchrun, this rank's share of them."""
+    clips = [clip(path) for path in sorted((folder / "videos").iterdir())]
+    return extract(clips, Brightness(), GRID, FRAMES, folder / name, batch_clips=BATCH, workers=2, patience=60)
+
+
+def command(folder: Path, name: str, ranks: int) -> list[str]:
+    """The same in a process of its own, or in several."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    return [sys.executable, *launcher, __file__, "--ranks", str(ranks), "--work", str(folder), name]
+
+
+def records(folder: Path) -> int:
+    """How many shards are made."""
+    return sum(1 for _ in folder.glob("*/tokens-*.json"))
+
+
+def victims(process: subprocess.Popen, ranks: int, dice: random.Random) -> list[psutil.Process]:
+    """The process itself, or one rank of torchrun; its workers die with it or as orphans."""
+    if ranks == 1:
+        return [psutil.Process(process.pid)]
+    found = [child for child in psutil.Process(process.pid).children() if "--work" in child.cmdline()]
+    return [dice.choice(found)] if found else []
+
+
+def main() -> None:
+    """Run it, and say what happened at each kill."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", nargs=2)
+    asked = parser.parse_args()
+    if asked.work:
+        work(Path(asked.work[0]), asked.work[1])
+        return
+    dice = random.Random(asked.seed)
+    with tempfile.TemporaryDirectory(prefix="tcar-interruptions-") as name:
+        folder = Path(name)
+        (folder / "videos").mkdir()
+        files = [write_video(folder / f"{n}.webm", 9 + n % 16, width=64, height=48) for n in range(20)]
+        for number in range(CLIPS):
+            (folder / "videos" / f"{number:04}.webm").symlink_to(files[number % len(files)])
+        whole = contents(work(folder, "whole"))
+        for kill in range(asked.kills):
+            before = records(folder / "killed")
+            process = subprocess.Popen(command(folder, "killed", asked.ranks), stderr=subprocess.DEVNULL)
+            while process.poll() is None and records(folder / "killed") == before:
+                time.sleep(0.02)  # until it works: starting takes longer than a few shards
+            time.sleep(dice.uniform(0, 0.6))
+            for victim in victims(process, asked.ranks, dice) if process.poll() is None else []:
+                os.kill(victim.pid, signal.SIGKILL)
+            code = process.wait()
+            print(f"kill {kill + 1}: {before} to {records(folder / 'killed')} shards, exit code {code}", flush=True)
+        done = subprocess.run(command(folder, "killed", asked.ranks), check=True, stderr=subprocess.DEVNULL)
+        (made,) = (folder / "killed").iterdir()
+        same = contents(FeatureStore.open(made)) == whole
+        print(f"resumed with exit code {done.returncode}: {len(whole)} files, "
+              f"{'byte for byte the same' if same else 'NOT THE SAME'}")  # fmt: skip
+        sys.exit(not same)
+
+
+if __name__ == "__main__":
+    main()

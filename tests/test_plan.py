@@ -1,0 +1,87 @@
+"""The plan of an extraction against arithmetic done by hand and against a store that was really made."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from bright import in_this_process
+from videos import write_video
+
+from tcar import params, plan
+from tcar.data.ssv2 import DatasetError
+from tcar.features import FeatureError, extract
+from tcar.models import create_stream
+from tcar.params import from_values
+from tcar.store_command import main
+
+SMALL = {"name": "t", "dataset": "ssv2", "data_root": "data", "semantic_grid": [4, 2, 2], "motion_grid": [2, 2, 2]}
+
+
+@pytest.fixture
+def dataset(project):
+    """Four clips, of which one has no known class and one is no video."""
+    (project / "data" / "videos").mkdir(parents=True)
+    (project / "data" / "labels.json").write_text(json.dumps({"Moving up": "0"}))
+    for split, ids in (("train", "ab"), ("validation", "c")):
+        (project / "data" / f"{split}.csv").write_text("id,label_index\n" + "".join(f"{i},0\n" for i in ids))
+    (project / "data" / "test.json").write_text('[{"id": "d"}]')
+    for identifier in "bc":
+        write_video(project / "data" / "videos" / f"{identifier}.webm", 9, width=64, height=48)
+    (project / "data" / "videos" / "a.webm").write_bytes(b"nothing")
+    return project
+
+
+def test_the_published_dataset_by_hand():
+    """ViT-S/14 is 384 wide and I3D 2048; 220,847 clips; half precision is two bytes."""
+    run = params.load(Path(__file__).parents[1] / "params" / "ssv2.yaml")
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, data_root="not/here"))
+    semantic, motion = plan.plan(run, "A100", 0.5)
+    assert semantic.bytes == 220_847 * 8 * 7 * 7 * 384 * 2
+    assert motion.bytes == 220_847 * 4 * 7 * 7 * 2048 * 2
+    assert semantic.files == motion.files == 13_803  # of 16 clips
+    assert semantic.hours["bf16"] == pytest.approx(220_847 * semantic.gflops * 1e9 / (0.5 * 312e12) / 3600)
+    said = plan.text([semantic, motion], "A100", 0.5)
+    assert "an estimate" in said
+    assert "50% of its peak" in said
+    assert "243.8 GB" in said
+    assert "not measured" in said
+
+
+def test_it_is_the_size_of_the_store_that_is_then_made(dataset, monkeypatch):
+    run = from_values(SMALL | {"token_type": "bf16", "views": 2, "batch_clips": 2})
+    clips = [clip for clip in plan._clips(run) if clip.id != "a"]
+    semantic, _ = plan.plan(run, "L4")
+    assert semantic.clips == 3
+    stream = create_stream("dinov2_tiny")
+    monkeypatch.setattr("tcar.extraction.isolated_map", in_this_process)
+    store = extract(clips, stream, [4, 2, 2], 8, dataset / "s", workers=1, batch_clips=2, views=2, token_type="bf16",
+                    device="cpu:0")  # fmt: skip
+    header, made = 128, sum(path.stat().st_size for path in store.root.glob("tokens-*.npy"))
+    assert made - header == semantic.bytes // 3 * 2  # one of the three clips is broken
+
+
+def test_decoding_is_measured_here_and_an_extraction_speaks_for_itself(dataset, capsys, monkeypatch):
+    monkeypatch.setattr("tcar.plan.isolated_map", in_this_process)
+    run = from_values(SMALL)
+    assert plan.plan(run, "L4", measure=True)[0].decoding > 0
+    folder = run.run_dir / "features" / "i3d_tiny-0123"
+    folder.mkdir(parents=True)
+    (folder / "store.meta.json").write_text('{"clips_per_second": 0.75, "device": "a card", "ranks": 4}')
+    (dataset / "p.yaml").write_text("\n".join(f"{key}: {value}" for key, value in SMALL.items()))
+    assert main(["plan", "p.yaml"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("measured   0.8 clips/s on a card") == 1
+    assert "in each of its 4 process(es), their start included: 1 s" in said
+    assert said.index("motion: i3d_tiny") < said.index("0.8 clips/s")
+
+
+def test_what_cannot_be_planned(project):
+    with pytest.raises(FeatureError, match="the peak of 'X1' is not in the table; choose one of A10, "):
+        plan.plan(from_values({}), "X1")
+    with pytest.raises(FeatureError, match="utilisation is 2"):
+        plan.plan(from_values({}), "A100", 2)
+    with pytest.raises(DatasetError, match="no dataset yet"):
+        plan.plan(from_values({}), "A100")
+    with pytest.raises(FeatureError, match="no dataset to measure decoding with"):
+        plan.plan(from_values({"dataset": "ssv2", "data_root": "nowhere"}), "A100", measure=True)

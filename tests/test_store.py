@@ -1,0 +1,267 @@
+"""The feature store: views, both types of half precision, checksums, room on the disk, and the command."""
+
+import json
+import pickle
+import shutil
+from collections import namedtuple
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bright import FRAMES, GRID, Brightness, contents, in_this_process, seven_clips
+from torch import nn
+
+from tcar.data.augment import AugmentConfig
+from tcar.data.video import read_frames
+from tcar.data.workers import isolated_map
+from tcar.features import FeatureError, FeatureStore, extract, verify
+from tcar.models import Tokens
+from tcar.shards import Frames
+from tcar.store_command import main
+from tcar.views import SegmentView
+from tcar.views_augmented import AugmentedView
+
+
+class Backwards:
+    """A view that counts from the end: every frame of view n is the last but n."""
+
+    key = "last frames"
+
+    def __call__(self, clip, number, seed):
+        return read_frames(clip.path, [9 + 3 * int(clip.id) - 1 - number] * FRAMES)
+
+
+class InLowPrecision(Brightness):
+    """Notes whether it runs under autocast."""
+
+    def forward(self, frames):
+        product = nn.functional.linear(torch.ones(1, 1), torch.ones(1, 1))
+        tokens = super().forward(frames)
+        return Tokens(tokens.values * 0 + product.element_size(), tokens.coordinates, None, tokens.grid)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return seven_clips(tmp_path_factory.mktemp("videos"))
+
+
+@pytest.fixture(autouse=True)
+def _inline(monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr("tcar.extraction.isolated_map", in_this_process)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def make(clips, tmp_path):
+    return partial(extract, clips, Brightness(), GRID, FRAMES, tmp_path / "stores", batch_clips=3)
+
+
+def test_the_first_of_several_views_is_the_only_one_of_a_plain_store(make):
+    plain, several = make(), make(views=3, view_seed=5)
+    assert plain.root != several.root
+    np.testing.assert_array_equal(several.load(), plain.load())
+    first, second, third = (several.load(view=view) for view in range(3))
+    assert len({array.tobytes() for array in (first, second, third)}) == 3
+    chosen = several.load(["6", "0", "3"], view=[2, 0, 1])
+    np.testing.assert_array_equal(chosen, [third[6], first[0], second[3]])
+    with pytest.raises(FeatureError, match="views 0 to 2 of each clip, not 3"):
+        several.load(view=3)
+
+
+def test_random_views_draw_one_frame_of_each_segment(clips, monkeypatch):
+    seen = []
+
+    def read(_, places):
+        seen.append(tuple(places))
+        return np.zeros((len(places), 1, 1, 3), np.uint8)
+
+    monkeypatch.setattr("tcar.views.read_frames", read)
+    view, clip = SegmentView(FRAMES), clips[5]  # 24 frames: segments of 6
+    for number in range(1, 60):
+        view(clip, number, 0)
+    assert {tuple(place // 6 for place in places) for places in seen} == {(0, 1, 2, 3)}
+    assert {place for places in seen for place in places} == set(range(24))
+    view(clip, 7, 0), view(clip, 7, 1), view(clips[4], 7, 0)
+    again, other_seed, other_clip = seen[-3:]
+    assert again == seen[6]
+    assert other_seed != again
+    assert [place / 24 for place in again] != [place / 21 for place in other_clip]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+def test_a_view_of_ones_own(make, clips, device):
+    store = make(views=2, view=Backwards(), device=device)
+    assert store.key != make(views=2).key
+    for number in range(2):
+        frame = read_frames(clips[3].path, [18 - 1 - number])[0].astype(np.float64) / 255
+        h, w, _ = frame.shape
+        cells = frame.reshape(3, h // 3, 4, w // 4, 3).mean((1, 3)).reshape(12, 3)
+        np.testing.assert_allclose(store.load(["3"], view=number)[0], np.tile(cells, (2, 1)), atol=1e-3)
+
+
+def test_augmented_views_vary_with_number_and_seed(clips):
+    view = AugmentedView(FRAMES, AugmentConfig(size=48, jitter=(0.4, 0.4, 0.4, 0.1)))
+    np.testing.assert_array_equal(view(clips[2], 0, 3), SegmentView(FRAMES)(clips[2], 0, 0))
+    made = [view(clips[2], number, seed) for number, seed in ((1, 0), (2, 0), (1, 1))]
+    assert {array.shape for array in made} == {(FRAMES, 48, 48, 3)}
+    assert len({array.tobytes() for array in made}) == 3
+    np.testing.assert_array_equal(view(clips[2], 1, 0), made[0])
+    assert "jitter" in view.key
+    with pytest.raises(ValueError, match="cannot change their class"):
+        AugmentedView(FRAMES, AugmentConfig(flip=0.5))
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_bf16_keeps_the_upper_half_of_single_precision(make, clips, views):
+    half, brain = make(views=views), make(views=views, token_type="bf16")
+    assert (brain.token_type, brain.load().dtype) == ("bf16", np.float32)
+    assert np.load(brain.root / "tokens-00000.npy").dtype == np.uint16
+    np.testing.assert_allclose(brain.load(view=views - 1), half.load(view=views - 1), rtol=2**-8, atol=1e-3)
+    bits = brain.load().view(np.uint32)
+    assert not (bits & 0xFFFF).any()
+    # the same again: the check of the first clip has to read bf16 as well
+    before = (brain.root / "store.json").stat().st_mtime_ns
+    assert (make(views=views, token_type="bf16").root / "store.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+def test_low_precision_is_autocast(clips, tmp_path, device):
+    make = partial(extract, clips[:1], InLowPrecision(), GRID, FRAMES, tmp_path, device=device)
+    sizes = {precision: float(make(precision=precision).load().max()) for precision in ("fp32", "bf16")}
+    assert sizes == {"fp32": 4.0, "bf16": 2.0}  # bytes of a number in a matrix product
+
+
+@pytest.mark.parametrize(("damage", "fault"), [
+    ("bit", "tokens-00001.npy: its content has changed"),
+    ("shard", "tokens-00002.npy: missing"),
+    ("more", "tokens-00003.npy: not a shard of this store"),
+    ("index", "index.parquet: its content has changed"),
+    ("shards", "shards.parquet: its content has changed"),
+    ("coordinates", "coordinates.npy: its content has changed"),
+    ("made", "store.json: its key is not that of what it says made it"),
+    ("name", "store.json: its key is not that in the folder's name"),
+])  # fmt: skip
+def test_verify_finds_whatever_has_changed(make, damage, fault, capsys):
+    root = make().root
+    assert verify(root) == []
+    assert main(["verify", str(root)]) == 0
+    if damage == "bit":
+        shard = root / "tokens-00001.npy"
+        shard.write_bytes(shard.read_bytes()[:-1] + bytes([shard.read_bytes()[-1] ^ 1]))
+    elif damage == "shard":
+        (root / "tokens-00002.npy").unlink()
+    elif damage == "more":
+        shutil.copy(root / "tokens-00001.npy", root / "tokens-00003.npy")
+    elif damage == "made":
+        text = (root / "store.json").read_text()
+        (root / "store.json").write_text(text.replace('"frames": 4', '"frames": 8'))
+    elif damage == "name":
+        root = root.rename(root.with_name("brightness-0123456789abcdef"))
+    else:
+        with next(root.glob(f"{damage}.*")).open("ab") as file:
+            file.write(b"\0")
+    assert verify(root) == [fault]
+    assert main(["verify", str(root)]) == 1
+    assert fault in capsys.readouterr().err
+
+
+def test_a_store_under_another_name_is_not_read(make, clips):
+    one, other = make(), make(views=2)
+    shutil.rmtree(other.root)
+    one.root.rename(other.root)
+    with pytest.raises(FeatureError, match="give the folder its old name back"):
+        make(views=2)
+
+
+def test_a_shard_made_anew_under_its_old_name_is_read_anew(make, clips, tmp_path):
+    old, new = make(), extract(clips, Brightness(0.5), GRID, FRAMES, tmp_path / "other", batch_clips=3)
+    assert not np.array_equal(old.load(), new.load())
+    for shard in old.root.glob("tokens-*.npy"):
+        shutil.copyfile(new.root / shard.name, tmp_path / "draft")
+        (tmp_path / "draft").replace(shard)
+    np.testing.assert_array_equal(old.load(), new.load())
+
+
+def test_a_shard_cut_short_is_an_error_that_names_the_clip(make):
+    store = make()
+    with (store.root / "tokens-00001.npy").open("r+b") as file:
+        file.truncate(300)
+    store.load(["0", "1", "2", "6"])
+    with pytest.raises(FeatureError, match=r"tokens-00001.npy ends before clip 4; verify"):
+        store.load(["0", "4"])
+
+
+def test_a_store_that_does_not_fit_on_the_disk_is_not_begun(clips, tmp_path, monkeypatch):
+    stream = Brightness()
+    stream.width = 3
+    usage = namedtuple("usage", "total used free")
+    needed = 7 * 24 * 3 * 2  # clips, tokens, numbers, bytes
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(0, 0, needed - 1))
+    with pytest.raises(FeatureError, match=r"needs 0.0 GB for 7 clips"):
+        extract(clips, stream, GRID, FRAMES, tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(0, 0, needed))
+    assert len(extract(clips, stream, GRID, FRAMES, tmp_path).ids) == 7
+
+
+class Batches:
+    """Frames of two views, three clips of different sizes, the last of them not contiguous."""
+
+    def __call__(self, seed: int) -> Frames:
+        draw = np.random.default_rng(seed)
+        shapes = [(4, 6, 8, 3), (4, 12, 8, 3), (4, 10, 6, 3)]
+        videos = [[draw.integers(0, 256, shape, dtype=np.uint8) for shape in shapes] for _ in range(2)]
+        videos[1][2] = videos[1][2][:, ::2]
+        return Frames(["a", "b", "c"], videos, {"d": "empty"}, 1.5)
+
+
+def test_frames_from_another_process_are_the_same():
+    """Twenty batches at once, held on to; then their memory is not left open."""
+    before = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 0
+    received = dict(isolated_map(Batches(), range(20), workers=1))
+    for seed, frames in received.items():
+        sent = Batches()(seed)
+        assert (frames.ids, frames.broken, frames.seconds) == (sent.ids, sent.broken, sent.seconds)
+        for got, put in zip(frames.videos, sent.videos, strict=True):
+            assert all(np.array_equal(*pair) for pair in zip(got, put, strict=True))
+    nothing = pickle.loads(pickle.dumps(Frames([], [[]], {"d": "empty"}, 0.0)))
+    assert (nothing.ids, nothing.videos) == ([], [[]])
+    del received, frames, got, put
+    after = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 0
+    assert after < before + 20
+
+
+def test_how_it_was_made_lies_beside_it(make):
+    store = make()
+    meta = json.loads((store.root / "store.meta.json").read_text())
+    assert meta["clips"] == 7
+    assert meta["clips_per_second"] == pytest.approx(7 / meta["seconds"])
+    assert meta["waiting"].keys() == {"decoding", "model", "writing"}
+    assert sum(meta["waiting"].values()) == pytest.approx(1)
+    assert "seconds" not in (store.root / "store.json").read_text()
+
+
+@pytest.mark.parametrize("setting", [{"views": 0}, {"token_type": "fp32"}, {"precision": "fp16"}])
+def test_settings_that_cannot_be(make, setting, unchecked):
+    with pytest.raises(FeatureError, match=f"{next(iter(setting))}={next(iter(setting.values()))!r}"):
+        make(**setting)
+
+
+def test_the_command_says_what_is_wrong(project, capsys):
+    (project / "p.yaml").write_text("name: t\n")
+    assert main(["extract", "p.yaml"]) == 2
+    assert "audit.json" in capsys.readouterr().err
+    assert main(["verify", str(project)]) == 2
+    assert "no complete feature store" in capsys.readouterr().err
+    (project / "store.json").write_text("{")
+    assert main(["verify", str(project)]) == 2
+    assert "not JSON" in capsys.readouterr().err
+
+
+def test_two_stores_of_the_same_are_the_same_bytes(make, clips, tmp_path):
+    other = extract(clips, Brightness(), GRID, FRAMES, tmp_path / "b", batch_clips=3, device="cpu:0", workers=3)
+    assert contents(make()) == contents(other)
+    assert FeatureStore.open(other.root).load(["4"]).tobytes() == make().load(["4"]).tobytes()

@@ -1,0 +1,129 @@
+"""An extraction killed at any moment goes on to the same bytes, on one process or several."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bright import contents, seven_clips
+from interrupted import in_a_child, make
+
+from tcar import extraction
+from tcar.features import FeatureError, FeatureStore, verify
+
+KILLED = -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    seven_clips(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(videos, tmp_path_factory):
+    """The content of the store when nothing happens."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extraction, "isolated_map", extraction.isolated_map)  # `make` replaces it
+        yield contents(make(videos, tmp_path_factory.mktemp("whole")))
+
+
+def end(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def shards(root: Path) -> set[str]:
+    return {path.stem for path in root.glob("*/tokens-*.npy")}
+
+
+def test_killed_at_every_moment_and_resumed(videos, tmp_path):
+    """Each moment kills an extraction of its own; what is complete afterwards is never anything but whole."""
+    all_videos, videos = videos, tmp_path / "videos"
+    videos.mkdir()
+    for number in range(3):
+        (videos / f"{number}.webm").symlink_to(all_videos / f"{number}.webm")
+    whole = contents(make(videos, tmp_path / "whole"))
+    moment, codes = 0, []
+    while not codes or codes[-1] == KILLED:
+        moment += 1
+        root = tmp_path / str(moment)
+        codes.append(end(in_a_child(videos, root, moment=moment)))
+        (folder,) = root.iterdir()
+        if (folder / "store.json").is_file():
+            assert verify(folder) == []
+        else:
+            with pytest.raises(FeatureError, match="no complete feature store"):
+                FeatureStore.open(folder)
+        assert contents(make(videos, root)) == whole
+    # every shard, its record, the tables, the description, and the tidying up: more than one moment each
+    assert codes == [KILLED] * (moment - 1) + [0]
+    assert moment > 20
+
+
+def test_killed_again_and_again_in_one_folder(videos, whole, tmp_path):
+    for moment in (4, 1, 9, 3, 7, 2, 12, 5, 8, 6):
+        assert end(in_a_child(videos, tmp_path, moment=moment)) in (KILLED, 0)
+    assert contents(make(videos, tmp_path)) == whole
+
+
+def test_what_is_finished_is_kept(videos, whole, tmp_path):
+    assert end(in_a_child(videos, tmp_path, moment=20)) == KILLED
+    (folder,) = tmp_path.iterdir()
+    records = {path.stem for path in folder.glob("tokens-*.json")}
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("tokens-*.npy") if path.stem in records}
+    assert 1 <= len(before) < 4
+    make(videos, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_ranks_share_the_work_and_make_the_same_store(videos, whole, tmp_path, world):
+    children = [in_a_child(videos, tmp_path, rank=rank, world=world) for rank in range(world)]
+    assert [end(child) for child in children] == [0] * world
+    assert contents(make(videos, tmp_path)) == whole
+
+
+def test_a_rank_makes_its_own_shards_and_no_other(videos, tmp_path):
+    for rank in (1, 0):
+        assert end(in_a_child(videos, tmp_path, rank=rank, world=3, patience=0.1)) == 3
+    assert shards(tmp_path) == {"tokens-00000", "tokens-00001", "tokens-00003"}
+
+
+def test_the_ranks_that_are_late_are_named(videos, tmp_path, capfd):
+    assert end(in_a_child(videos, tmp_path, rank=1, world=2, moment=8)) == KILLED
+    assert end(in_a_child(videos, tmp_path, rank=0, world=2, patience=0.2)) == 3
+    said = capfd.readouterr().err
+    assert "no new shard for 0.2 s" in said
+    assert "of rank 1 (" in said
+    assert "rank 0 (" not in said
+
+
+@pytest.mark.parametrize("world", [1, 4])
+def test_another_number_of_processes_completes_what_ranks_have_begun(videos, whole, tmp_path, world):
+    children = [in_a_child(videos, tmp_path, rank=rank, world=2, moment=8, patience=0.5) for rank in range(2)]
+    assert [end(child) for child in children] == [KILLED] * 2
+    children = [in_a_child(videos, tmp_path, rank=rank, world=world) for rank in range(world)]
+    assert [end(child) for child in children] == [0] * world
+    assert contents(make(videos, tmp_path)) == whole
+
+
+def test_two_processes_by_mistake_on_the_same_shards_do_no_harm(videos, whole, tmp_path):
+    children = [in_a_child(videos, tmp_path) for _ in range(4)]
+    assert [end(child) for child in children] == [0] * 4
+    assert contents(make(videos, tmp_path)) == whole
+
+
+def test_under_torchrun_with_a_rank_killed(videos, whole, tmp_path):
+    """The real launcher: rank 1 dies, both are started again, and the bytes are the same."""
+    script = Path(__file__).with_name("interrupted.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    asked = [*command, "--max-restarts", "1", "--monitor-interval", "0.1", str(script), str(videos), str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(asked, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "SIGKILL" in done.stderr or "exitcode: -9" in done.stderr
+    (folder,) = tmp_path.iterdir()
+    assert contents(FeatureStore.open(folder)) == whole
