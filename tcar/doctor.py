@@ -160,7 +160,10 @@ def check_dataset(run: Params) -> Iterator[Finding]:
             "dataset", OK, f"Tabletop in {root}" if there else "Tabletop, rendered by the first notebook"
         )
         return
-    fix = "set data_root in the parameter file to the folder with labels.json, train.json, … and videos/"
+    fix = (
+        "set data_root in the parameter file to the folder with labels.json, train.json, … and videos/; "
+        "`python -m tcar.data.prepare DOWNLOADS DATASET` makes it of what was downloaded"
+    )
     names = ("labels.json", "something-something-v2-labels.json")
     labels = [path for folder in (root, root / "labels") for n in names if (path := folder / n).is_file()]
     if not root.is_dir() or not labels:
@@ -174,24 +177,30 @@ def check_dataset(run: Params) -> Iterator[Finding]:
 
 def check_checkpoints(run: Params) -> Iterator[Finding]:
     """The weights of both streams."""
-    from tcar.models import list_streams
+    from tcar.models import fetch, list_streams, published
 
+    fix = "run `python -m tcar.models.fetch` with this parameter file: it fetches them, or says how to by hand"
     for role in ("semantic", "motion"):
         name, stated = getattr(run.streams, role), getattr(run.streams, f"{role}_checkpoint")
-        packaged = results.PACKAGE / "models" / "weights" / f"{name}.safetensors"
-        path = run.root / Path(stated).expanduser() if stated else packaged
-        if name not in list_streams():
-            fix = f"set {role} to one of {', '.join(list_streams())}"
-            yield Finding(f"{role} stream", FAULT, f"{name}: no such stream in this version", fix)
-        elif path.exists():
-            yield Finding(f"{role} stream", OK, f"{name}: {results.relative(path, run.root)}")
-        elif not stated and name.endswith("_tiny"):
-            yield Finding(f"{role} stream", FAULT, f"{name}: no weights in the package", "run `make streams`")
+        subject, path = f"{role} stream", run.root / Path(stated).expanduser()
+        if name not in list_streams() and not name.startswith("timm:"):
+            known = f"set {role} to one of {', '.join(list_streams())}"
+            yield Finding(subject, FAULT, f"{name}: no such stream in this version", known)
+        elif name in published.PACKAGED and not stated:
+            path = results.PACKAGE / "models" / "weights" / f"{name}.safetensors"
+            found = results.relative(path, run.root) if path.is_file() else "no weights in the package"
+            yield Finding(subject, OK if path.is_file() else FAULT, f"{name}: {found}", "run `make streams`")
+        elif stated and path.exists():
+            yield Finding(subject, OK, f"{name}: {results.relative(path, run.root)}")
         else:
-            fix = f"download the published weights of {name} and set {role}_checkpoint to them"
-            yield Finding(
-                f"{role} stream", FAULT, f"{name}: {path if stated else 'no checkpoint stated'}", fix
-            )
+            try:
+                need = fetch.need_of(run, role)
+            except ValueError as error:
+                yield Finding(subject, FAULT, str(error), f"set {role}_checkpoint to a file or a name of the Hub")
+                continue
+            served, words = fetch.state(need)
+            where = stated or need.checkpoint.name
+            yield Finding(subject, OK if served else FAULT, f"{name}: {where} is {words}", fix)
 
 
 def check_jupyter() -> Iterator[Finding]:

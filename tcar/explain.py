@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float, Int
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
+from tcar.models.exchange import BOTTLENECK
+
 Grid = tuple[int, int, int]
 Map = Float[np.ndarray, "t y x"] | Float[Tensor, "t y x"]
 Mask = Bool[np.ndarray, "t2 h w"] | Bool[Tensor, "t2 h w"]
@@ -30,8 +32,8 @@ def attention_rollout(
     `intermediates` come from a fusion with `return_intermediates=True`, `grids` maps streams to (t, y, x). A
     block counts half as residual, half as what it read, heads averaged. Maps of streams that share a readout
     sum to 1 together, so they also tell each stream's share; a stream with a readout of its own sums to 1 by
-    itself. Source: Abnar and Zuidema 2020, attention rollout, extended to blocks that read across two
-    streams.
+    itself. What ends in tokens that lie nowhere (the readout, fusion tokens) counts for no stream. Source: Abnar and
+    Zuidema 2020, attention rollout, extended to blocks that read across two streams, or through fusion tokens.
     """
     shared = {name: w for name, w in intermediates.items() if re.fullmatch(r"self\d+\.weights", name)}
     groups = [tuple(grids)] if shared else [(stream,) for stream in grids]
@@ -55,23 +57,42 @@ def _rollout(intermediates: dict[str, Tensor], grids: dict[str, Grid], suffix: s
                 f"{sum(sizes.values())}"
             )
         relevance = step[:, 0] if relevance is None else torch.einsum("bn,bnm->bm", relevance, step)
+    if relevance is None and f"cross{suffix}.weights" in intermediates:
+        # The query of an attentive probe reads the tokens alone, from outside.
+        relevance = F.pad(intermediates[f"cross{suffix}.weights"].mean(dim=1)[:, 0], (1, 0))
     if relevance is None:
         raise ValueError(
             f"no attention of {' and '.join(grids)} among the intermediates {sorted(intermediates)}"
         )
     relevance = relevance[:, 1:]  # the readout itself lies nowhere
+    shared = intermediates[BOTTLENECK].shape[1] if BOTTLENECK in intermediates else 0
+    relevance = F.pad(relevance, (0, shared))  # fusion tokens come last, as in the weights
     for weights in reversed(_numbered(intermediates, r"block(\d+)\.(\w+)")):
-        step = torch.zeros(*relevance.shape, relevance.shape[-1]).to(relevance)
-        for s in spans:
-            step[:, spans[s], spans[s]] = torch.eye(sizes[s]).to(step)
-        for name, weight in weights.items():
-            reader, _, read = name.partition("_from_")
-            if reader in spans:
-                step[:, spans[reader]] /= 2
-                step[:, spans[reader], spans[read or reader]] += weight.mean(dim=1) / 2
-        relevance = torch.einsum("bn,bnm->bm", relevance, step)
-    relevance = relevance / relevance.sum(dim=1, keepdim=True)
-    return {s: relevance[:, spans[s]].unflatten(1, grids[s]) for s in spans}
+        relevance = torch.einsum("bn,bnm->bm", relevance, _step_back(weights, relevance, spans, shared))
+    mass = sum(relevance[:, spans[s]].sum(dim=1) for s in spans)
+    return {s: (relevance[:, spans[s]] / mass[:, None]).unflatten(1, grids[s]) for s in spans}
+
+
+def _step_back(
+    weights: dict[str, Tensor], relevance: Float[Tensor, "b n"], spans: dict[str, slice], shared: int
+) -> Float[Tensor, "b n n"]:
+    """Return how the tokens after a block are made of those before it: of `shared` fusion tokens, each stream makes
+    a copy, and their mean goes on."""
+    count = relevance.shape[1]
+    step, middle = torch.eye(count).to(relevance).repeat(len(relevance), 1, 1), count - shared
+    for name, weight in weights.items():
+        reader, _, read = name.partition("_from_")
+        if reader not in spans:
+            continue
+        mean, own, source = weight.mean(dim=1) / 2, spans[reader], spans[read or reader]
+        size = own.stop - own.start
+        step[:, own] /= 2
+        step[:, own, source] += mean[:, :size, : source.stop - source.start]
+        if shared:
+            step[:, own, middle:] += mean[:, :size, size:]
+            step[:, middle:, middle:] += (mean[:, size:, size:] - torch.eye(shared).to(mean) / 2) / len(spans)
+            step[:, middle:, own] += mean[:, size:, :size] / len(spans)
+    return step
 
 
 def _numbered(intermediates: dict[str, Tensor], pattern: str) -> list[dict[str, Tensor]]:

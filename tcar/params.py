@@ -87,6 +87,21 @@ class Streams:
     semantic_grid: list[int] = _bounded([4, 4, 4], minimum=1, length=3)  # time, rows, columns
     motion_grid: list[int] = _bounded([2, 4, 4], minimum=1, length=3)
     batch_clips: int = _bounded(32, minimum=1)
+    views: int = _bounded(1, minimum=1)  # of each clip: 1 = the middles of equal segments, more = random frames of them
+    view_seed: int = _bounded(0, minimum=0)
+    token_type: str = _bounded("fp16", choices=("fp16", "bf16"))  # of the stored tokens
+    stream_precision: str = _bounded("fp32", choices=("fp32", "bf16"))  # in which a stream computes
+    # Trained adapters in so many last blocks of the semantic stream; tokens that change with them cannot be cached.
+    semantic_adapters: int = _bounded(0, minimum=0)
+    adapter_width: int = _bounded(64, minimum=1)
+
+
+@dataclass(frozen=True)
+class FullSize:
+    """Which of the published streams are measured at full size, with random weights, beside what is counted of all."""
+
+    full_size_streams: list[str] = _bounded(["dinov2_vits14", "i3d_r50", "videomae_vitb16"])
+    full_size_clips: int = _bounded(3, minimum=1)
 
 
 @dataclass(frozen=True)
@@ -97,11 +112,30 @@ class Fusion:
     fusion_width: int = _bounded(64, minimum=1)
     heads: int = _bounded(4, minimum=1)
     fusion_blocks: int = _bounded(2, minimum=1)
+    self_blocks: int = _bounded(1, minimum=1)  # over the tokens of both streams, after the others
     mlp_ratio: float = _bounded(2.0, minimum=0.1)  # hidden width of the feed-forward layers over `fusion_width`
     window: str = _bounded("time", choices=("joint", "time", "space"))
+    positions: str = _bounded("rotary", choices=("rotary", "learned", "none"))
+    cross_width: int = _bounded(0, minimum=0)  # in which a stream reads the other; 0 = `fusion_width`
+    bottleneck_tokens: int = _bounded(4, minimum=1)  # of the fusion "bottleneck"
     dropout: float = _bounded(0.0, minimum=0.0, maximum=0.95)
     drop_path: float = _bounded(0.0, minimum=0.0, maximum=0.95)
+    token_drop: float = _bounded(0.0, minimum=0.0, maximum=0.95)  # share of tokens a training step leaves out
+    fusion_checkpointing: bool = False  # less memory in training, the same numbers
     max_trained_parameters: int = _bounded(20_000_000, minimum=1)
+
+    @property
+    def settings(self) -> dict[str, typing.Any]:
+        """The fields of a FusionConfig that these parameters set, by the names that they have there."""
+        named = {
+            "fusion": "kind",
+            "fusion_width": "width",
+            "fusion_blocks": "blocks",
+            "fusion_checkpointing": "checkpointing",
+        }
+        values = dataclasses.asdict(self)
+        del values["max_trained_parameters"]
+        return {named.get(key, key): value for key, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -121,6 +155,75 @@ class Training:
     clip_norm: float = _bounded(1.0, minimum=0.0)
     seeds: list[int] = _bounded([0, 1, 2], minimum=0)
     methods: list[str] = _bounded(["cross_attention", "late_concat", "late_concat_raw", "semantic", "motion"])
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What `python -m tcar.trainer` adds to `Training`, whose `batch_size` is then what a process has at once."""
+
+    # What is trained: a fusion on kept tokens, streams and fusion on clips, or the one of `baselines` on clips.
+    task: str = _bounded("tokens", choices=("tokens", "clips", "baseline"))
+    accumulation: int = _bounded(1, minimum=1)  # batches a process adds up before a step
+    # The clips of a step that `learning_rate` is stated for, and scaled in proportion to; 0 = it is what it is.
+    learning_rate_clips: int = _bounded(0, minimum=0)
+    precision: str = _bounded("fp32", choices=("fp32", "bf16", "fp16"))
+    mixup: float = _bounded(0.0, minimum=0.0)  # alpha; 0 = none
+    cutmix: float = _bounded(0.0, minimum=0.0)  # alpha; 0 = none
+    mix_probability: float = _bounded(1.0, minimum=0.0, maximum=1.0)
+    contrastive_weight: float = _bounded(0.0, minimum=0.0)
+    order_weight: float = _bounded(0.0, minimum=0.0)
+    weight_averaging: float = _bounded(0.0, minimum=0.0, maximum=0.99999)  # decay a step; 0 = none
+    early_stopping: int = _bounded(0, minimum=0)  # epochs without a better one that end it; 0 = never
+    checkpointing: bool = False  # of a baseline, and of a stream with adapters; `fusion_checkpointing` is the fusion's
+    compiled: bool = False  # by torch.compile
+    checkpoint_steps: int = _bounded(0, minimum=0)  # between two checkpoints within an epoch; 0 = one an epoch
+    log_steps: int = _bounded(10, minimum=1)
+    frame_cache_gb: float = _bounded(0.0, minimum=0.0)  # of the disk, for decoded frames of clips; 0 = none are kept
+    # Views of clips in training; kept tokens have those of `views`.
+    crop_scale: list[float] = _bounded([1.0, 1.0], minimum=0.01, maximum=1.0, length=2)  # share of the frame
+    flip: float = _bounded(0.0, minimum=0.0, maximum=1.0)  # changes left into right, in the class as well
+    # Brightness, contrast, saturation, hue.
+    colour_jitter: list[float] = _bounded([0.0, 0.0, 0.0, 0.0], minimum=0.0, length=4)
+    augment_operations: int = _bounded(0, minimum=0)  # of RandAugment
+    augment_magnitude: int = _bounded(7, minimum=0, maximum=30)
+    erase: float = _bounded(0.0, minimum=0.0, maximum=1.0)
+
+
+@dataclass(frozen=True)
+class Watching:
+    """Where a training is written down while it runs, and when somebody is told of it (tcar.alert_rules)."""
+
+    trackers: list[str] = _bounded(["csv"], choices=("csv", "tensorboard", "wandb"))  # CSV is always written
+    wandb_project: str = _bounded("tcar", pattern=r"[\w.-]+")
+    # "" = none; an address, or $NAME of an environment variable that holds it, which keeps a secret out of results.
+    webhook: str = _bounded("", pattern=r"|https?://\S+|\$\w+")
+    alert_window: int = _bounded(50, minimum=10)  # logged steps that a step is compared with: long for noise, yet soon
+    divergence_margin: float = _bounded(0.2, minimum=0.01)  # of the first loss: far beyond a warm-up's bump
+    gradient_explosion: float = _bounded(10.0, minimum=1.5)  # times the median: clipping answers less than that
+    plateau_epochs: int = _bounded(10, minimum=1)
+    plateau_delta: float = _bounded(0.002, minimum=0.0, maximum=0.5)  # of top-1, and of the loss as a share
+    overfitting_gap: float = _bounded(0.3, minimum=0.0, maximum=1.0)  # of top-1; a dozen points are common, and healthy
+    throughput_collapse: float = _bounded(0.5, minimum=0.0, maximum=1.0)  # of the median: neighbours alone take less
+    disk_reserve_gb: float = _bounded(1.0, minimum=0.0)  # two checkpoints, where those are larger
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Published models that are trained on the clips themselves; the rest of their recipe is that of `Training`."""
+
+    baselines: list[str] = _bounded([])
+    # Published weights: a folder, a file, or a name in the local cache of the Hub.
+    baseline_checkpoints: dict[str, str] = _bounded({})
+    baseline_epochs: dict[str, int] = _bounded({}, minimum=0)  # where not `epochs`; 0 = scored as published
+    baseline_batch_size: int = _bounded(16, minimum=1)  # clips
+    baseline_learning_rate: float = _bounded(0.001, minimum=0.0)
+
+
+@dataclass(frozen=True)
+class Search:
+    """Whether notebook 03 searches for better parameters, as params/search.yaml says."""
+
+    search_trials: int = _bounded(0, minimum=0)  # 0 = no search
 
 
 @dataclass(frozen=True)
@@ -157,8 +260,10 @@ class Interpretability:
 
 
 STAGES = {
-    "common": Common, "data": Data, "streams": Streams, "fusion": Fusion, "training": Training,
-    "evaluation": Evaluation, "ablations": Ablations, "interpretability": Interpretability,
+    "common": Common, "data": Data, "streams": Streams, "full_size": FullSize, "fusion": Fusion, "training": Training,
+    "trainer": Trainer, "watching": Watching,
+    "search": Search,
+    "baselines": Baselines, "evaluation": Evaluation, "ablations": Ablations, "interpretability": Interpretability,
 }  # fmt: skip
 FIELDS = {f.name: f for stage in STAGES.values() for f in dataclasses.fields(stage)}
 _TYPES = {name: t for stage in STAGES.values() for name, t in typing.get_type_hints(stage).items()}
@@ -182,8 +287,13 @@ class Params:
     common: Common = Common()
     data: Data = field(default_factory=Data)
     streams: Streams = field(default_factory=Streams)
+    full_size: FullSize = field(default_factory=FullSize)
     fusion: Fusion = field(default_factory=Fusion)
     training: Training = field(default_factory=Training)
+    watching: Watching = field(default_factory=Watching)
+    trainer: Trainer = field(default_factory=Trainer)
+    baselines: Baselines = field(default_factory=Baselines)
+    search: Search = field(default_factory=Search)
     evaluation: Evaluation = field(default_factory=Evaluation)
     ablations: Ablations = field(default_factory=Ablations)
     interpretability: Interpretability = field(default_factory=Interpretability)
@@ -231,6 +341,11 @@ def load(path: str | Path, **overrides) -> Params:
 
     Raises ParameterError: no such file, not flat YAML, a repeated or unknown key, a wrong type or value.
     """
+    return from_values({**read_yaml(path), **overrides}, source=str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, typing.Any]:
+    """The keys and values of a YAML file, unchecked. Raises ParameterError: no such file, no YAML, a repeated key."""
     path = Path(path)
     if not path.is_file():
         near = sorted(p.as_posix() for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
@@ -242,7 +357,7 @@ def load(path: str | Path, **overrides) -> Params:
         raise ParameterError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ParameterError(f"{path}: expected lines `key: value`, found a {type(values).__name__}")
-    return from_values({**values, **overrides}, source=str(path))
+    return values
 
 
 def from_values(values: Mapping[str, typing.Any], source: str = "parameters") -> Params:

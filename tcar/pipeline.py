@@ -26,6 +26,7 @@ from typing import Any
 from tcar import log, notebooks, params, replicates, results
 from tcar.notebooks import Notebook, NotebookError
 from tcar.params import ParameterError, Params
+from tcar.real_plans import plan_files
 
 
 class PipelineError(RuntimeError):
@@ -45,10 +46,15 @@ class Step:
 LEARNING = ("data", "streams", "fusion", "training")
 TABLE = (
     Step("00_data_audit", (), ("audit",), ("data", "evaluation")),
-    Step("01_extractors", ("audit",), ("extractors",), ("data", "streams", "evaluation")),
+    Step("01_extractors", ("audit",), ("extractors",), ("data", "streams", "full_size", "evaluation")),
     Step("02_fusion", ("audit", "extractors"), ("fusion",), ("data", "streams", "fusion")),
-    Step("03_training", ("audit", "extractors"), ("training",), LEARNING),
-    Step("04_evaluation", ("audit", "extractors", "training"), ("evaluation",), (*LEARNING, "evaluation")),
+    Step("03_training", ("audit", "extractors"), ("training",), (*LEARNING, "baselines", "search", "watching")),
+    Step(
+        "04_evaluation",
+        ("audit", "extractors", "training"),
+        ("evaluation",),
+        (*LEARNING, "baselines", "evaluation"),
+    ),
     Step("05_ablations", ("audit", "extractors", "training"), ("ablations",), (*LEARNING, "evaluation", "ablations")),
     Step(
         "06_interpretability",
@@ -59,7 +65,11 @@ TABLE = (
 )
 REPORT = Step("report", tuple(o for s in TABLE for o in s.outputs), (), tuple(params.STAGES))
 # These change where a run is kept or how fast it goes, not what comes out.
-NEUTRAL = {"name", "runs", "figures", "workers", "log_level", "publish", "data_root"}
+NEUTRAL = {
+    "name", "runs", "figures", "workers", "log_level", "publish", "data_root",
+    "trackers", "wandb_project", "webhook", "alert_window", "divergence_margin", "gradient_explosion",
+    "throughput_collapse", "disk_reserve_gb",
+}  # fmt: skip
 ANNOTATIONS = ("*.json", "*.csv", "ground_truth/index.json")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -96,6 +106,10 @@ def _inputs(step: Step, run: Params) -> list[Path]:
     found = [run.results_dir / f"{name}.json" for name in step.inputs]
     if step.name in ("05_ablations", "report") and (measured := replicates.find(run)):
         found.append(measured)
+    if step.name == "02_fusion":
+        found += plan_files(run.root).values()
+    if step.name == "03_training" and run.search.search_trials:
+        found += _files(run.root / "params", "search.yaml")
     if step is REPORT:
         found += [run.root / path for s in TABLE for path in _state(s, run).get("outputs", {})]
         return sorted({*found, *_files(run.root / "paper", "*.typ", "*.bib", "*.csv")})
@@ -105,6 +119,10 @@ def _inputs(step: Step, run: Params) -> list[Path]:
         stated = (run.streams.semantic_checkpoint, run.streams.motion_checkpoint)
         found += [run.root / Path(path).expanduser() for path in stated if path]
         found += _files(results.PACKAGE / "models" / "weights", "*.safetensors")
+    if "baselines" in step.parameters:
+        stated = [run.root / Path(given).expanduser() for given in run.baselines.baseline_checkpoints.values()]
+        for path in stated:  # a folder, a file, or a name on the Hub, which is neither
+            found += [path] if path.is_file() else _files(path, "*.safetensors", "*.bin", "config.json")
     return found
 
 

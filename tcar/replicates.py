@@ -3,20 +3,18 @@
 This is what the pipeline asks before it loads anything heavy.
 """
 
+import dataclasses
 from pathlib import Path
 
 from tcar import results
-from tcar.params import Params
+from tcar.params import FIELDS, STAGES, Params
 
 FILE = "replicates.json"
-
-
-def recipe(run: Params) -> str:
-    """Give the digest of all parameters that decide the numbers: results of another recipe are not shown."""
-    chosen = ("data", "streams", "fusion", "training")
-    values = {name: results.digest(vars(getattr(run, name))) for name in chosen}
-    ablations = run.ablations
-    return results.digest([values, run.common.seed, ablations.replicates, ablations.replicate_methods])
+# The parameters that decide the numbers: results of others are not shown.
+DECISIVE = (
+    "seed", "replicates", "replicate_methods",
+    *(f.name for stage in ("data", "streams", "fusion", "training") for f in dataclasses.fields(STAGES[stage])),
+)  # fmt: skip
 
 
 def find(run: Params) -> Path | None:
@@ -25,14 +23,25 @@ def find(run: Params) -> Path | None:
     None where nothing was, or where the weights of the streams have changed since.
     """
     for path in (run.results_dir / FILE, run.root / "paper" / "results" / FILE):
-        if path.is_file() and results.load(path)["recipe"] == recipe(run) and _same_inputs(path, run):
+        if path.is_file() and _same(results.load(path.with_suffix(".meta.json")), run):
             return path
     return None
 
 
-def _same_inputs(path: Path, run: Params) -> bool:
-    """Whether the files it was made from are still those that its provenance lists."""
-    made_from = results.load(path.with_suffix(".meta.json"))["inputs"]
+def _same(made: dict, run: Params) -> bool:
+    """Whether parameters and input files are those that the provenance of a result lists.
+
+    A parameter that is younger than the result counts as at its default, which is to do nothing.
+    """
+    stated = run.as_dict()
+    if any(made["parameters"].get(key, _default(key)) != stated[key] for key in DECISIVE):
+        return False
     return all(
-        (file := run.root / name).is_file() and results.digest(file) == digest for name, digest in made_from.items()
+        (file := run.root / name).is_file() and results.digest(file) == digest
+        for name, digest in made["inputs"].items()
     )
+
+
+def _default(key: str) -> object:
+    field = FIELDS[key]
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

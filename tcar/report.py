@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcar import replicates
+from tcar.real_plans import PLANS
 from tcar.tables import (
     METRICS,
     SOURCES,
@@ -151,8 +152,10 @@ def numbers(results: dict, params: "Params", figures: list[str], captions: dict[
                 key = f"{'tca' if method == HEADLINE else method}_{metric.removesuffix('_accuracy')}"
                 values |= {key: percent(row[metric]["value"]), f"{key}_interval": interval(row[metric])}
     values["tca_trained"] = millions(headline.get("trained_parameters"))
-    full_size = results["fusion"].get("full_size_parts") or [{}]
-    values["full_size_trained"] = millions(full_size[-1].get("trained"))
+    planned = {plan["plan"]: plan["parts"][-1] for plan in results["fusion"].get("plans") or []}
+    for plan in PLANS:
+        values[f"{plan}_trained"] = millions(planned.get(plan, {}).get("trained"))
+        values[f"{plan}_frozen"] = percent(planned.get(plan, {}).get("share_frozen"))
     calibrated = results["evaluation"].get("calibration", {}).get("ece")
     values["tca_ece_calibrated"] = estimate(calibrated)
     umap = results["interpretability"].get("umap") or {}

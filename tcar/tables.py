@@ -166,8 +166,8 @@ def tables(results: dict, params: "Params") -> list[Table]:
     return [
         methods_table(f"Methods on the test clips, {data}: means over seeds {percents} and seeds. Twin "
                       "accuracy counts a pair only if both clips are right; ECE is the expected calibration "
-                      "error.",
-                      methods, results["training"].get("methods", {})),
+                      f"error.{notes_of(methods)}",
+                      methods, results["training"].get("methods", {}) | results["training"].get("baselines", {})),
         comparisons_table(f"Paired differences, A minus B, on the same clips, {data}: {points} and seeds.",
                           evaluation.get("comparisons", [])),
         grid_table("per_group", f"Top-1 accuracy per group of classes, {data}: {percents} and seeds.",
@@ -178,7 +178,7 @@ def tables(results: dict, params: "Params") -> list[Table]:
                         f"seeds {percents} and seeds. GFLOPs of the fusion for one clip (2 a multiply-add).",
                         results),
         *replicate_tables(results.get("replicates"), data, f"{100 * params.evaluation.confidence:g}%"),
-        streams_table(need(results, "extractors", "streams"), results["extractors"].get("full_size") or []),
+        *streams_tables(results),
         grid_table("ceilings", "Ceilings before any method is trained: how often a probe of one kind of "
                    f"evidence prefers a clip's class to its twin's, {data}: {percents}; chance is 50.",
                    "Group", audit.get("ceilings") or {}),
@@ -188,6 +188,11 @@ def tables(results: dict, params: "Params") -> list[Table]:
               ["Quantity", "Value"], leaves(results["interpretability"].get("attention_on_moving") or {})),
         published_table(),
     ]
+
+
+def notes_of(methods: dict[str, dict]) -> str:
+    """What must be said beside the numbers of methods that read frames: a sentence each, empty where there are none."""
+    return "".join(f" {readable(m)}: {'; '.join(row['notes'])}." for m, row in methods.items() if row.get("notes"))
 
 
 def methods_table(caption: str, methods: dict[str, dict], trained: dict[str, dict]) -> Table:
@@ -253,8 +258,23 @@ def replicate_tables(measured: dict | None, data: str, confidence: str) -> list[
     ]
 
 
-def streams_table(used: list[dict], full_size: list[dict]) -> Table:
-    """Dimensions and cost of the frozen streams, those of the run and the full-size ones."""
+def streams_tables(results: dict) -> list[Table]:
+    """The streams of this run beside those planned for the real dataset, and all that are registered at full size."""
+    full_size = results["extractors"].get("full_size") or []
+    planned = {plan[role] for plan in results["fusion"].get("plans") or [] for role in ("semantic", "motion")}
+    shown = ("input, token width and grid (time × height × width), parameters in millions, and GFLOPs for one clip "
+             "(2 a multiply-add)")
+    used = [*need(results, "extractors", "streams"), *(s for s in full_size if s["name"] in planned)]
+    return [
+        streams_table("streams", f"The frozen streams, those of this run first, then those that are planned for the "
+                      f"real dataset: {shown}.", used),
+        streams_table("full_size", f"Every published stream that can be named, as counted from its architecture: "
+                      f"{shown}.", full_size),
+    ]
+
+
+def streams_table(name: str, caption: str, streams: list[dict]) -> Table:
+    """Dimensions and cost of frozen streams."""
     def sides(value: Any) -> str:
         return "×".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
 
@@ -262,12 +282,10 @@ def streams_table(used: list[dict], full_size: list[dict]) -> Table:
         [s.get("name", ""), s.get("role", ""), count(s.get("frames")), sides(s.get("input_size")),
          count(s.get("width")), sides(s.get("grid")), millions(s.get("parameters")),
          millions(s.get("trained_parameters")), significant(s.get("gflops"))]
-        for s in [*used, *full_size]
+        for s in streams
     ]
     columns = ["Stream", "Role", "Frames", "Pixels", "Width", "Grid", "Parameters", "Trained", "GFLOPs"]
-    return Table("streams", "The frozen streams, those of this run first: input, token width and grid (time "
-                 "× height × width), parameters in millions, and GFLOPs for one clip (2 a multiply-add).",
-                 columns, rows)
+    return Table(name, caption, columns, rows)
 
 
 def leaves(values: dict, path: str = "") -> list[list[str]]:

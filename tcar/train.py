@@ -38,7 +38,8 @@ from tcar.tokens import ARRAYS, TokenSet, TrainingError
 
 _CODE = ("tcar.train", "tcar.models.fusion")
 _RECIPE = ("batch_size", "learning_rate", "weight_decay", "warmup_epochs", "label_smoothing", "clip_norm")
-_EVALUATION_BATCH = 256
+# What so few clips leave between two layers stays in the cache of one core.
+_EVALUATION_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def fit(fusion: FusionConfig, train: TokenSet, validation: TokenSet, recipe: Tra
     name, epochs = name or f"{fusion.kind}, seed {seed}", epochs or epochs_of(fusion, recipe)
     _check(name, fusion, train, validation, recipe, epochs)
     start, history, best = time.perf_counter(), [], None
-    with _reproducible(seed):
+    with reproducible(seed):
         model, loss_of = create_fusion(fusion), build_loss(recipe.label_smoothing)
         groups = parameter_groups(model, recipe.weight_decay)
         optimiser = torch.optim.AdamW(groups, recipe.learning_rate, fused=True)
@@ -133,7 +134,7 @@ def fit_many(jobs: Sequence[Job], train: TokenSet, validation: TokenSet, recipe:
 
 def logits(fit: Fit, tokens: TokenSet) -> Float[np.ndarray, "n c"]:
     """The logits of a trained fusion for every clip."""
-    with _reproducible(fit.seed):
+    with reproducible(fit.seed):
         model = create_fusion(fit.fusion)
         model.load_state_dict(fit.state_dict)
         return _logits(model, tokens).numpy()
@@ -203,7 +204,7 @@ def _check(name: str, fusion: FusionConfig, train: TokenSet, validation: TokenSe
 
 
 @contextlib.contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
+def reproducible(seed: int) -> Iterator[None]:
     """One thread (how sums are split depends on their number) and a seeded generator; both are put back."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

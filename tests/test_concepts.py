@@ -111,7 +111,7 @@ def test_provenance_tells_weights_of_other_code(monkeypatch):
     assert {"dinov2_tiny", "i3d_tiny"} <= said.keys() and said["i3d_tiny"]["flow R2"] > 0.5
     folder = packaged("dinov2_tiny").parent
     codes = {name: results.load(folder / f"{name}.json")["code"] for name in said}
-    for told in (codes["dinov2_tiny"], {"tcar.models.i3d": results.digest("another")}):
-        monkeypatch.setattr(concepts, "training_code", lambda told=told: told)
+    for told in (codes["dinov2_tiny"], {"network": results.digest("another")}):
+        monkeypatch.setattr(concepts, "training_code", lambda name, told=told: told)
         present = {name for name, row in concepts.provenance(run).items() if row["present code"]}
         assert present == {name for name, code in codes.items() if code == told}

@@ -51,6 +51,7 @@ def test_the_real_dataset_is_found_or_said_to_be_missing(project):
     assert finding.state == FAULT
     assert "no such folder" in finding.detail
     assert "data_root" in finding.fix
+    assert "tcar.data.prepare" in finding.fix
     (project / "ssv2" / "videos").mkdir(parents=True)
     assert "no labels.json" in next(doctor.check_dataset(run)).detail
     (project / "ssv2" / "labels.json").write_text("{}")
@@ -68,7 +69,7 @@ def test_checkpoints_are_found_or_said_to_be_missing(project):
     values = {"semantic": "dinov2_vits14", "semantic_checkpoint": "w.safetensors", "motion": "nothing_r50"}
     semantic, motion = doctor.check_checkpoints(params.from_values(values))
     assert (semantic.state, motion.state) == (FAULT, FAULT)
-    assert "semantic_checkpoint" in semantic.fix
+    assert "w.safetensors" in semantic.detail and "tcar.models.fetch" in semantic.fix
     assert "no such stream" in motion.detail
     assert "i3d_r50" in motion.fix
     (project / "w.safetensors").touch()

@@ -69,12 +69,32 @@ def test_rollout_runs_the_blocks_backwards():
     )
 
 
+def test_rollout_passes_through_fusion_tokens_and_leaves_what_ends_in_them():
+    """The readout reads semantic token 0, that the fusion token, and of this one the motion stream's copy reads motion.
+    """
+    itself = torch.eye(3)[None, None]
+    weights = {
+        "block0.semantic.weights": itself,  # two semantic tokens, then the fusion token
+        "block0.motion.weights": torch.tensor([[1.0, 0], [1, 0]])[None, None],
+        "block1.semantic.weights": torch.tensor([[0.0, 0, 1], [0, 1, 0], [0, 0, 1]])[None, None],
+        "block1.motion.weights": torch.eye(2)[None, None],
+        "self0.weights": torch.tensor([0.0, 1, 0, 0]).expand(1, 1, 4, 4),
+        "bottleneck": torch.zeros(1, 1, 8),
+    }
+    maps = attention_rollout(weights, {"semantic": (2, 1, 1), "motion": (1, 1, 1)})
+    # Half stays at token 0, half goes to the fusion token; of its two copies one keeps all, the other half.
+    stayed, through = 1 / 2, 1 / 2 * (1 / 2 * 1 / 2)
+    expected = torch.tensor([stayed, 0, through]) / (stayed + through)
+    torch.testing.assert_close(torch.cat([maps["semantic"].flatten(), maps["motion"].flatten()]), expected)
+
+
 @pytest.mark.parametrize("kind", [k for k in list_fusions() if k != "late_concat_raw"])
 def test_rollout_of_every_kind_is_a_distribution(kind):
     torch.manual_seed(0)
     fusion = create_fusion(replace(SMALL, kind=kind, self_blocks=2)).eval()
     _, steps = fusion(*tokens(), return_intermediates=True)
-    read = [kind.removesuffix("_bag")] if kind in ("semantic", "motion", "semantic_bag") else list(GRIDS)
+    one = kind in ("semantic", "motion", "semantic_bag") or "_probe_" in kind
+    read = [kind.partition("_")[0]] if one else list(GRIDS)
     maps = attention_rollout(steps, {s: GRIDS[s] for s in read})
     assert {s: tuple(m.shape) for s, m in maps.items()} == {s: (3, *GRIDS[s]) for s in read}
     assert all((m >= 0).all() for m in maps.values())

@@ -9,7 +9,7 @@ from tcar import params
 from tcar.params import ParameterError
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / "params").glob("*.yaml"))
+FILES = sorted(path for path in (ROOT / "params").glob("*.yaml") if path.stem != "search")
 
 
 def written(folder: Path, text: str) -> Path:

@@ -152,6 +152,23 @@ def test_class_balance_of_many_classes_is_ranked():
     assert list(line.get_ydata()) == list(range(174, 0, -1))
 
 
+@pytest.mark.parametrize("count", [5, 50])
+def test_frame_differences_rank_the_classes_by_their_median(count):
+    spread = {f"class {i:02d}": {"low": i - 0.5, "median": float(i), "high": i + 2.0} for i in range(count)}
+    axis = data.frame_differences(spread).axes[0]
+    values = axis.lines[0].get_xydata()[:, 0 if count == 5 else 1]
+    assert values.tolist() == list(range(count - 1, -1, -1))
+    if count == 5:
+        assert axis.get_yticklabels()[0].get_text() == "class 04"
+        assert [segment[:, 0].tolist() for segment in axis.collections[0].get_segments()][0] == [3.5, 6.0]
+
+
+def test_words_show_the_commonest_first_and_no_more_than_asked():
+    left, right = data.words({f"word {i}": 30 - i for i in range(20)}, {"Pushing": 3, "Putting": 2}, most=16).axes
+    assert [bar.get_width() for bar in left.patches] == list(range(30, 14, -1))
+    assert [label.get_text() for label in right.get_yticklabels()] == ["Pushing", "Putting"]
+
+
 def test_durations_are_shares_of_each_split():
     axis = data.durations({"train": [2.0] * 30, "test": [2.0, 4.0]}).axes[0]
     assert max(axis.patches[0].get_xy()[:, 1]) == pytest.approx(1.0)

@@ -93,14 +93,18 @@ def test_only_results_of_the_same_parameters_are_shown(tmp_path):
     assert replicates.find(run) is None
     published = tmp_path / "paper" / "results" / replicates.FILE
     published.parent.mkdir(parents=True)
-    published.write_text(json.dumps({"recipe": replicates.recipe(run)}))
+    published.write_text("{}")
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"as measured")
-    made_from = {"inputs": {weights.name: results.digest(weights)}}
+    made_from = {"inputs": {weights.name: results.digest(weights)}, "parameters": run.as_dict()}
     published.with_suffix(".meta.json").write_text(json.dumps(made_from))
     assert replicates.find(run) == published
     assert replicates.find(replace(run, common=replace(run.common, workers=7))) == published
     assert replicates.find(replace(run, training=replace(run.training, learning_rate=0.1))) is None
+    del made_from["parameters"]["token_drop"]  # as if it had been measured before there was such a parameter
+    published.with_suffix(".meta.json").write_text(json.dumps(made_from))
+    assert replicates.find(run) == published
+    assert replicates.find(replace(run, fusion=replace(run.fusion, token_drop=0.5))) is None
     weights.write_bytes(b"trained again")
     assert replicates.find(run) is None
 

@@ -42,8 +42,11 @@ def write_results(folder: Path, seed: int = 0) -> dict[str, dict]:
                   "leaks": {g: {"file_size": metric()} for g in GROUPS},
                   "twins": [{"twins": ["a", "b"], "probe": "file size", "blind": blind, "low": low, "high": 0.7}
                             for blind, low in ((True, 0.4), (True, 0.6), (False, 0.6))]},
-        "extractors": {"streams": [stream], "full_size": [{**stream, "name": "i3d_r50", "gflops": None}]},
-        "fusion": {"attention_rows_sum_error": 1.23e-7, "fast_path_error": 0},
+        "extractors": {"streams": [stream], "full_size": [{**stream, "name": "i3d_r50", "gflops": None},
+                                                          {**stream, "name": "dinov2_vitg14"}]},
+        "fusion": {"attention_rows_sum_error": 1.23e-7, "fast_path_error": 0,
+                   "plans": [{"plan": "ssv2", "semantic": "dinov2_vits14", "motion": "i3d_r50",
+                              "parts": [{"part": "sum", "trained": 8_443_566, "share_frozen": 0.8537}]}]},
         "training": {"methods": {m: {"epochs": 7, "converged": m != "motion"} for m in METHODS}},
         "evaluation": {
             "classes": ["a", "b", "c"], "seeds": [0, 1], "synthetic": True, "methods": methods,
@@ -145,6 +148,8 @@ def test_the_text_gets_the_numbers_of_the_result_files(built):
     counts = [values[key] for key in ("clips_train", "clips", "classes", "seeds")]
     assert counts == ["1,234", "1,368", "3", "2"]
     assert values["attention_rows_sum_error"] == "1.2e-7"
+    assert (values["ssv2_trained"], values["ssv2_frozen"]) == ("8.44", "85.4")
+    assert values["ssv2_vjepa2_trained"] == values["ssv2_vjepa2_frozen"] == ""
     assert inserted["figures"] == ["methods"]
     assert inserted["parameters"]["heads"] == str(params.Params().fusion.heads)
     assert "2 of 3" in inserted["text"]["converged"]
@@ -157,6 +162,8 @@ def test_unknown_values_are_empty_cells(built):
     streams = {row["Stream"]: row for row in read_table(folder, "streams")}
     assert streams["i3d_r50"]["GFLOPs"] == ""
     assert streams["dinov2_tiny"]["Grid"] == "8×4×4"
+    assert set(streams) == {"dinov2_tiny", "i3d_r50"}  # of those at full size, only what a plan names
+    assert [row["Stream"] for row in read_table(folder, "full_size")] == ["i3d_r50", "dinov2_vitg14"]
 
 
 def test_a_sentence_says_what_the_interval_allows(built):
@@ -191,7 +198,7 @@ def test_every_caption_of_a_synthetic_number_says_so(built):
     captions = json.loads((built[1].parent / "tables" / "numbers.json").read_text())["captions"]
     assert {"methods", "per_group", "ablations", "ceilings", "leaks", "comparisons"} < set(captions)
     for name, caption in captions.items():
-        assert ("synthetic (Tabletop)" in caption) == (name not in ("streams", "published")), name
+        assert ("synthetic (Tabletop)" in caption) == (name not in ("streams", "full_size", "published")), name
     source = (PAPER / "tcar.typ").read_text(encoding="utf-8")
     pictures = re.findall(r'^#picture\("(\w+)".*?\)\[(.*?)\]\n', source, re.MULTILINE | re.DOTALL)
     assert {name for name, _ in pictures} == set(report.FIGURES)

@@ -43,6 +43,16 @@ def test_every_notebook_leaves_its_result_and_itself(smoke):
             assert results.load(run / "results" / f"{name}.meta.json")["parameters"]["name"] == "smoke"
 
 
+def test_every_figure_is_seen_in_a_notebook(smoke):
+    """A figure that is only saved is none that a reader of the notebooks sees."""
+    seen = 0
+    for path in (smoke / "runs" / "smoke" / "notebooks").glob("*.ipynb"):
+        outputs = [output for cell in json.loads(path.read_text())["cells"] for output in cell.get("outputs", [])]
+        seen += sum(bool({"image/png", "image/gif"} & output.get("data", {}).keys()) for output in outputs)
+    figures = smoke / "figures" / "smoke"
+    assert seen == len([*figures.glob("*.pdf"), *figures.glob("*.gif")])
+
+
 def test_results_hold_what_others_rely_on(smoke):
     folder = smoke / "runs" / "smoke" / "results"
     evaluation = results.load(folder / "evaluation.json")

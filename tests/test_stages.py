@@ -1,6 +1,7 @@
 """What the notebooks share: clips without the quarantined, probes, checks of positions, means over sets."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,23 @@ def test_quarantined_clips_are_left_out(run):
         ["10", "12", "13"],
         ["20", "21", "22", "23"],
     ]
+
+
+def test_what_a_later_audit_found_broken_is_left_out_too(run):
+    later = run.run_dir / "audit" / "quarantine.json"
+    later.parent.mkdir(parents=True)
+    later.write_text('[{"id": "2", "reason": "altered", "detail": ""}]')
+    assert [c.id for c in clips.healthy_clips(run)["train"]] == ["0", "1", "3"]
+
+
+def test_an_audit_of_one_s_own_dataset_is_kept_and_that_of_tabletop_is_not(run):
+    listed = {"train": clips.load_split(run.data_root, "train")}
+    own = clips.audited(run, listed)
+    assert [health.reason for health in own["train"]] == ["missing"] * 4
+    assert (clips.monitored(run) / "history.jsonl").is_file()
+    rendered = replace(run, data=replace(run.data, dataset="tabletop"), common=replace(run.common, name="other"))
+    assert clips.audited(rendered, listed) == {"train": [replace(health, trusted="") for health in own["train"]]}
+    assert not clips.monitored(rendered).exists()
 
 
 def test_a_test_split_without_answers_is_an_error(run):

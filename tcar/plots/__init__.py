@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import UInt8
@@ -29,6 +30,10 @@ METHODS: dict[str, tuple[str, str]] = {
     "semantic_bag": ("Semantic, frames as a set", "#56B4E9"),
     "semantic": ("Semantic stream", SEMANTIC),
     "motion": ("Motion stream", MOTION),
+    "semantic_probe_1": ("Semantic probe, 1 block", "#88A9D8"),
+    "semantic_probe_4": ("Semantic probe, 4 blocks", "#003F66"),
+    "motion_probe_1": ("Motion probe, 1 block", "#F4A582"),
+    "motion_probe_4": ("Motion probe, 4 blocks", "#A04000"),
     "late_concat_raw": ("Late concatenation, raw", "#E69F00"),
     "late_concat": ("Late concatenation", "#CC79A7"),
     "semantic_from_motion": ("Semantic reads motion", "#44AA99"),
@@ -36,7 +41,11 @@ METHODS: dict[str, tuple[str, str]] = {
     "cross_attention": ("Cross-attention", FUSED),
     "sum": ("Sum of scores (additive)", "#999933"),
     "gated": ("Gated", "#AA4499"),
-    "bottleneck": ("Bottleneck", "#332288"),
+    "bottleneck": ("Bottleneck tokens", "#332288"),
+    "cast": ("CAST-style exchange", "#661100"),
+    "timesformer_vitb16": ("TimeSformer (end to end)", "#B8860B"),
+    "cast_b16": ("CAST-B/16 (end to end)", "#000000"),
+    "cast_tiny": ("CAST, tiny (end to end)", "#777777"),
 }
 SPLITS = {"train": "#4D4D4D", "validation": "#999999", "test": "#D0D0D0"}
 GROUPS = {
@@ -75,6 +84,9 @@ def styled():
     """Draw in the look of the paper; used as a decorator of every drawing function."""
     with plt.rc_context(_RC):
         yield
+        showing = mpl.is_interactive()
+    # A notebook's backend loads with the first figure and has each one shown from then on: that is no part of the look.
+    mpl.interactive(showing)
 
 
 def canvas(rows: int = 1, columns: int = 1, *, width: str = "half", height: float = 1.9, **options):
@@ -134,7 +146,7 @@ def save(fig: Figure, run, name: str, data, *, source: str | None = None) -> Non
     """
     folder = Path(run.figures_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    with plt.rc_context(_RC):
+    with styled():
         title = SOURCES[run.data.dataset] if source is None else source
         fig.suptitle(title, x=0.995, ha="right", color="#666666")
         fig.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None}, dpi=_DPI)

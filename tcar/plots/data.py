@@ -125,6 +125,45 @@ def durations(seconds: dict[str, list[float]]) -> Figure:
 
 
 @styled()
+def frame_differences(spread: dict[str, dict[str, float]]) -> Figure:
+    """Show how much changes from one frame to the next in each class: `spread[class]` of {low, median, high}.
+
+    In grey levels of 255, the quantiles 5, 50 and 95%. Up to 40 classes are named; more are ranked by their median.
+    """
+    names = sorted(spread, key=lambda name: (-spread[name]["median"], name))
+    few = len(names) <= 40
+    fig, axes = canvas(height=0.5 + 0.11 * len(names) if few else 1.8)
+    axis, places = axes[0, 0], np.arange(len(names))
+    low, median, high = (np.array([spread[name][key] for name in names]) for key in ("low", "median", "high"))
+    if few:
+        axis.hlines(places, low, high, color="#999999", linewidth=1.2)
+        axis.plot(median, places, "o", color="black", markersize=2.5)
+        axis.set_yticks(places, [wrap(name, 54) for name in names], fontsize=4.5)
+        axis.invert_yaxis()
+        axis.set(xlabel="change between frames, of 255")
+    else:
+        axis.fill_between(places, low, high, color="#CCCCCC", linewidth=0)
+        axis.plot(places, median, color="black")
+        axis.set(xlabel="class, ranked by its median", ylabel="change from frame to frame (of 255)")
+    return fig
+
+
+@styled()
+def words(templates: dict[str, int], groups: dict[str, int], most: int = 16) -> Figure:
+    """Show the commonest words of the templates, in clips, and the classes that begin with the same word."""
+    fig, axes = canvas(1, 2, height=0.45 + 0.11 * most)
+    for axis, counts, label in zip(axes.flat, (templates, groups), ("clips", "classes"), strict=True):
+        shown = list(counts.items())[:most]
+        axis.barh(range(len(shown)), [count for _, count in shown], color=SPLITS["train"])
+        axis.set_yticks(range(len(shown)), [word for word, _ in shown], fontsize=5.5)
+        axis.set(xlabel=label, ylim=(most - 0.5, -0.5))
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, integer=True))
+    axes[0, 0].set_title("words of the templates")
+    axes[0, 1].set_title("classes by first word")
+    return fig
+
+
+@styled()
 def probes(
     values: dict[str, dict[str, dict[str, float]]],
     *,

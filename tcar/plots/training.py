@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from tcar.plots import METHODS, canvas, colour, in_order, label, styled
+from tcar.plots import FUSED, METHODS, MOTION, SPLITS, canvas, colour, in_order, label, styled
 
 
 @styled()
@@ -33,3 +33,73 @@ def _curve(axes, history: list[dict[str, float]], kept: int, color: str) -> None
     top1 = np.array([row["validation_top1"] for row in history])
     axes[1].plot(epochs, top1, color=color, linewidth=0.8)
     axes[1].plot(kept, top1[epochs == kept], "o", color=color, markersize=3)
+
+
+@styled()
+def watched(
+    steps: list[dict[str, float]], epochs: list[dict[str, float]], alerts: list[tuple[str, float]], name: str = ""
+) -> Figure:
+    """Show what a training wrote down while it ran, against the epoch: six panels, and a line for every alert.
+
+    `steps` and `epochs` are the rows of `tcar.tracking.read`; `alerts` holds kind and epoch (fraction) of each.
+    """
+    fig, axes = canvas(2, 3, width="full", height=3.0, sharex=True)
+    loss, top1, rate, norm, speed, memory = axes.flat
+    _line(loss, steps, "loss", "#BBBBBB", "a step", linewidth=0.5)
+    _line(loss, epochs, "train_loss", SPLITS["train"], "training")
+    _line(loss, epochs, "validation_loss", FUSED, "validation")
+    _line(top1, epochs, "train_top1", SPLITS["train"], "training")
+    _line(top1, epochs, "validation_top1", FUSED, "validation")
+    _line(top1, epochs, "validation_top5", FUSED, "validation, top-5", linestyle=":")
+    _line(rate, steps or epochs, "learning_rate", SPLITS["train"])
+    _line(norm, steps or epochs, "gradient_norm", SPLITS["train"])
+    _line(speed, steps, "clips_per_second", SPLITS["train"], "clips a second")
+    _line(memory, steps, "memory_mb", SPLITS["train"], "memory")
+    if any(row.get("gradient_norm", 0) > 0 for row in steps or epochs):
+        norm.set_yscale("log")
+    if any("data_wait" in row for row in steps):
+        waiting = speed.twinx()
+        _line(waiting, steps, "data_wait", MOTION, linewidth=0.5)
+        waiting.set(ylim=(0, 1))
+        waiting.set_ylabel("waiting for data", color=MOTION)
+    labels = "loss", "top-1", "learning rate", "gradient norm", "clips a second", "memory (MB)"
+    for axis, text in zip(axes.flat, labels, strict=True):
+        axis.set_ylabel(text)
+        for _, when in alerts:
+            axis.axvline(when, color="#CC0000", linewidth=0.6, linestyle="--")
+    for kind, when in alerts:
+        loss.annotate(kind, (when, 1.0), xycoords=("data", "axes fraction"), rotation=90, ha="right", va="top",
+                      fontsize=4, color="#CC0000")  # fmt: skip
+    for axis in (loss, top1):
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=5)
+    for axis in axes[1]:
+        axis.set_xlabel("epoch")
+    loss.set_title(name, fontsize=6, loc="left")
+    return fig
+
+
+def _line(axes, rows: list[dict[str, float]], key: str, color: str, text: str | None = None, **style) -> None:
+    """Draw one value over the epochs, where it was measured."""
+    points = [(row["epoch"], row[key]) for row in rows if key in row]
+    if points:
+        axes.plot(*zip(*points, strict=True), color=color, label=text, **{"linewidth": 0.8, **style})
+
+
+@styled()
+def compared(histories: dict[str, list[dict[str, float]]], *, named: int = 8) -> Figure:
+    """Show the validation accuracy of many trainings over their epochs; the best have names, the others are grey."""
+    fig, axes = canvas(width="full", height=2.2)
+    best = sorted(
+        (name for name in histories if histories[name]),
+        key=lambda name: max(row["validation_top1"] for row in histories[name]),
+        reverse=True,
+    )
+    for rank, name in reversed(list(enumerate(best))):
+        color, label_ = (f"C{rank % 10}", name) if rank < named else ("#CCCCCC", None)
+        _line(axes[0, 0], histories[name], "validation_top1", color, label_)
+    axes[0, 0].set(xlabel="epoch", ylabel="validation top-1")
+    if best:
+        handles, names = axes[0, 0].get_legend_handles_labels()
+        axes[0, 0].legend(handles[::-1], names[::-1], fontsize=5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return fig

@@ -109,17 +109,17 @@ def concept_probes(run: Params, opened: dict[str, FeatureStore], found: dict[str
 def provenance(run: Params) -> dict[str, dict]:
     """Give what the package says of the small streams' weights, by file, and whether they are of the present code.
 
-    `present code` is False where the stand-in scenes or the architecture have changed since (`TRAINED_BY`).
+    `present code` is False where the stand-in scenes or the network have changed since (`training_code`).
     """
-    code = training_code()
     rows = {}
     for name in (run.streams.semantic, run.streams.motion):
-        for path in (packaged(name, seed).with_suffix(".json") for seed in SEEDS):
-            if path.is_file():
-                row = results.load(path)
-                rows[path.stem] = {"present code": row["code"] == code} | {
-                    key: row[key] for key in ("trained_on", "epochs", "seed", "seconds")
-                } | {key: round(value, 3) for key, value in row["held_out_scores"].items()}
+        told = [packaged(name, seed).with_suffix(".json") for seed in SEEDS]
+        told = {path.stem: results.load(path) for path in told if path.is_file()}
+        code = training_code(name) if told else {}
+        for stem, row in told.items():
+            rows[stem] = {"present code": row["code"] == code} | {
+                key: row[key] for key in ("trained_on", "epochs", "seed", "seconds")
+            } | {key: round(value, 3) for key, value in row["held_out_scores"].items()}
     return rows
 
 

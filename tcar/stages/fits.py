@@ -61,8 +61,11 @@ def fit_all(
     return {name: [next(done) for _ in some] for name, some in jobs.items()}
 
 
-def mean_curve(fits: list[Fit]) -> list[dict]:
-    """Average the validation accuracy of a method's seeds, epoch by epoch: one seed's curve is mostly noise."""
+def mean_curve(fits: list) -> list[dict]:
+    """Average the validation accuracy of a method's seeds, epoch by epoch: one seed's curve is mostly noise.
+
+    `fits` are of cached tokens (`tcar.train.Fit`) or of clips (`tcar.train_clips.ClipFit`).
+    """
     epochs = zip(*(fit.history for fit in fits), strict=True)
     return [{"validation_top1": sum(row["validation_top1"] for row in rows) / len(fits)} for rows in epochs]
 

@@ -29,7 +29,7 @@ from tcar.evaluate import annotations, metrics
 from tcar.features import FeatureError
 from tcar.models.packaged import SEEDS, packaged
 from tcar.params import ParameterError, Params
-from tcar.replicates import FILE, recipe
+from tcar.replicates import FILE
 from tcar.stages.clips import dataset_folder
 from tcar.stages.features import ROLES, extract
 from tcar.stages.fusion import fusion_config
@@ -191,7 +191,6 @@ def build(run: Params) -> Path:
         LOG.info(", ".join(f"{method} {row['twin_accuracy']:.1%}" for method, row in scores[-1].items()))
     numbers = range(len(scores))
     values = {
-        "recipe": recipe(run),
         "headline": run.fusion.fusion,
         "alpha": round(1 - run.evaluation.confidence, 6),
         "seeds": [

@@ -1,0 +1,153 @@
+"""The search of a run: fits on its cached tokens as trials, and what came out of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.trial import TrialState
+
+from tcar import results
+from tcar.models.fusion import fusion_cost
+from tcar.search import Found, Score, search
+from tcar.search_space import SearchSettings, described, load_settings, write_params
+from tcar.search_study import Report, SearchError
+from tcar.stages.clips import class_names
+from tcar.stages.fits import token_sets
+from tcar.stages.fusion import fusion_config
+from tcar.stages.replicates import paired, student
+from tcar.tokens import TokenSet
+from tcar.train import fit
+
+if TYPE_CHECKING:
+    from tcar.params import Params
+
+SPLITS = ("train", "validation")
+FILE = "params/search.yaml"
+
+
+class TokenScore:
+    """Scores parameters by training their fusion on tokens that are in memory: the best epoch's validation top-1."""
+
+    def __init__(self, train: TokenSet, validation: TokenSet, num_classes: int):
+        self.train, self.validation, self.num_classes = train, validation, num_classes
+
+    def __call__(self, proposed: Params, seed: int, report: Report) -> float:
+        """Train once. Raises ValueError: a fusion that cannot be built, or has too many trained parameters."""
+        widths = {"semantic_width": self.train.semantic.shape[2], "motion_width": self.train.motion.shape[2]}
+        fusion = fusion_config(proposed, num_classes=self.num_classes, **widths)
+        trained = fusion_cost(fusion, self.train.semantic.shape[1], self.train.motion.shape[1])["trained_parameters"]
+        if trained > (allowed := proposed.fusion.max_trained_parameters):
+            raise ValueError(f"{trained:,} trained parameters, max_trained_parameters is {allowed:,}")
+        done = fit(fusion, self.train, self.validation, proposed.training, seed,
+                   on_epoch=lambda row: report(row["epoch"], row["validation_top1"]))  # fmt: skip
+        return done.history[done.best_epoch - 1]["validation_top1"]
+
+
+def token_score(settings: SearchSettings) -> Score:
+    """The score of a run's tokens, opened in the process that calls this."""
+    tokens = token_sets(settings.base, SPLITS)
+    return TokenScore(tokens["train"], tokens["validation"], len(class_names(settings.base)))
+
+
+def identity(tokens: dict[str, TokenSet]) -> dict[str, str]:
+    """What a score on tokens depends on besides the parameters."""
+    made = {split: tokens[split].digest() for split in SPLITS}
+    return made | {"code": results.code_digest("tcar.train", "tcar.models.fusion")}
+
+
+def run_search(settings: SearchSettings, workers: int = 1, make_score=token_score, data: dict | None = None) -> dict:
+    """Search on a run's tokens, write the outcome and the winner's parameter file, and give the outcome.
+
+    data: the identity of what `make_score` scores on, where that is not the run's tokens.
+    Raises SearchError, ParameterError, ResultError (nothing was extracted yet).
+    """
+    data = data or identity(token_sets(settings.base, SPLITS))
+    record = outcome(settings, search(settings, make_score, data, workers))
+    file = write_params(settings, record["winner"]["changes"], _remarks(record))
+    record["written"] = results.relative(file, settings.base.root)
+    results.save(settings.folder / f"{settings.name}.json", record, params=settings.base, seeds=settings.seeds,
+                 inputs=[file])  # fmt: skip
+    return record
+
+
+def settings_of(run: Params) -> SearchSettings:
+    """The search that the parameter `search_trials` of a run asks for: params/search.yaml, about this run."""
+    return load_settings(Path(run.root, FILE), base=run, trials=run.search.search_trials)
+
+
+def outcome(settings: SearchSettings, found: Found) -> dict[str, Any]:
+    """Write down a finished search as values: its trials, what mattered, the finalists, and winner against base.
+
+    The winner is the finalist of the best mean over the seeds, the base not among them. Mean and interval are by
+    Student's t, the comparison by a paired t-test over the same seeds, on validation. The winner was picked by the
+    same scores, which flatters it a little the more finalists there are.
+    Raises SearchError: a training of the base or of all finalists failed.
+    """
+    rows = [{"changes": changes, "scores": dict(zip(map(str, settings.seeds), scores, strict=True))}
+            for changes, scores in found.finalists]  # fmt: skip
+    whole = [row for row in rows if None not in row["scores"].values()]
+    if rows[0] not in whole or len(whole) < 2:
+        raise SearchError("a training of the base or of every finalist failed; the log says why")
+    confidence = settings.base.evaluation.confidence
+    for row in whole:
+        row |= student(np.array(list(row["scores"].values())), confidence)
+    base, *others = whole
+    winner = max(others, key=lambda row: row["value"])
+    first, second = (np.array(list(row["scores"].values())) for row in (winner, base))
+    comparison = paired(first, second, confidence)
+    return {
+        "name": settings.name, "dataset": settings.base.data.dataset, "sampler": settings.sampler,
+        "pruner": settings.pruner, "trial": settings.trial, "space": settings.shown_space,
+        "seeds": list(settings.seeds), "confidence": confidence, "trials": [_trial(trial) for trial in found.trials],
+        "importance": importance(found, settings), "base": base, "finalists": rows[1:], "winner": winner,
+        "comparison": comparison, "beats_base": bool(comparison["low"] > 0),
+    }  # fmt: skip
+
+
+def importance(found: Found, settings: SearchSettings) -> dict[str, float]:
+    """The share of each parameter in how the trials' scores differ, from the trials that were not pruned.
+
+    By functional ANOVA over a random forest (Hutter et al. 2014); empty with fewer than two different scores.
+    """
+    complete = [trial for trial in found.trials if trial.state == TrialState.COMPLETE]
+    if len({trial.value for trial in complete}) < 2:
+        return {}
+    evaluator = FanovaImportanceEvaluator(seed=settings.seed)
+    return get_param_importances(found.study, evaluator=evaluator, params=_varied(complete))
+
+
+def sentence(record: dict) -> str:
+    """Say in words what a search found, and whether its winner is better than the base."""
+    states = [trial["state"] for trial in record["trials"]]
+    words = {"complete": "finished", "pruned": "pruned", "fail": "failed"}
+    counts = ", ".join(f"{states.count(state)} {word}" for state, word in words.items() if state in states)
+    winner, base, test = record["winner"], record["base"], record["comparison"]
+    compared = (f"{winner['value']:.1%} against {base['value']:.1%} validation top-1, {len(record['seeds'])} seeds: "
+                f"{100 * test['difference']:+.1f} points ({100 * test['low']:+.1f} to {100 * test['high']:+.1f}, "
+                f"p = {test['p']:.2g}, paired)")  # fmt: skip
+    verdict = "The winner beats the base" if record["beats_base"] else "The winner does not beat the base"
+    if not record["beats_base"] and test["high"] < 0:
+        verdict = "The winner is worse than the base"
+    return f"{len(states)} trials: {counts}. {verdict}: {compared}. Winner: {described(winner['changes'])}."
+
+
+def _remarks(record: dict) -> list[str]:
+    data = "Tabletop, synthetic" if record["dataset"] == "tabletop" else record["dataset"]
+    remarks = [f"from a search of {len(record['trials'])} trials ({record['sampler']}; {data}).", sentence(record)]
+    if not record["beats_base"]:
+        remarks.append("So there is no reason to prefer this file to the one it was made from.")
+    return remarks
+
+
+def _varied(complete: list) -> list[str]:
+    return [key for key in complete[0].params if len({trial.params[key] for trial in complete}) > 1]
+
+
+def _trial(trial) -> dict[str, Any]:
+    curve = [trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)]
+    kept = {"slot": trial.user_attrs["slot"], "attempt": trial.user_attrs["attempt"]}
+    return kept | {"state": trial.state.name.lower(), "score": trial.value, "changes": trial.params, "curve": curve,
+                   "reason": trial.user_attrs.get("reason", "")}  # fmt: skip

@@ -1,0 +1,298 @@
+"""One step of a training, over all its processes: model, losses, optimiser, averaged weights, and their state."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    broadcast_object_list,
+    gather_object,
+    patch_environment,
+)
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from tcar.data.augment import view_seed
+from tcar.learner import Learner, checkpoint_blocks
+from tcar.params import Params
+from tcar.tasks import Batch, Slice, Task, decay_groups
+from tcar.tokens import TrainingError
+from tcar.train import rate_factor
+from tcar.training_checkpoints import Snapshot
+
+LEAST_SCALE = 1e-3  # of the loss in fp16: a gradient that is not finite below it is so at any scale
+
+
+@dataclass
+class Measured:
+    """What a step gave, or the steps of an epoch: sums over the clips of this process, norms over the steps."""
+
+    loss: float = 0.0
+    clips: float = 0.0
+    right: float = 0.0
+    norm: float = 0.0
+    steps: float = 0.0
+    terms: list[float] = field(default_factory=list)
+
+
+class Processes:
+    """The processes of a training, one or many, and what they tell one another."""
+
+    def __init__(self, run: Params, partly_used: bool):
+        """Raises TrainingError for a device or a precision that is not to be had here."""
+        settings, device = run.trainer, run.common.device
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise TrainingError(f"device is {device}, and no such is found; set it to auto or cpu")
+        # A notebook may train in one precision after another, and accelerate keeps the first for the whole process.
+        AcceleratorState._reset_state(True)
+        handler = DistributedDataParallelKwargs(
+            broadcast_buffers=False, find_unused_parameters=partly_used, gradient_as_bucket_view=True
+        )
+        precision = "no" if settings.precision == "fp32" else settings.precision
+        try:
+            with patch_environment(**({"ACCELERATE_TORCH_DEVICE": device} if ":" in device else {})):
+                self.accelerator = Accelerator(
+                    cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[handler]
+                )
+            # accelerate would go on in fp32 without a word.
+            if precision == "fp16" and self.accelerator.device.type == "cpu":
+                raise ValueError("a CPU has no such")
+        except ValueError as error:
+            raise TrainingError(f"precision is {settings.precision}: {error}; set it to bf16 or fp32") from error
+        self.main = self.accelerator.is_main_process
+        self.count, self.rank = self.accelerator.num_processes, self.accelerator.process_index
+        self.device = self.accelerator.device
+
+    def added(self, values: Sequence[float]) -> list[float]:
+        """Return the sums of these values over all processes."""
+        if self.count == 1:
+            return list(values)
+        kind = torch.float32 if self.device.type == "mps" else torch.float64
+        return self.accelerator.reduce(torch.tensor(values, dtype=kind, device=self.device), "sum").tolist()
+
+    def from_main(self, value: Any) -> Any:
+        """Return the main process's value on all processes."""
+        return broadcast_object_list([value])[0] if self.count > 1 else value
+
+    def merged(self, values: dict) -> dict:
+        """Return the entries of all processes, in the order of their keys."""
+        found = gather_object([values]) if self.count > 1 else [values]
+        return dict(sorted({key: value for some in found for key, value in some.items()}.items()))
+
+
+class Stepper:
+    """Model and optimiser of a training; `rate` is the peak of the learning rate, `total` the clips of a step."""
+
+    def __init__(self, task: Task, run: Params, seed: int, processes: Processes):
+        self.task, self.seed, self.processes, self.accelerator = task, seed, processes, processes.accelerator
+        self.recipe, self.settings, recipe = task.recipe, run.trainer, task.recipe
+        self.total = recipe.batch_size * self.settings.accumulation * processes.count
+        self.steps = math.ceil(len(task.labels["train"]) / self.total)  # of an epoch
+        scaled = self.settings.learning_rate_clips
+        self.rate = recipe.learning_rate * (self.total / scaled if scaled else 1)
+        self.mixes = bool((self.settings.mixup or self.settings.cutmix) and self.settings.mix_probability)
+        with self._memory():
+            self._build()
+
+    def _build(self) -> None:
+        settings, recipe = self.settings, self.recipe
+        model = self.task.build(self.seed)
+        if settings.checkpointing:
+            checkpoint_blocks(model)
+        losses = settings.contrastive_weight, settings.order_weight
+        self.learner = Learner(model, recipe.label_smoothing, *losses, self.task.reverse)
+        groups = self.task.groups(model, self.rate, recipe.weight_decay)
+        if settings.order_weight:
+            groups += decay_groups(self.learner.order_head, recipe.weight_decay)
+        self.trained = {name: p for name, p in self.learner.named_parameters() if p.requires_grad}
+        if settings.compiled:
+            getattr(model, "fusion", model).compile()
+        # In fp16 the scaler leaves steps out, which it cannot tell of a fused optimiser.
+        optimiser = torch.optim.AdamW(groups, self.rate, fused=settings.precision != "fp16")
+        self.peaks = [group["lr"] for group in optimiser.param_groups]
+        with warnings.catch_warnings():
+            # Its successor sends all frozen weights round at the start, and accelerate does not know it yet.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            self.wrapped, self.optimiser = self.accelerator.prepare(self.learner, optimiser)
+        self.averaged = None
+        if settings.weight_averaging:
+            average = get_ema_multi_avg_fn(settings.weight_averaging)
+            self.averaged = AveragedModel(nn.ParameterList(self.trained.values()), multi_avg_fn=average)
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of the fastest group in a step, counted from 0."""
+        return self.rate * rate_factor(step, self.recipe.warmup_epochs * self.steps, self.recipe.epochs * self.steps)
+
+    def slices(self, epoch: int) -> list[list[Slice]]:
+        """What this process computes in each step of an epoch: its slices of every total batch."""
+        order = torch.Generator().manual_seed(view_seed(self.seed, "order", epoch))
+        places = torch.randperm(len(self.task.labels["train"]), generator=order).tolist()
+        size, processes = self.recipe.batch_size, self.processes
+        offsets = [(part * processes.count + processes.rank) * size for part in range(self.settings.accumulation)]
+        batches = [places[start : start + self.total] for start in range(0, len(places), self.total)]
+        return [[Slice(batch[offset : offset + size], offset) for offset in offsets] for batch in batches]
+
+    def step(self, parts: Sequence[Batch], number: int, epoch: int) -> Measured:
+        """Do step `number`, counted from 0: the mean over all clips of a total batch, however they are dealt out.
+
+        Where the norm comes back as not finite, the weights are left as they are.
+        """
+        (clips,) = self.processes.added([sum(len(part.rows) for part in parts)])
+        torch.manual_seed(view_seed(self.seed, "step", number, self.processes.rank))
+        for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * (self.learning_rate(number) / self.rate if self.rate else 0.0)
+        found = Measured(steps=1 / self.processes.count, terms=[0.0] * len(self.learner.terms))
+        with self._memory():
+            for part in parts[:-1]:
+                with self.accelerator.no_sync(self.wrapped):
+                    self._add_gradient(part, clips, number, epoch, found)
+            self._add_gradient(parts[-1], clips, number, epoch, found)
+            norm = self.accelerator.clip_grad_norm_(self.trained.values(), self.recipe.clip_norm or math.inf).item()
+            if clips and (math.isfinite(norm) or self.accelerator.scaler):
+                self.optimiser.step()
+                if self.averaged and not self.optimiser.step_was_skipped:
+                    self.averaged.update_parameters(nn.ParameterList(self.trained.values()))
+            self.optimiser.zero_grad()
+        found.loss, found.right, found.norm = float(found.loss), float(found.right), norm
+        found.terms = [float(term) for term in found.terms]
+        return found
+
+    @property
+    def loss_scale(self) -> float | None:
+        """By how much the loss is multiplied in fp16; None in other precisions."""
+        return self.accelerator.scaler.get_scale() if self.accelerator.scaler else None
+
+    def lost(self, norm: float) -> bool:
+        """Whether no later step can mend a gradient of this norm; in fp16 the scale is lowered first."""
+        return not math.isfinite(norm) and (self.loss_scale is None or self.loss_scale < LEAST_SCALE)
+
+    def _add_gradient(self, part: Batch, clips: float, number: int, epoch: int, found: Measured) -> None:
+        """Add the gradient of a slice with its share in the total batch, and what it gave to `found`."""
+        inputs = tuple(tensor.to(self.processes.device, non_blocking=True) for tensor in part.inputs)
+        targets = labels = part.labels.to(self.processes.device, non_blocking=True)
+        if self.mixes:
+            inputs, targets = self.task.mixed(part, inputs, labels, epoch, number)
+        loss, terms, logits = self.wrapped(inputs, targets)
+        count = len(part.rows)
+        # The processes' gradients are averaged, so each counts for as many as there are.
+        self.accelerator.backward(loss * (count * self.processes.count / max(1.0, clips)))
+        if count:  # sums stay on the device: to read them here would have it wait
+            found.clips += count
+            found.loss = found.loss + loss.detach() * count
+            found.right = found.right + (logits.argmax(dim=1) == labels).sum()
+            for place, name in enumerate(self.learner.terms):
+                found.terms[place] = found.terms[place] + terms.get(name, 0.0) * count
+
+    def validate(self, broken: dict[str, str]) -> dict[str, float]:
+        """Score the validation clips, each by one process, with the averaged weights where there are any.
+
+        Returns `validation_loss` (without smoothing), `validation_top1` and `validation_top5`; of equal logits the one
+        of the lower class comes first. Clips that cannot be read go into `broken`.
+        """
+        processes, size, count = self.processes, self.recipe.batch_size, len(self.task.labels["validation"])
+        slices = [Slice(list(range(start, min(start + size, count)))) for start in range(0, count, size)]
+        values = torch.zeros(count, 3, dtype=torch.float32 if processes.device.type == "mps" else torch.float64)
+        self.learner.eval()
+        with self._memory(), self._averaged_weights(), torch.no_grad():
+            mine = slices[processes.rank :: processes.count]
+            with closing(self.task.batches("validation", mine, 0, broken)) as batches:
+                for part in batches:
+                    broken.update(part.broken)
+                    if part.rows:
+                        values[part.places] = self._score(part).to(values)
+        read, loss, rank = self._whole(values).unbind(dim=1)
+        if not (clips := read.sum()):
+            raise TrainingError(f"{self.task.name}: no validation clip can be read; run the audit again")
+        hits = {f"validation_top{k}": ((rank < k) & (read > 0)).sum() / clips for k in (1, 5)}
+        return {key: value.item() for key, value in ({"validation_loss": loss.sum() / clips} | hits).items()}
+
+    def _score(self, part: Batch) -> Tensor:
+        """For each clip one, its loss, and how many classes come before the true one."""
+        labels = part.labels.to(self.processes.device)
+        with self.accelerator.autocast():
+            logits = self.learner.model(*(tensor.to(self.processes.device) for tensor in part.inputs)).float()
+        own = logits.gather(1, labels[:, None])
+        earlier = torch.arange(logits.shape[1], device=labels.device) < labels[:, None]
+        rank = ((logits > own) | ((logits == own) & earlier)).sum(dim=1)
+        return torch.stack([torch.ones_like(own[:, 0]), cross_entropy(logits, labels, reduction="none"), rank], dim=1)
+
+    def _whole(self, values: Tensor) -> Tensor:
+        """Every row is one process's and zero in the others, so that the sum is exact."""
+        if self.processes.count == 1:
+            return values
+        return self.accelerator.reduce(values.to(self.processes.device), "sum").cpu()
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        pairs = list(zip(self.trained.values(), self.averaged.module, strict=True)) if self.averaged else []
+
+        def swap() -> None:
+            for own, averaged in pairs:
+                own.data, averaged.data = averaged.data, own.data
+
+        swap()
+        try:
+            yield
+        finally:
+            swap()
+
+    @contextmanager
+    def _memory(self) -> Iterator[None]:
+        """Have an error for want of memory name what would help."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                raise
+            raise TrainingError(
+                f"{self.task.name}: a batch of {self.recipe.batch_size} clips does not fit into the memory of "
+                f"{self.processes.device}: halve batch_size and double accumulation (the same numbers but for "
+                "rounding), set fusion_checkpointing or, for what is trained end to end, checkpointing, or set "
+                "precision to bf16"
+            ) from error
+
+    def memory_mb(self) -> float:
+        """The most memory held so far on a GPU, else what the process holds now, in megabytes."""
+        if self.processes.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.processes.device) / 2**20
+        return psutil.Process().memory_info().rss / 2**20
+
+    # --- state -------------------------------------------------------------------------------------------
+
+    def best(self) -> dict[str, Tensor]:
+        """The weights that are scored, by their names in the model."""
+        values = self.averaged.module if self.averaged else self.trained.values()
+        return {name.removeprefix("model."): p.detach() for name, p in zip(self.trained, values, strict=True)}
+
+    def snapshot(self, state: dict) -> Snapshot:
+        """All that the next step depends on, with a `state` of the caller's."""
+        averaged, scaler = {}, self.accelerator.scaler
+        if self.averaged:
+            averaged = dict(zip(self.trained, self.averaged.module, strict=True))
+            averaged |= {"averaged_steps": self.averaged.n_averaged}
+        kept = {"optimiser": self.optimiser.state_dict(), "scaler": scaler.state_dict() if scaler else {}}
+        return Snapshot(self.trained, averaged, kept, state)
+
+    def restore(self, kept: Snapshot) -> None:
+        """Go back to a snapshot."""
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(kept.weights[name])
+            if self.averaged:
+                for name, parameter in zip(self.trained, self.averaged.module, strict=True):
+                    parameter.copy_(kept.averaged[name])
+                self.averaged.n_averaged.copy_(kept.averaged["averaged_steps"])
+        self.optimiser.load_state_dict(kept.optimiser["optimiser"])
+        if self.accelerator.scaler and kept.optimiser["scaler"]:
+            self.accelerator.scaler.load_state_dict(kept.optimiser["scaler"])

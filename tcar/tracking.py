@@ -1,0 +1,283 @@
+"""What a training measures, written down while it runs: CSV always, TensorBoard and Weights & Biases on request.
+
+A run's folder holds `run.json` (parameters, commit, and each part it ran in), `steps.csv` and `epochs.csv`. Every row
+is in the file when the step is over, so a killed run lacks nothing, and a resumed one replaces the rows it repeats.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import json
+import math
+import netrc
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from tcar import log, results
+from tcar.alerts import Alarm, Alert, Webhook
+from tcar.params import ParameterError, Watching
+from tcar.watch import Watcher
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
+
+RUN, STEPS, EPOCHS = "run.json", "steps.csv", "epochs.csv"
+TRACKERS = ("csv", "tensorboard", "wandb")
+
+
+def watchers(limits: Watching, folder: str | Path) -> list[Watcher]:
+    """Everything that follows a training by its parameters: CSV, the other trackers, and the alarm behind them.
+
+    folder: the run's own. The alarm comes last, so that what stops a training is written down before it does.
+    Raises ParameterError: an unknown tracker, a webhook whose address is nowhere.
+    """
+    folder = Path(folder)
+    if unknown := [name for name in limits.trackers if name not in TRACKERS]:
+        raise ParameterError(f"trackers names {', '.join(unknown)}; there are {', '.join(TRACKERS)}")
+    found: list[Watcher] = [CsvTracker(folder)]
+    senders: list[Callable[[Alert], None]] = [Webhook(limits.webhook)] if limits.webhook else []
+    if "tensorboard" in limits.trackers:
+        found.append(LibraryTracker("tensorboard", folder))
+    if "wandb" in limits.trackers:
+        found.append(LibraryTracker("wandb", folder, limits.wandb_project))
+        senders.append(found[-1].alert)
+    return [*found, Alarm(limits, folder, senders, lambda step: read(folder))]
+
+
+def read(folder: str | Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """The step rows and the epoch rows of a run, also of one that is running; what was not measured is left out.
+
+    Raises ResultError: a file that is not such a table.
+    """
+    steps, epochs = (Table(Path(folder) / name).rows() for name in (STEPS, EPOCHS))
+    return steps, epochs
+
+
+class Table:
+    """A CSV file that grows by whole rows and is a table at every moment."""
+
+    def __init__(self, path: Path):
+        self.path, self.columns = path, []
+
+    def rows(self) -> list[dict[str, float]]:
+        """All rows. Raises ResultError where something in the file is no number."""
+        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
+        whole = text[: text.rfind("\n") + 1]  # what a kill or a full disk cut short is no row
+        try:
+            return [
+                {key: float(value) for key, value in row.items() if value}
+                for row in csv.DictReader(io.StringIO(whole))
+            ]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise results.ResultError(f"{self.path}: not a table of numbers ({error}); move it away") from None
+
+    def keep(self, step: int) -> None:
+        """Drop the rows after a step; the training that goes on from there writes them anew."""
+        kept = [row for row in self.rows() if row["step"] <= step]
+        self.columns = []
+        self._write(kept)
+
+    def add(self, row: Mapping[str, float]) -> None:
+        """Append a row and hand it to the system; raises OSError, with the file as it was before."""
+        new = [key for key in row if key not in self.columns]
+        if new:  # the first row, or a value that no row before had: the header changes, and with it the file
+            self._write([*self.rows(), row])
+            return
+        line = self._line(row.get(key, "") for key in self.columns).encode()
+        with self.path.open("ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            try:
+                written = file.write(line)
+            except OSError:
+                written = 0
+            if written != len(line):
+                file.truncate(before)
+                raise OSError(f"{self.path}: the disk did not take a row")
+
+    def _write(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Write the whole file in one step: a kill leaves the old one or the new one."""
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        lines = [self._line(columns)] + [self._line(row.get(key, "") for key in columns) for row in rows]
+        part = self.path.with_name(f".{self.path.name}.part")
+        part.write_text("".join(lines) if columns else "", encoding="utf-8")
+        part.replace(self.path)
+        self.columns = columns
+
+    @staticmethod
+    def _line(values) -> str:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow(values)
+        return line.getvalue()
+
+
+class CsvTracker:
+    """Writes `run.json`, `steps.csv` and `epochs.csv`; a Watcher. A disk that is full costs rows, not the training."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.tables = {name: Table(self.folder / name) for name in (STEPS, EPOCHS)}
+        self.about: dict[str, Any] = {}
+        self.lost = 0
+
+    def start(self, run: Mapping[str, Any]) -> None:
+        """Write down the run, and drop the rows after the step that it goes on from."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        step = run.get("step", 0)
+        for table in self.tables.values():
+            table.keep(step)
+        before = results.load(self.folder / RUN)["parts"] if step and (self.folder / RUN).is_file() else []
+        part = {"after_step": step, "started": _now(), "ended": None, "reason": None}
+        self.about = {**_shareable(run), "parts": [*before, part]}
+        results.write(self.folder / RUN, self.about)
+
+    def step(self, row: Mapping[str, float]) -> None:
+        """Append to steps.csv."""
+        self._add(STEPS, row)
+
+    def epoch(self, row: Mapping[str, float]) -> None:
+        """Append to epochs.csv."""
+        self._add(EPOCHS, row)
+
+    def end(self, reason: str) -> None:
+        """Write down how it ended."""
+        if not self.about:  # it never started
+            return
+        self.about["parts"][-1] |= {"ended": _now(), "reason": reason}
+        try:
+            results.write(self.folder / RUN, self.about)
+        except OSError as error:
+            log.get(__name__).warning(f"{self.folder / RUN}: how the run ended could not be written: {error}")
+
+    def _add(self, name: str, row: Mapping[str, float]) -> None:
+        try:
+            self.tables[name].add(row)
+        except OSError as error:
+            if not self.lost:
+                log.get(__name__).warning(f"{self.folder / name}: rows are lost until there is room: {error}")
+            self.lost += 1
+
+
+class LibraryTracker:
+    """TensorBoard or Weights & Biases, through accelerate's tracker for it; a Watcher.
+
+    Where the library fails, that is logged once, and the training goes on without it.
+    """
+
+    def __init__(self, kind: str, folder: str | Path, project: str = "tcar"):
+        self.kind, self.folder, self.project = kind, Path(folder), project
+        self.tracker: GeneralTracker | None = None
+
+    def start(self, run: Mapping[str, Any]) -> None:
+        """Open it, with the parameters and the commit; rows after the step that the run goes on from are hidden."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._safely(lambda: self._open(_shareable(run)))
+
+    def step(self, row: Mapping[str, float]) -> None:
+        """Send a step row, its keys under `step/`."""
+        self._log("step", row)
+
+    def epoch(self, row: Mapping[str, float]) -> None:
+        """Send an epoch row, its keys under `epoch/`."""
+        self._log("epoch", row)
+
+    def end(self, reason: str) -> None:
+        """Send what is left, and close it."""
+        if self.tracker is not None:
+            self._safely(self.tracker.finish)
+        self.tracker = None
+
+    def alert(self, alert: Alert) -> None:
+        """Pass an alert on, where the library is Weights & Biases: by its own mail or chat."""
+        if self.tracker is not None:
+            level = "ERROR" if alert.fatal else "WARN"
+            self._safely(lambda: self.tracker.tracker.alert(f"{alert.kind}: {alert.run}"[:63], alert.message, level))
+
+    def _open(self, run: dict[str, Any]) -> None:
+        from accelerate import PartialState
+        from accelerate.tracking import TensorBoardTracker, WandBTracker
+
+        PartialState()  # the trackers ask it which process they are in; that of an Accelerator, where there is one
+        step = run.get("step", 0)
+        if self.kind == "tensorboard":
+            self.tracker = TensorBoardTracker("tensorboard", self.folder, purge_step=step + 1 if step else None)
+        else:
+            mode = wandb_mode()
+            if mode == "offline":
+                log.get(__name__).info(f"Weights & Biases: no key, so offline; sync {self.folder}/wandb/* later")
+            # A resumed run is a run of its own there, in one group: what was sent can be neither changed nor dropped.
+            name = f"{run['name']} after step {step}" if step else run["name"]
+            self.tracker = WandBTracker(
+                self.project, name=name, group=run["name"], dir=str(self.folder), mode=mode,
+                settings={"console": "off", "save_code": False, "quiet": True},
+            )  # fmt: skip
+        self.tracker.start()
+        if self.kind == "wandb":
+            self.tracker.tracker.define_metric("*", step_metric="step")
+        if self.kind == "wandb" or not step:
+            self.tracker.store_init_configuration(_flat(run))
+
+    def _log(self, group: str, row: Mapping[str, float]) -> None:
+        if self.tracker is None:
+            return
+        step, values = int(row["step"]), {f"{group}/{k}": float(v) for k, v in row.items() if k != "step"}
+        if self.kind == "wandb":
+            self._safely(lambda: self.tracker.log({"step": step, **values}))
+        else:
+            self._safely(lambda: self.tracker.log(values, step=step))
+
+    def _safely(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:  # whatever a library raises, the training is worth more
+            log.get(__name__).warning(f"{self.kind} failed, and the run goes on without it: {error!r}")
+            self.tracker = None
+
+
+def wandb_mode() -> str:
+    """How Weights & Biases runs: as WANDB_MODE says, else "online" where it has a key, else "offline".
+
+    A key is where `wandb login` and its documentation put it: WANDB_API_KEY, WANDB_IDENTITY_TOKEN_FILE, or the netrc
+    file with an entry for WANDB_BASE_URL.
+    """
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return "online"
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    named = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    for path in (Path(name).expanduser() for name in named):
+        try:
+            if path.is_file() and netrc.netrc(path).authenticators(host):
+                return "online"
+        except (netrc.NetrcParseError, OSError) as error:
+            log.get(__name__).warning(f"{path} is not readable ({error}): Weights & Biases finds no key there")
+    return "offline"
+
+
+def _shareable(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The run without the address of its webhook: whoever has that can post there."""
+    parameters = dict(run.get("parameters", {}))
+    if not str(parameters.get("webhook", "")).startswith(("$", "http")):
+        return {**run, "parameters": parameters}
+    shown = parameters["webhook"] if parameters["webhook"].startswith("$") else "(an address)"
+    return {**run, "parameters": {**parameters, "webhook": shown}}
+
+
+def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters and what else is known of a run side by side, as numbers and text: trackers take nothing else."""
+    values = {**run["parameters"], **{k: v for k, v in run.items() if k != "parameters"}}
+    plain = (bool, int, float, str)
+    return {
+        key: value if isinstance(value, plain) and value == value and value not in (math.inf, -math.inf)
+        else json.dumps(value, default=str)
+        for key, value in values.items()
+    }  # fmt: skip
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

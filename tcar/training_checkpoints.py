@@ -1,0 +1,170 @@
+"""The checkpoints of a training: each a folder that is whole or not there at all.
+
+    checkpoints/step-000000120/   weights.safetensors, averaged.safetensors (with weight averaging), optimiser.pt,
+                                  state.json and, written last, manifest.json: size and SHA-256 of the others
+    best-00003/                   weights.safetensors, epoch.json, manifest.json: the weights of the best epoch so far
+
+A folder is filled under another name, brought to the disk and renamed. A training that is killed leaves drafts, which
+the next start removes; a checkpoint that was damaged afterwards is passed over for the one before.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from tcar import log
+from tcar.shards import sync_folder
+from tcar.tokens import TrainingError
+
+KEPT = 3
+MANIFEST, STATE = "manifest.json", "state.json"
+WEIGHTS, AVERAGED, OPTIMISER, EPOCH = "weights.safetensors", "averaged.safetensors", "optimiser.pt", "epoch.json"
+
+logger = log.get(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """All that a training needs to go on as if it had never stopped.
+
+    `averaged` is empty without weight averaging. `optimiser` holds tensors and plain values, `state` what JSON can.
+    """
+
+    weights: dict[str, Tensor]
+    averaged: dict[str, Tensor]
+    optimiser: dict
+    state: dict
+
+
+class Checkpoints:
+    """The checkpoints in one folder, the last three of them; for one process at a time to write."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+        self.folder = self.root / "checkpoints"
+
+    def write(self, step: int, snapshot: Snapshot) -> Path:
+        """Keep a snapshot after so many steps; remove all but the last three, and best weights that none of them means.
+
+        `snapshot.state["best_epoch"]` names the best weights that belong to it. Raises TrainingError where the disk
+        does not take it; the checkpoints before stay as they are.
+        """
+        buffer = io.BytesIO()
+        torch.save(snapshot.optimiser, buffer)
+        files = {WEIGHTS: save(_plain(snapshot.weights)), OPTIMISER: buffer.getvalue(), STATE: _json(snapshot.state)}
+        if snapshot.averaged:
+            files[AVERAGED] = save(_plain(snapshot.averaged))
+        path = self.folder / f"step-{step:09}"
+        _write_folder(path, files)
+        for old in self._all()[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+        meant = {_best_epoch(kept) for kept in self._all()}
+        for best in self.root.glob("best-[0-9]*"):
+            if None not in meant and int(best.name[5:]) not in meant:
+                shutil.rmtree(best, ignore_errors=True)
+        return path
+
+    def newest(self) -> Path | None:
+        """Return the last checkpoint that is as it was written, or None; damaged ones are named in a warning.
+
+        Removes what a killed process has left.
+        """
+        for draft in (*self.folder.glob(".draft-*"), *self.root.glob(".draft-*")):
+            shutil.rmtree(draft, ignore_errors=True)
+        for path in reversed(self._all()):
+            if not (fault := find_fault(path)):
+                return path
+            logger.warning(f"{path} is passed over: {fault}")
+        return None
+
+    def read(self, path: Path) -> Snapshot:
+        """Read a checkpoint that `newest` has found."""
+        averaged = load_file(path / AVERAGED) if (path / AVERAGED).is_file() else {}
+        optimiser = torch.load(path / OPTIMISER, map_location="cpu", weights_only=True)
+        return Snapshot(load_file(path / WEIGHTS), averaged, optimiser, json.loads((path / STATE).read_text()))
+
+    def write_best(self, row: Mapping, weights: Mapping[str, Tensor]) -> None:
+        """Keep the weights of an epoch that is better than those before, with its row of the history."""
+        _write_folder(self._best(row["epoch"]), {WEIGHTS: save(_plain(weights)), EPOCH: _json(row)})
+
+    def read_best(self, epoch: int) -> dict[str, Tensor]:
+        """Return the weights of the best epoch; raises TrainingError where they are damaged."""
+        path = self._best(epoch)
+        if fault := find_fault(path):
+            raise TrainingError(f"{path}: {fault}; remove {self.root} and train again")
+        return load_file(path / WEIGHTS)
+
+    def _best(self, epoch: int) -> Path:
+        return self.root / f"best-{epoch:05}"
+
+    def _all(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"))
+
+
+def find_fault(path: Path) -> str:
+    """Say in what a folder differs from its manifest; an empty text where it does not."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        for name, written in manifest.items():
+            content = (path / name).read_bytes()
+            if len(content) != written["bytes"]:
+                return f"{name} has {len(content)} of its {written['bytes']} bytes"
+            if hashlib.sha256(content).hexdigest() != written["sha256"]:
+                return f"the content of {name} has changed"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"it is not whole ({type(error).__name__}: {error})"
+    return ""
+
+
+def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """Bring files to the disk under another name, and rename the folder when all of them are there."""
+    draft = path.with_name(f".draft-{path.name}")
+    manifest = {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
+    }
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        for name, content in {**files, MANIFEST: _json(manifest)}.items():
+            with (draft / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        sync_folder(draft)
+        if path.exists():  # of a training that went on from an earlier checkpoint, because this one was damaged
+            path.rename(path.with_name(f".draft-old-{path.name}"))
+        draft.rename(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        size = sum(map(len, files.values())) / 1e6
+        raise TrainingError(
+            f"{path}: {size:.1f} MB could not be written ({error.strerror or error}); the checkpoints before are "
+            "whole: make room, or put the run on a larger disk (runs), and start again to go on from the last"
+        ) from error
+    shutil.rmtree(path.with_name(f".draft-old-{path.name}"), ignore_errors=True)
+
+
+def _best_epoch(path: Path) -> int | None:
+    """The best epoch that a checkpoint means; None where it cannot be read."""
+    try:
+        return json.loads((path / STATE).read_text(encoding="utf-8"))["best_epoch"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _json(values: Mapping) -> bytes:
+    return (json.dumps(dict(values), indent=1) + "\n").encode()
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -1,0 +1,76 @@
+"""Two processes under torchrun against one: the same curve, the same weights, and every clip counted once."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from token_task import Recorder, run, token_task
+
+from tcar.trainer import train
+
+# 78 clips to train on and 21 to validate: the last total batch is short, and no number of processes divides 21 batches.
+ONE = {"batch_size": 8, "label_smoothing": 0.1, "weight_averaging": 0.5, "mixup": 0.4, "mix_probability": 0.5}
+TWO = ONE | {"batch_size": 4, "accumulation": 1, "checkpoint_steps": 4}
+SCRIPT = Path(__file__).with_name("token_task.py")
+
+
+def launched(folder: Path, changes: dict, processes: int = 2) -> dict:
+    """Train under torchrun; return what the watchers of the main process were told."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{SCRIPT.parents[1]}:{SCRIPT.parent}"}
+    subprocess.run([*command, str(SCRIPT), str(folder), json.dumps(changes)], env=environment, check=True, timeout=300)
+    return json.loads((folder / "told.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    folder, recorder, asked = tmp_path_factory.mktemp("one"), Recorder(), run(**ONE)
+    alone = train(token_task(asked), asked, folder, 0, [recorder])
+    apart = tmp_path_factory.mktemp("two")
+    return alone, recorder, launched(apart, TWO), apart
+
+
+def test_the_same_loss_curve_over_50_steps(both):
+    _, recorder, two, _ = both
+    assert two["begun"]["processes"] == 2 and two["begun"]["total_batch"] == recorder.begun["total_batch"] == 8
+    assert [row["step"] for row in two["steps"]] == list(range(1, 51))
+    for ours, theirs in zip(recorder.steps, two["steps"], strict=True):
+        for key in ("loss", "gradient_norm", "learning_rate", "epoch"):
+            assert theirs[key] == pytest.approx(ours[key], abs=1e-5), (key, ours["step"])
+
+
+def test_the_same_epochs_with_every_clip_counted_once(both):
+    alone, _, two, _ = both
+    assert len(two["epochs"]) == 5
+    for ours, theirs in zip(alone.history, two["epochs"], strict=True):
+        assert theirs["validation_top1"] == ours["validation_top1"]
+        assert theirs["validation_top1"] * 21 == pytest.approx(round(theirs["validation_top1"] * 21))
+        for key in ("train_loss", "validation_loss", "gradient_norm"):
+            assert theirs[key] == pytest.approx(ours[key], abs=1e-5), key
+
+
+def test_both_processes_end_with_the_same_weights(both):
+    alone, _, _, apart = both
+    first, second = (torch.load(apart / f"weights-of-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert first.keys() == alone.state_dict.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name])
+        if "bias" not in name:  # that of the keys has no gradient but rounding, which the optimiser magnifies
+            torch.testing.assert_close(value, alone.state_dict[name], atol=1e-3, rtol=1e-2)
+
+
+def test_one_process_goes_on_where_two_have_stopped(both, tmp_path):
+    """The total batch is the same, so the training is."""
+    _, _, two, apart = both
+    folder = shutil.copytree(apart, tmp_path / "copy")
+    shutil.rmtree(folder / "checkpoints" / "step-000000050")
+    asked, recorder = run(**ONE | {"checkpoint_steps": 4}), Recorder()
+    train(token_task(asked), asked, folder, 0, [recorder])
+    assert recorder.begun["step"] == 48
+    assert recorder.steps[-1]["loss"] == pytest.approx(two["steps"][-1]["loss"], abs=1e-5)
+    assert recorder.epochs[-1]["train_loss"] == pytest.approx(two["epochs"][-1]["train_loss"], abs=1e-5)

@@ -1,0 +1,159 @@
+"""A training that is killed, at whatever moment, ends with the weights of one that never was."""
+
+import os
+import random
+import resource
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from token_task import FUSION, Kills, Recorder, kill_at_file, run, token_task
+
+from tcar.tokens import TrainingError
+from tcar.trainer import train
+from tcar.training_checkpoints import KEPT, Checkpoints, Snapshot, find_fault
+
+# All that has a state: averaged weights, mixing, dropped tokens, accumulation, checkpoints within an epoch.
+SETTINGS = {"weight_averaging": 0.9, "mixup": 0.5, "batch_size": 4, "accumulation": 2, "checkpoint_steps": 3}
+
+
+def task_of(asked):
+    return token_task(asked, fusion=replace(FUSION, dropout=0.1, drop_path=0.1, token_drop=0.2))
+
+
+def in_a_child(folder: Path, watcher=None, moment: int = 0) -> int:
+    """Train in a process of its own; return the number of the signal that ended it, or its exit status."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            asked = run(**SETTINGS)
+            if moment:
+                kill_at_file(moment, folder)
+            train(task_of(asked), asked, folder, 0, [watcher] if watcher else [])
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder, recorder, asked = tmp_path_factory.mktemp("whole"), Recorder(), run(**SETTINGS)
+    return train(task_of(asked), asked, folder, 0, [recorder]), recorder, folder
+
+
+def same_end(folder: Path, whole) -> None:
+    """Everything that the last checkpoint holds, and the best weights, to the last bit."""
+    uninterrupted, _, other = whole
+    ours, theirs = (Checkpoints(root).read(Checkpoints(root).newest()) for root in (folder, other))
+    for one, two in ((ours.weights, theirs.weights), (ours.averaged, theirs.averaged)):
+        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    for number, state in theirs.optimiser["optimiser"]["state"].items():
+        assert all(torch.equal(state[key], ours.optimiser["optimiser"]["state"][number][key]) for key in state)
+    rows = [[row | {"seconds": 0} for row in kept.state.pop("history")] for kept in (ours, theirs)]
+    assert rows[0] == rows[1]
+    assert ours.state == theirs.state
+    best = Checkpoints(folder).read_best(uninterrupted.best_epoch)
+    assert all(torch.equal(value, best[name]) for name, value in uninterrupted.state_dict.items())
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in other.iterdir())
+
+
+def test_killed_at_five_random_steps(tmp_path, whole):
+    steps = sorted(random.Random(0).sample(range(1, 50), 5))
+    for step in steps:
+        assert in_a_child(tmp_path, Kills(step)) == signal.SIGKILL, step
+        assert int(Checkpoints(tmp_path).newest().name[5:]) < step if step > 3 else True
+    assert in_a_child(tmp_path) == 0
+    same_end(tmp_path, whole)
+
+
+def test_killed_at_every_kind_of_moment_in_writing(tmp_path, whole):
+    """Each start comes further than the one before, or as far; the moments fall into drafts, renames and removals."""
+    draw, ends = random.Random(1), []
+    for _ in range(14):
+        ends.append(in_a_child(tmp_path, moment=draw.randint(5, 60)))
+    assert ends.count(signal.SIGKILL) >= 10, ends
+    assert in_a_child(tmp_path) == 0
+    same_end(tmp_path, whole)
+    assert not list(tmp_path.rglob(".draft-*"))
+
+
+def test_the_last_three_are_kept_and_none_but_the_best_weights_they_mean(whole):
+    found, _, folder = whole
+    kept = sorted((folder / "checkpoints").iterdir())
+    assert [path.name for path in kept] == [f"step-{step:09}" for step in (45, 48, 50)]
+    assert len(kept) == KEPT
+    meant = {Checkpoints(folder).read(path).state["best_epoch"] for path in kept}
+    assert {int(path.name[5:]) for path in folder.glob("best-*")} == meant
+    assert found.best_epoch in meant
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimiser.pt", "state.json", "manifest.json"])
+def test_a_checkpoint_cut_in_half_is_passed_over_with_a_warning(tmp_path, whole, name, caplog):
+    folder = shutil.copytree(whole[2], tmp_path / "copy")
+    last = Checkpoints(folder).newest()
+    content = (last / name).read_bytes()
+    (last / name).write_bytes(content[: len(content) // 2])
+    with caplog.at_level("WARNING", "tcar"):
+        found = train(task_of(run(**SETTINGS)), run(**SETTINGS), folder, 0)
+    assert f"{last} is passed over" in caplog.text
+    assert found.reason == "finished"
+    same_end(folder, whole)
+
+
+def test_a_changed_bit_is_found(tmp_path, whole):
+    folder = shutil.copytree(whole[2], tmp_path / "copy")
+    last = Checkpoints(folder).newest()
+    content = bytearray((last / "weights.safetensors").read_bytes())
+    content[-3] ^= 1
+    (last / "weights.safetensors").write_bytes(content)
+    assert find_fault(last) == "the content of weights.safetensors has changed"
+    assert Checkpoints(folder).newest().name == "step-000000048"
+
+
+def test_what_comes_after_a_resume_is_told_from_there_on(tmp_path, whole):
+    """The rows of the steps are those of the uninterrupted run, whichever start told them."""
+    in_a_child(tmp_path, Kills(29))
+    recorder, asked = Recorder(), run(**SETTINGS)
+    train(task_of(asked), asked, tmp_path, 0, [recorder])
+    assert recorder.begun["step"] == 27
+    told = [{key: row[key] for key in ("step", "loss", "gradient_norm", "learning_rate")} for row in recorder.steps]
+    expected = [{key: row[key] for key in told[0]} for row in whole[1].steps[27:]]
+    assert told == expected
+
+
+def test_a_full_disk_leaves_the_checkpoints_before_whole(tmp_path):
+    """The system itself refuses to let a file grow, in the middle of the second checkpoint."""
+    checkpoints = Checkpoints(tmp_path)
+    small, large = ({"w": torch.ones(size)} for size in (10, 200_000))
+    before = checkpoints.write(1, Snapshot(small, {}, {}, {"best_epoch": 0}))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"0\.8 MB could not be written .* checkpoints before are whole"):
+            checkpoints.write(2, Snapshot(large, {}, {}, {"best_epoch": 0}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert checkpoints.newest() == before
+    assert [path.name for path in before.parent.iterdir()] == [before.name]
+    checkpoints.write(2, Snapshot(large, {}, {}, {"best_epoch": 0}))
+    assert torch.equal(checkpoints.read(checkpoints.newest()).weights["w"], large["w"])
+
+
+def test_best_weights_stay_while_a_kept_checkpoint_means_them(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for epoch, best in enumerate((1, 1, 3, 4, 4, 4), start=1):
+        if epoch == best:
+            checkpoints.write_best({"epoch": epoch}, {"w": torch.tensor([float(epoch)])})
+        checkpoints.write(epoch, Snapshot({}, {}, {}, {"best_epoch": best}))
+        kept = {int(path.name[5:]) for path in tmp_path.glob("best-*")}
+        assert kept == set((1, 1, 3, 4, 4, 4)[max(0, epoch - KEPT) : epoch])
+    assert checkpoints.read_best(4)["w"].item() == 4
+    (tmp_path / "best-00004" / "weights.safetensors").write_bytes(b"half")
+    with pytest.raises(TrainingError, match="best-00004: weights.safetensors has 4 of its .* train again"):
+        checkpoints.read_best(4)
