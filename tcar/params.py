@@ -159,7 +159,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Trainer:
-    """What `python -m tcar.trainer` adds to `Training`, whose `batch_size` is then what a process has at once."""
+    """What `python -m tcar.train` adds to `Training`, whose `batch_size` is then what a process has at once."""
 
     # What is trained: a fusion on kept tokens, streams and fusion on clips, or the one of `baselines` on clips.
     task: str = _bounded("tokens", choices=("tokens", "clips", "baseline"))
@@ -191,7 +191,7 @@ class Trainer:
 
 @dataclass(frozen=True)
 class Watching:
-    """Where a training is written down while it runs, and when somebody is told of it (tcar.alert_rules)."""
+    """Where a training is written down while it runs, and when somebody is told of it (tcar.train.alert_rules)."""
 
     trackers: list[str] = _bounded(["csv"], choices=("csv", "tensorboard", "wandb"))  # CSV is always written
     wandb_project: str = _bounded("tcar", pattern=r"[\w.-]+")

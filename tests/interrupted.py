@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from bright import FRAMES, GRID, Brightness, clip, in_this_process
 
-from tcar import extraction, log
-from tcar.features import FeatureError, FeatureStore, extract
+from tcar import log
+from tcar.features import FeatureError, FeatureStore, extract, extraction
 
 # A moment is just before a file is opened, renamed or deleted.
 MOMENTS = ("open", "os.rename", "os.remove")

@@ -15,12 +15,13 @@ from curves import EPOCHS, STEPS, changed, healthy
 from token_task import run as small_run
 from token_task import token_task
 
-from tcar import alert_rules, alerts, log, tracking
-from tcar.alerts import Alarm, Alert, Webhook
+from tcar import log
 from tcar.params import ParameterError, Watching
-from tcar.trainer import train
-from tcar.training_checkpoints import Checkpoints
-from tcar.watch import StopTraining
+from tcar.train import alert_rules, alerts, tracking
+from tcar.train.alerts import Alarm, Alert, Webhook
+from tcar.train.checkpoints import Checkpoints
+from tcar.train.trainer import train
+from tcar.train.watch import StopTraining
 
 AFTER = 12 * STEPS  # of the faults: the training is well under way
 SOME = Alert("x", "plateau", "no better in 10 epochs", 7, 1.5)

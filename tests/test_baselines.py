@@ -32,7 +32,7 @@ from tcar.models.checkpoints import CheckpointError
 from tcar.params import ParameterError, Training
 from tcar.stages import baselines as stage
 from tcar.tokens import TokenSet
-from tcar.train_clips import ClipJob, clip_logits, fit_clips
+from tcar.train.baselines import ClipJob, clip_logits, fit_clips
 
 NAMES = ("red", "blue")
 SMALL = TimesformerConfig(
@@ -251,7 +251,7 @@ def test_a_run_trains_its_baselines_and_opens_them_again(run, tmp_path, monkeypa
     assert kept["timesformer_small"]["checkpoints"] == {"timesformer_small": "weights"}
     assert [len(curve) for curve in kept["cast_tiny"]["curves"].values()] == [2, 2]
 
-    monkeypatch.setattr("tcar.train_clips._train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("tcar.train.baselines._train", lambda *_: pytest.fail("trained again"))
     opened = stage.trained_baselines(run)
     assert [fit.history for fit in opened["cast_tiny"]] == [fit.history for fit in fits["cast_tiny"]]
 

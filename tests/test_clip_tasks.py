@@ -11,19 +11,19 @@ from clip_files import coloured_clips
 from token_task import Recorder
 
 from tcar import params, results
-from tcar.clip_tasks import BaselineTask, StreamTask
-from tcar.clip_views import ClipViews
 from tcar.data.augment import AugmentConfig
 from tcar.data.frame_cache import FrameCache
 from tcar.data.video import read_segments, resize
 from tcar.features import extract
 from tcar.models import TCA
 from tcar.models.fusion import FusionConfig
-from tcar.stepping import Processes, Stepper
-from tcar.tasks import Slice, StoredTokens, TokenTask
 from tcar.tokens import token_set
-from tcar.trainer import train
-from tcar.trainer_command import main
+from tcar.train.__main__ import main
+from tcar.train.clip_tasks import BaselineTask, StreamTask
+from tcar.train.clip_views import ClipViews
+from tcar.train.stepping import Processes, Stepper
+from tcar.train.tasks import Slice, StoredTokens, TokenTask
+from tcar.train.trainer import train
 
 NAMES = ("Pushing [something] from left to right", "Pushing [something] from right to left")
 GRID = [2, 2, 2]
@@ -48,7 +48,7 @@ def clips(tmp_path_factory):
 def inline(monkeypatch):
     """Read in this process, where a test is not about processes."""
     monkeypatch.setattr(
-        "tcar.clip_tasks.isolated_map",
+        "tcar.train.clip_tasks.isolated_map",
         lambda function, items, **_: ((number, function(item)) for number, item in enumerate(items)),
     )
 
@@ -190,7 +190,7 @@ def prepared(clips, tmp_path_factory):
     results.write(root / "runs/x/results/audit.json", {"quarantined": [], "classes": texts})
     asked = run(name="x")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tcar.extraction.isolated_map", in_this_process)
+        patch.setattr("tcar.features.extraction.isolated_map", in_this_process)
         stores = extracted(asked, made, root)
     results.write(root / "runs/x/results/extractors.json", {"stores": {r: s.root.name for r, s in stores.items()}})
     lines = "".join(f"{key}: {json.dumps(value)}\n" for key, value in SMALL.items())

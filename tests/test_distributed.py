@@ -11,7 +11,7 @@ import pytest
 import torch
 from token_task import Recorder, run, token_task
 
-from tcar.trainer import train
+from tcar.train.trainer import train
 
 # 78 clips to train on and 21 to validate: the last total batch is short, and no number of processes divides 21 batches.
 ONE = {"batch_size": 8, "label_smoothing": 0.1, "weight_averaging": 0.5, "mixup": 0.4, "mix_probability": 0.5}

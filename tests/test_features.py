@@ -14,8 +14,8 @@ from tcar.data.ssv2 import Clip
 from tcar.data.video import read_segments
 from tcar.data.workers import Failure
 from tcar.features import FeatureError, FeatureStore, extract
+from tcar.features.shards import Extractor
 from tcar.models import Tokens, create_stream
-from tcar.shards import Extractor
 
 
 class Rescaled(Brightness):
@@ -49,7 +49,7 @@ def expected(clips: list[Clip]) -> np.ndarray:
 def inline(monkeypatch):
     """Do the work of the processes in this one, where a test is not about processes."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr("tcar.extraction.isolated_map", in_this_process)
+    monkeypatch.setattr("tcar.features.extraction.isolated_map", in_this_process)
     yield
     torch.set_num_threads(threads)
 
@@ -57,7 +57,7 @@ def inline(monkeypatch):
 @pytest.fixture(scope="module")
 def store(clips, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tcar.extraction.isolated_map", in_this_process)
+        patch.setattr("tcar.features.extraction.isolated_map", in_this_process)
         return extract(clips, Brightness(), GRID, FRAMES, tmp_path_factory.mktemp("store"), batch_clips=3)
 
 
@@ -134,14 +134,14 @@ def test_a_run_that_dies_is_continued(clips, store, tmp_path, monkeypatch):
             dies = isinstance(function, Extractor) and batch.number == 1
             yield number, Failure("crashed", "exit code -9") if dies else function(batch)
 
-    monkeypatch.setattr("tcar.extraction.isolated_map", killed)
+    monkeypatch.setattr("tcar.features.extraction.isolated_map", killed)
     with pytest.raises(FeatureError, match="crashed on batch 1 .* each of its clips can be read"):
         extract(clips, Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
     folder = next(tmp_path.iterdir())
     with pytest.raises(FeatureError, match="no complete feature store"):
         FeatureStore.open(folder)
     first = (folder / "tokens-00000.npy").stat().st_mtime_ns
-    monkeypatch.setattr("tcar.extraction.isolated_map", in_this_process)
+    monkeypatch.setattr("tcar.features.extraction.isolated_map", in_this_process)
     resumed = extract(clips, Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
     assert resumed.root == folder
     assert (folder / "tokens-00000.npy").stat().st_mtime_ns == first
@@ -159,11 +159,11 @@ def test_half_a_shard_does_not_count(clips, store, tmp_path, monkeypatch, inline
             raise OSError("no space left")
         sync(file)
 
-    monkeypatch.setattr("tcar.shards.os.fsync", fail)
+    monkeypatch.setattr("tcar.features.shards.os.fsync", fail)
     with pytest.raises(OSError, match="no space left"):
         extract(clips, Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
     monkeypatch.undo()
-    monkeypatch.setattr("tcar.extraction.isolated_map", in_this_process)
+    monkeypatch.setattr("tcar.features.extraction.isolated_map", in_this_process)
     resumed = extract(clips, Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
     np.testing.assert_array_equal(resumed.load(), store.load())
 
@@ -182,7 +182,7 @@ def test_a_clip_that_kills_its_reader_is_set_aside(clips, tmp_path, monkeypatch)
             kills = any(entry.id == "1" and entry.id not in batch.broken for entry in batch.clips)
             yield number, Failure("crashed", "exit code -11") if kills else function(batch)
 
-    monkeypatch.setattr("tcar.extraction.isolated_map", mortal)
+    monkeypatch.setattr("tcar.features.extraction.isolated_map", mortal)
     store = extract(clips[:5], Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
     assert store.broken == {"1": "reading it crashed"}
     np.testing.assert_allclose(store.load(), expected([clips[0], *clips[2:5]]), atol=1e-3)

@@ -12,12 +12,12 @@ from tcar import log
 def test_configured_twice_still_says_everything_once(tmp_path, capsys):
     for _ in range(2):
         log.configure("INFO", tmp_path / "logs" / "x.log")
-    log.get("tcar.train").info("one line")
-    log.get("tcar.train").debug("too detailed")
+    log.get("tcar.train.heads").info("one line")
+    log.get("tcar.train.heads").debug("too detailed")
     assert capsys.readouterr().err.count("one line") == 1
     text = (tmp_path / "logs" / "x.log").read_text()
     assert text.count("one line") == 1
-    assert "tcar.train" in text
+    assert "tcar.train.heads" in text
     assert "too detailed" not in text
 
 

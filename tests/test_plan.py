@@ -8,12 +8,12 @@ import pytest
 from bright import in_this_process
 from videos import write_video
 
-from tcar import params, plan
+from tcar import params
 from tcar.data.ssv2 import DatasetError
-from tcar.features import FeatureError, extract
+from tcar.features import FeatureError, extract, plan
+from tcar.features.__main__ import main
 from tcar.models import create_stream
 from tcar.params import from_values
-from tcar.store_command import main
 
 SMALL = {"name": "t", "dataset": "ssv2", "data_root": "data", "semantic_grid": [4, 2, 2], "motion_grid": [2, 2, 2]}
 
@@ -54,7 +54,7 @@ def test_it_is_the_size_of_the_store_that_is_then_made(dataset, monkeypatch):
     semantic, _ = plan.plan(run, "L4")
     assert semantic.clips == 3
     stream = create_stream("dinov2_tiny")
-    monkeypatch.setattr("tcar.extraction.isolated_map", in_this_process)
+    monkeypatch.setattr("tcar.features.extraction.isolated_map", in_this_process)
     store = extract(clips, stream, [4, 2, 2], 8, dataset / "s", workers=1, batch_clips=2, views=2, token_type="bf16",
                     device="cpu:0")  # fmt: skip
     header, made = 128, sum(path.stat().st_size for path in store.root.glob("tokens-*.npy"))
@@ -62,7 +62,7 @@ def test_it_is_the_size_of_the_store_that_is_then_made(dataset, monkeypatch):
 
 
 def test_decoding_is_measured_here_and_an_extraction_speaks_for_itself(dataset, capsys, monkeypatch):
-    monkeypatch.setattr("tcar.plan.isolated_map", in_this_process)
+    monkeypatch.setattr("tcar.features.plan.isolated_map", in_this_process)
     run = from_values(SMALL)
     assert plan.plan(run, "L4", measure=True)[0].decoding > 0
     folder = run.run_dir / "features" / "i3d_tiny-0123"

@@ -1,5 +1,7 @@
 """Streams against the plain models they wrap, and published files of every layout through the code that loads them."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import timm

@@ -15,11 +15,13 @@ import pytest
 from optuna.trial import TrialState
 from scipy import stats
 
-from tcar import params, search, search_space, search_study
+from tcar import params, search
 from tcar.params import ParameterError
 from tcar.plots import search as figures
-from tcar.search_space import load_settings
-from tcar.search_study import SearchError, Worker, open_storage, open_study, plan, standing
+from tcar.search import space as search_space
+from tcar.search import study as search_study
+from tcar.search.space import load_settings
+from tcar.search.study import SearchError, Worker, open_storage, open_study, plan, standing
 from tcar.stages import search as stage
 from tcar.tokens import TokenSet
 
@@ -297,7 +299,7 @@ def test_a_trial_below_the_median_is_pruned_and_no_finalist(here):
 SCRIPT = """
 import os, sys, time
 from tcar.search import search
-from tcar.search_space import load_settings
+from tcar.search.space import load_settings
 
 def make(settings):
     def score(proposed, seed, report):

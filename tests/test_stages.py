@@ -14,7 +14,7 @@ from tcar.features import FeatureStore
 from tcar.models.fusion import FusionConfig
 from tcar.stages import clips, features, fits, fusion, looking, probing
 from tcar.stages.words import group_sentence, shown, verdict
-from tcar.train import Fit, TokenSet
+from tcar.train.heads import Fit, TokenSet
 
 TEMPLATES = ["Moving something down", "Moving something up"]
 

@@ -17,11 +17,11 @@ from tcar.data.augment import AugmentConfig
 from tcar.data.video import read_frames
 from tcar.data.workers import isolated_map
 from tcar.features import FeatureError, FeatureStore, extract, verify
+from tcar.features.__main__ import main
+from tcar.features.augmented import AugmentedView
+from tcar.features.shards import Frames
+from tcar.features.views import SegmentView
 from tcar.models import Tokens
-from tcar.shards import Frames
-from tcar.store_command import main
-from tcar.views import SegmentView
-from tcar.views_augmented import AugmentedView
 
 
 class Backwards:
@@ -50,7 +50,7 @@ def clips(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _inline(monkeypatch):
     threads = torch.get_num_threads()
-    monkeypatch.setattr("tcar.extraction.isolated_map", in_this_process)
+    monkeypatch.setattr("tcar.features.extraction.isolated_map", in_this_process)
     yield
     torch.set_num_threads(threads)
 
@@ -79,7 +79,7 @@ def test_random_views_draw_one_frame_of_each_segment(clips, monkeypatch):
         seen.append(tuple(places))
         return np.zeros((len(places), 1, 1, 3), np.uint8)
 
-    monkeypatch.setattr("tcar.views.read_frames", read)
+    monkeypatch.setattr("tcar.features.views.read_frames", read)
     view, clip = SegmentView(FRAMES), clips[5]  # 24 frames: segments of 6
     for number in range(1, 60):
         view(clip, number, 0)

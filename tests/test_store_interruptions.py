@@ -10,8 +10,7 @@ import pytest
 from bright import contents, seven_clips
 from interrupted import in_a_child, make
 
-from tcar import extraction
-from tcar.features import FeatureError, FeatureStore, verify
+from tcar.features import FeatureError, FeatureStore, extraction, verify
 
 KILLED = -signal.SIGKILL
 

@@ -21,7 +21,7 @@ from tcar.models.streams import create_stream
 from tcar.models.tca import TCA, TCAConfig, segment_middles
 from tcar.stages import model as stage
 from tcar.stages.fusion import fusion_config
-from tcar.train import Fit
+from tcar.train.heads import Fit
 
 FUSION = FusionConfig(semantic_width=128, motion_width=96, num_classes=3, width=16, heads=2)
 

@@ -16,15 +16,16 @@ from curves import STEPS, changed, healthy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tracked_training import row as told
 
-from tcar import alerts, params, results, tracking
-from tcar.alerts import Alert
+from tcar import params, results
 from tcar.models.fusion import FusionConfig
 from tcar.params import ParameterError, Watching
 from tcar.plots import training as figures
 from tcar.stages import runs
-from tcar.tracking import CsvTracker, LibraryTracker, Table
-from tcar.train import Fit
-from tcar.watch import StopTraining, Watcher
+from tcar.train import alerts, tracking
+from tcar.train.alerts import Alert
+from tcar.train.heads import Fit
+from tcar.train.tracking import CsvTracker, LibraryTracker, Table
+from tcar.train.watch import StopTraining, Watcher
 
 SCRIPT = Path(__file__).with_name("tracked_training.py")
 ABOUT = {

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from tcar import train as training
 from tcar.models.fusion import FusionConfig, create_fusion
 from tcar.params import Training
 from tcar.tokens import TokenSet, TrainingError, token_set
-from tcar.train import Job, converged, fit, fit_many, improvement, logits
+from tcar.train import heads as training
+from tcar.train.heads import Job, converged, fit, fit_many, improvement, logits
 
 RECIPE = Training(epochs=4, batch_size=16, warmup_epochs=1, learning_rate=0.01)
 

@@ -9,13 +9,13 @@ import torch
 from clip_files import coloured_clips
 from deadly_reader import DeadlyReader
 
-from tcar import train_clips as training
 from tcar.data.batches import ClipReader, fingerprint, read_batches, square
 from tcar.data.ssv2 import Clip
 from tcar.models.baselines import create_baseline
 from tcar.params import Training
 from tcar.tokens import TrainingError
-from tcar.train_clips import ClipJob, clip_logits, fit_clips
+from tcar.train import baselines as training
+from tcar.train.baselines import ClipJob, clip_logits, fit_clips
 
 RECIPE = Training(warmup_epochs=1, label_smoothing=0.0, weight_decay=0.0)
 JOB = ClipJob("cast_tiny", ("red", "blue"), seed=3, epochs=5, batch_size=6, learning_rate=0.01)

@@ -13,16 +13,16 @@ from torch.nn.functional import cross_entropy
 
 from tcar.data.augment import Mix
 from tcar.losses import contrastive_alignment
-from tcar.mixing import TokenMix, mix_frames, partners
 from tcar.models.fusion import create_fusion
 from tcar.models.grids import grid_coordinates
-from tcar.stepping import Processes, Stepper
-from tcar.tasks import decay_groups
 from tcar.tokens import ARRAYS, TrainingError
-from tcar.train import reproducible
-from tcar.trainer import train
-from tcar.training_checkpoints import Checkpoints
-from tcar.watch import StopTraining
+from tcar.train.checkpoints import Checkpoints
+from tcar.train.heads import reproducible
+from tcar.train.mixing import TokenMix, mix_frames, partners
+from tcar.train.stepping import Processes, Stepper
+from tcar.train.tasks import decay_groups
+from tcar.train.trainer import train
+from tcar.train.watch import StopTraining
 
 
 def stepper(seed: int = 0, fusion=FUSION, **changes) -> Stepper:
@@ -336,7 +336,7 @@ def test_not_a_number_ends_it_with_the_checkpoint_before(tmp_path, monkeypatch):
         return [tokens + np.float16(np.nan) if calls.count("train") == 14 else tokens for tokens in found]
 
     monkeypatch.setattr(task, "_read", poisoned)
-    monkeypatch.setattr("tcar.tasks.THREADS", 1)
+    monkeypatch.setattr("tcar.train.tasks.THREADS", 1)
     with pytest.raises(TrainingError, match=r"epoch 2/5, step 14: the gradient's norm is nan, the loss nan; lower"):
         train(task, asked, tmp_path, 0, [recorder])
     assert recorder.ended == "not a number" and math.isnan(recorder.steps[-1]["loss"])

@@ -14,8 +14,8 @@ from tcar import params
 from tcar.models.fusion import FusionConfig
 from tcar.models.grids import grid_coordinates
 from tcar.params import Params
-from tcar.tasks import TokenTask
 from tcar.tokens import TokenSet
+from tcar.train.tasks import TokenTask
 
 CLASSES = 5
 FUSION = FusionConfig(semantic_width=12, motion_width=10, num_classes=CLASSES, width=16, heads=2, blocks=1, mlp_ratio=2,
@@ -96,7 +96,7 @@ def kill_at_file(moment: int, root: Path) -> None:
 def main(folder: str, changes: dict) -> None:
     """Train, and write down what the watcher of the main process was told."""
     from tcar import log
-    from tcar.trainer import train
+    from tcar.train.trainer import train
 
     log.configure("WARNING")
     asked, recorder = run(**changes), Recorder()

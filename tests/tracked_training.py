@@ -7,7 +7,7 @@ import resource
 import sys
 from pathlib import Path
 
-from tcar.tracking import CsvTracker
+from tcar.train.tracking import CsvTracker
 
 
 def row(step: int) -> dict[str, float]:

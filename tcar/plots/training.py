@@ -41,7 +41,7 @@ def watched(
 ) -> Figure:
     """Show what a training wrote down while it ran, against the epoch: six panels, and a line for every alert.
 
-    `steps` and `epochs` are the rows of `tcar.tracking.read`; `alerts` holds kind and epoch (fraction) of each.
+    `steps` and `epochs` are the rows of `tcar.train.tracking.read`; `alerts` holds kind and epoch (fraction) of each.
     """
     fig, axes = canvas(2, 3, width="full", height=3.0, sharex=True)
     loss, top1, rate, norm, speed, memory = axes.flat

@@ -15,8 +15,8 @@ from tcar.results import load
 from tcar.stages.clips import class_names, healthy_clips
 from tcar.stages.fits import mean_curve
 from tcar.tokens import TokenSet
-from tcar.train import converged
-from tcar.train_clips import ClipFit, ClipJob, clip_logits, fit_clips
+from tcar.train.baselines import ClipFit, ClipJob, clip_logits, fit_clips
+from tcar.train.heads import converged
 
 if TYPE_CHECKING:
     from tcar.params import Params

@@ -15,7 +15,7 @@ from tcar.stages.clips import class_names, ground_truth, healthy_clips
 from tcar.stages.features import ROLES, stores
 from tcar.stages.fusion import fusion_config
 from tcar.tokens import TokenSet, token_set
-from tcar.train import Fit, Job, converged, fit_many
+from tcar.train.heads import Fit, Job, converged, fit_many
 
 if TYPE_CHECKING:
     from tcar.params import Params
@@ -64,7 +64,7 @@ def fit_all(
 def mean_curve(fits: list) -> list[dict]:
     """Average the validation accuracy of a method's seeds, epoch by epoch: one seed's curve is mostly noise.
 
-    `fits` are of cached tokens (`tcar.train.Fit`) or of clips (`tcar.train_clips.ClipFit`).
+    `fits` are of cached tokens (`tcar.train.heads.Fit`) or of clips (`tcar.train.baselines.ClipFit`).
     """
     epochs = zip(*(fit.history for fit in fits), strict=True)
     return [{"validation_top1": sum(row["validation_top1"] for row in rows) / len(fits)} for rows in epochs]

@@ -18,7 +18,7 @@ from tcar.stages.clips import class_names
 from tcar.stages.features import ROLES, stores
 from tcar.stages.fusion import fusion_config
 from tcar.tokens import TokenSet
-from tcar.train import Fit, logits
+from tcar.train.heads import Fit, logits
 
 if TYPE_CHECKING:
     from tcar.params import Params

@@ -34,7 +34,7 @@ from tcar.stages.clips import dataset_folder
 from tcar.stages.features import ROLES, extract
 from tcar.stages.fusion import fusion_config
 from tcar.tokens import TokenSet, TrainingError, token_set
-from tcar.train import Job, fit_many, logits
+from tcar.train.heads import Job, fit_many, logits
 
 METRICS = ("top1", "twin_accuracy")
 LOG = log.get("replicates")

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcar import alerts, results, tracking
-from tcar.alerts import Alert
+from tcar import results
 from tcar.params import Common, Watching
+from tcar.train import alerts, tracking
+from tcar.train.alerts import Alert
 
 if TYPE_CHECKING:
     from tcar.params import Params
-    from tcar.train import Fit
+    from tcar.train.heads import Fit
 
 # Where a run is kept and who is told of it makes no difference to what is compared.
 _ASIDE = {f.name for stage in (Common, Watching) for f in fields(stage)} - {"seed"}

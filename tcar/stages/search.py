@@ -12,14 +12,14 @@ from optuna.trial import TrialState
 from tcar import results
 from tcar.models.fusion import fusion_cost
 from tcar.search import Found, Score, search
-from tcar.search_space import SearchSettings, described, load_settings, write_params
-from tcar.search_study import Report, SearchError
+from tcar.search.space import SearchSettings, described, load_settings, write_params
+from tcar.search.study import Report, SearchError
 from tcar.stages.clips import class_names
 from tcar.stages.fits import token_sets
 from tcar.stages.fusion import fusion_config
 from tcar.stages.replicates import paired, student
 from tcar.tokens import TokenSet
-from tcar.train import fit
+from tcar.train.heads import fit
 
 if TYPE_CHECKING:
     from tcar.params import Params
@@ -55,7 +55,7 @@ def token_score(settings: SearchSettings) -> Score:
 def identity(tokens: dict[str, TokenSet]) -> dict[str, str]:
     """What a score on tokens depends on besides the parameters."""
     made = {split: tokens[split].digest() for split in SPLITS}
-    return made | {"code": results.code_digest("tcar.train", "tcar.models.fusion")}
+    return made | {"code": results.code_digest("tcar.train.heads", "tcar.models.fusion")}
 
 
 def run_search(settings: SearchSettings, workers: int = 1, make_score=token_score, data: dict | None = None) -> dict:

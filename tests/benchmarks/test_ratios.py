@@ -14,7 +14,7 @@ from tcar.models.fusion import FusionConfig, create_fusion
 from tcar.models.grids import grid_coordinates
 from tcar.params import Training
 from tcar.tokens import TokenSet
-from tcar.train import fit
+from tcar.train.heads import fit
 
 
 def best_of(function, repeats: int = 5) -> float:

@@ -18,11 +18,11 @@ from videos import write_video
 
 from tcar.data.ssv2 import Clip
 from tcar.data.workers import Failure, isolated_map
-from tcar.extraction import _in_this_process
+from tcar.features.extraction import _in_this_process
+from tcar.features.shards import Batch, Builder, Extractor, Job, Reader, compute
+from tcar.features.store import FeatureStore
+from tcar.features.views import SegmentView
 from tcar.models import create_stream, weights_digest
-from tcar.shards import Batch, Builder, Extractor, Job, Reader, compute
-from tcar.store import FeatureStore
-from tcar.views import SegmentView
 
 CORES = 2
 CASES = {  # grid, frames, clips, clips in a batch, width and height

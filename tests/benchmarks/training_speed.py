@@ -20,11 +20,11 @@ import torch
 from tcar import log, params
 from tcar.models.fusion import FusionConfig, create_fusion
 from tcar.models.grids import grid_coordinates
-from tcar.stepping import Processes, Stepper
-from tcar.tasks import TokenTask, decay_groups
 from tcar.tokens import ARRAYS, TokenSet
-from tcar.train import reproducible
-from tcar.trainer import train
+from tcar.train.heads import reproducible
+from tcar.train.stepping import Processes, Stepper
+from tcar.train.tasks import TokenTask, decay_groups
+from tcar.train.trainer import train
 
 # The demo's fusion and tokens.
 FUSION = FusionConfig(semantic_width=128, motion_width=128, num_classes=32, width=64, heads=4, mlp_ratio=2, dropout=0,

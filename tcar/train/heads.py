@@ -36,7 +36,7 @@ from tcar.models.fusion import FusionConfig, create_fusion, fusion_cost
 from tcar.params import Training
 from tcar.tokens import ARRAYS, TokenSet, TrainingError
 
-_CODE = ("tcar.train", "tcar.models.fusion")
+_CODE = ("tcar.train.heads", "tcar.models.fusion")
 _RECIPE = ("batch_size", "learning_rate", "weight_decay", "warmup_epochs", "label_smoothing", "clip_norm")
 # What so few clips leave between two layers stays in the cache of one core.
 _EVALUATION_BATCH = 32

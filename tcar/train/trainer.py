@@ -1,8 +1,8 @@
 """The trainer of large runs, thin over accelerate: on one process or many, and resumed as if it had never stopped.
 
-    python -m tcar.trainer params/ssv2.yaml                             one process
-    python -m tcar.trainer params/ssv2.yaml task=clips batch_size=8     with other parameters
-    torchrun --nproc-per-node 8 -m tcar.trainer params/ssv2.yaml        one process a GPU; or with accelerate launch
+    python -m tcar.train params/ssv2.yaml                             one process
+    python -m tcar.train params/ssv2.yaml task=clips batch_size=8     with other parameters
+    torchrun --nproc-per-node 8 -m tcar.train params/ssv2.yaml        one process a GPU; or with accelerate launch
     accelerate.notebook_launcher(train, (task, run, folder, seed), 8)   the same from a notebook
 
 A step takes `batch_size` clips times `accumulation` times the number of processes. Which clips these are depends on
@@ -14,7 +14,6 @@ generator has a state to be kept.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -27,12 +26,12 @@ from torch import Tensor
 
 from tcar import log
 from tcar.params import Params
-from tcar.stepping import Measured, Processes, Stepper
-from tcar.tasks import Batch, Task
 from tcar.tokens import TrainingError
-from tcar.train import reproducible
-from tcar.training_checkpoints import Checkpoints
-from tcar.watch import StopTraining, Watcher
+from tcar.train.checkpoints import Checkpoints
+from tcar.train.heads import reproducible
+from tcar.train.stepping import Measured, Processes, Stepper
+from tcar.train.tasks import Batch, Task
+from tcar.train.watch import StopTraining, Watcher
 
 FINISHED, EARLY, NOT_A_NUMBER, INTERRUPTED = "finished", "stopped early", "not a number", "interrupted"
 _RECIPE = ("epochs", "learning_rate", "weight_decay", "warmup_epochs", "label_smoothing", "clip_norm")
@@ -49,7 +48,7 @@ class NotANumber(TrainingError):
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A training that has ended, and why (`reason`, one of the words of `tcar.watch`).
+    """A training that has ended, and why (`reason`, one of the words of `tcar.train.watch`).
 
     `history` has the rows that watchers saw after each epoch; `state_dict` the trained weights of the best epoch, the
     averaged ones where there are any; `broken` says by id why a clip was left out.
@@ -305,9 +304,3 @@ def _score(row: dict) -> tuple[float, float]:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-if __name__ == "__main__":
-    from tcar.trainer_command import main
-
-    sys.exit(main())

@@ -18,18 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tcar.clip_views import ClipViews
 from tcar.data.augment import AugmentConfig, Mix
 from tcar.data.batches import CLIP_LIMIT, fingerprint
 from tcar.data.frame_cache import FrameCache
 from tcar.data.ssv2 import Clip, check_label_order, flip_pairs
 from tcar.data.workers import Failure, isolated_map
-from tcar.mixing import mix_frames
 from tcar.models.baselines import create_baseline, find_baseline
 from tcar.models.streams import stream_spec, weights_digest
 from tcar.models.tca import TCA, TCAConfig
 from tcar.params import Params
-from tcar.tasks import Batch, Slice, check_labels, decay_groups
+from tcar.train.clip_views import ClipViews
+from tcar.train.mixing import mix_frames
+from tcar.train.tasks import Batch, Slice, check_labels, decay_groups
 
 AHEAD = 2  # batches decoded before they are asked for
 
@@ -113,7 +113,7 @@ class ClipTask:
         return Batch((torch.from_numpy(frames),), torch.from_numpy(labels), places, rows, failed)
 
     def mixed(self, batch: Batch, inputs: tuple[Tensor, ...], labels: Tensor, epoch: int, step: int) -> tuple:
-        """Mix frames as `tcar.mixing.mix_frames` does."""
+        """Mix frames as `tcar.train.mixing.mix_frames` does."""
         rows = batch.rows or [0]
         frames, targets = mix_frames(self._mix, inputs[0], labels, rows, epoch, step)
         return (frames,), targets

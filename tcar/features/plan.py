@@ -17,10 +17,10 @@ from tcar import log
 from tcar.data.ssv2 import SPLITS, Clip, DatasetError, load_split
 from tcar.data.video import VideoError
 from tcar.data.workers import Failure, isolated_map, worker_count
+from tcar.features.shards import STORED, FeatureError
+from tcar.features.views import SegmentView
 from tcar.models import create_stream, stream_cost
 from tcar.params import Params
-from tcar.shards import STORED, FeatureError
-from tcar.views import SegmentView
 
 ROLES = ("semantic", "motion")
 # TFLOP/s from the makers' data sheets: fp32 without tensor cores, and dense (not sparse) bf16 with them.

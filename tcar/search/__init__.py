@@ -2,14 +2,13 @@
 
 Trials are trained with one seed and judged on validation; the best of them and the base are then trained with several
 seeds. The command can be killed and started again, and may run on several machines at once that reach its storage:
-they share one book (`tcar.search_study`), so no trial is lost and none is done twice. Random and grid proposals are the
+they share one book (`tcar.search.study`), so no trial is lost and none is done twice. Random and grid proposals are the
 same whoever makes them; TPE learns from what is finished at that moment, so with several workers it depends on timing,
 as pruning does.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
 import multiprocessing
@@ -20,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,9 +29,9 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from tcar import log, results
-from tcar.params import ParameterError, Params
-from tcar.search_space import SearchSettings, grid, load_settings
-from tcar.search_study import POLL, Report, SearchError, Worker, finished, open_storage, open_study, plan
+from tcar.params import Params
+from tcar.search.space import SearchSettings, grid
+from tcar.search.study import POLL, Report, SearchError, Worker, finished, open_storage, open_study, plan
 
 # Trains at these parameters with this seed, reports (epoch, score) on the way, and gives the score.
 Score = Callable[[Params, int, Report], float]
@@ -198,31 +196,3 @@ def _end_with(lifeline) -> None:
     with contextlib.suppress(EOFError, OSError):
         lifeline.recv()
     os._exit(1)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; gives the exit status."""
-    from tcar.stages import search as stage  # needs torch, which the workers of another evaluation do not
-    from tcar.tokens import TrainingError
-
-    parser = argparse.ArgumentParser("python -m tcar.search", description=__doc__.partition("\n")[0])
-    parser.add_argument("file", type=Path, help="what to search, e.g. params/search.yaml")
-    parser.add_argument("--workers", type=int, default=1, help="processes on this machine, of one thread each")
-    parser.add_argument("--trials", type=int, help="instead of the file's number; more of them go on with the search")
-    chosen = parser.parse_args(arguments)
-    if chosen.workers < 1:
-        parser.error("--workers must be at least 1")
-    try:
-        settings = load_settings(chosen.file, trials=chosen.trials)
-        log.configure(settings.base.common.log_level, settings.base.logs_dir / "search.log")
-        record = stage.run_search(settings, chosen.workers)
-    except (ParameterError, SearchError, TrainingError, results.ResultError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(stage.sentence(record))
-    print(f"written: {record['written']}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -21,8 +21,8 @@ from torch import nn
 
 from tcar import log
 from tcar.data.workers import Failure, isolated_map, worker_count
-from tcar.shards import Batch, Builder, Extractor, FeatureError, Job, Reader, compute, read_record, write_shard
-from tcar.store import DESCRIPTION
+from tcar.features.shards import Batch, Builder, Extractor, FeatureError, Job, Reader, compute, read_record, write_shard
+from tcar.features.store import DESCRIPTION
 
 # Reading and computing one batch takes seconds to minutes; beyond these a process hangs.
 BATCH_LIMIT, CLIP_LIMIT = 3600.0, 60.0

@@ -1,7 +1,7 @@
 """Training of a baseline on the clips themselves: frames decoded by worker processes, one model in this one.
 
-The recipe is that of `tcar.train`; what differs is that a batch is decoded anew each time it is seen. On a CPU the
-model runs on one thread, and the same job gives the same weights. `fit_clips` keeps a fit under the digest of all
+The recipe is that of `tcar.train.heads`; what differs is that a batch is decoded anew each time it is seen. On a CPU
+the model runs on one thread, and the same job gives the same weights. `fit_clips` keeps a fit under the digest of all
 that made it.
 """
 
@@ -31,12 +31,12 @@ from tcar.data.ssv2 import Clip, check_label_order
 from tcar.losses import build_loss
 from tcar.models.baselines import Built, create_baseline, find_baseline
 from tcar.tokens import TrainingError
-from tcar.train import parameter_groups, rate_factor, reproducible
+from tcar.train.heads import parameter_groups, rate_factor, reproducible
 
 if TYPE_CHECKING:
     from tcar.params import Training
 
-_CODE = ("tcar.train_clips", "tcar.models.baselines")
+_CODE = ("tcar.train.baselines", "tcar.models.baselines")
 _RECIPE = ("weight_decay", "warmup_epochs", "label_smoothing", "clip_norm")
 
 logger = log.get(__name__)
@@ -63,8 +63,8 @@ class ClipJob:
 class ClipFit:
     """A trained baseline: the trained weights of its best epoch, and what every epoch measured.
 
-    `history` has the rows of `tcar.train.Fit`; it is empty, and `best_epoch` 0, where nothing was trained. `broken`
-    says by id why a clip was left out; `notes` must stand beside the numbers.
+    `history` has the rows of `tcar.train.heads.Fit`; it is empty, and `best_epoch` 0, where nothing was trained.
+    `broken` says by id why a clip was left out; `notes` must stand beside the numbers.
     """
 
     job: ClipJob
@@ -80,7 +80,7 @@ def fit_clips(
     job: ClipJob, train: Sequence[Clip], validation: Sequence[Clip], recipe: Training, root: str | Path, *,
     workers: int = 0, device: str = "cpu",
 ) -> ClipFit:  # fmt: skip
-    """Train a baseline, or take the kept fit: the epoch of the best validation top-1, as `tcar.train.fit` chooses it.
+    """Train a baseline, or take the kept fit: the epoch of the best validation top-1, as in `tcar.train.heads.fit`.
 
     A job of 0 epochs needs no clips and gives the baseline as it is loaded. Others are kept in `root/<key>/`; the key
     is the digest of code, job, recipe, the weights it starts from, clips and kind of device. `device` "auto" is a GPU

@@ -24,12 +24,12 @@ from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tcar.data.augment import view_seed
-from tcar.learner import Learner, checkpoint_blocks
 from tcar.params import Params
-from tcar.tasks import Batch, Slice, Task, decay_groups
 from tcar.tokens import TrainingError
-from tcar.train import rate_factor
-from tcar.training_checkpoints import Snapshot
+from tcar.train.checkpoints import Snapshot
+from tcar.train.heads import rate_factor
+from tcar.train.learner import Learner, checkpoint_blocks
+from tcar.train.tasks import Batch, Slice, Task, decay_groups
 
 LEAST_SCALE = 1e-3  # of the loss in fp16: a gradient that is not finite below it is so at any scale
 

@@ -23,7 +23,7 @@ import pyarrow.parquet
 from jaxtyping import Float, Shaped
 
 from tcar import log
-from tcar.shards import (
+from tcar.features.shards import (
     STORED,
     FeatureError,
     Job,

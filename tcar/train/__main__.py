@@ -1,4 +1,4 @@
-"""The command `python -m tcar.trainer`: the training that a parameter file describes, once for each of its seeds."""
+"""The command `python -m tcar.train`: the training that a parameter file describes, once for each of its seeds."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Any
 import yaml
 
 from tcar import log, params, results
-from tcar.clip_tasks import BaselineTask, StreamTask
 from tcar.data.ssv2 import DatasetError
-from tcar.extraction import Ranks
+from tcar.features.extraction import Ranks
+from tcar.features.shards import FeatureError
 from tcar.models import TCA, CheckpointError
 from tcar.params import ParameterError, Params
 from tcar.results import ResultError
-from tcar.shards import FeatureError
 from tcar.stages.clips import class_names, healthy_clips
 from tcar.stages.features import stores
 from tcar.stages.fusion import fusion_config
 from tcar.stages.model import card_facts, model_config
-from tcar.tasks import StoredTokens, Task, TokenTask
 from tcar.tokens import TrainingError
-from tcar.tracking import watchers
-from tcar.train import Fit
-from tcar.trainer import Trained, train
+from tcar.train.clip_tasks import BaselineTask, StreamTask
+from tcar.train.heads import Fit
+from tcar.train.tasks import StoredTokens, Task, TokenTask
+from tcar.train.tracking import watchers
+from tcar.train.trainer import Trained, train
 
 SPLITS = ("train", "validation")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; 2 for a request that cannot be met."""
-    parser = argparse.ArgumentParser(prog="python -m tcar.trainer", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tcar.train", description=__doc__)
     parser.add_argument("params", type=Path, help="a parameter file, such as params/ssv2.yaml")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="parameters that differ from the file's")
     asked = parser.parse_args(arguments)
@@ -112,3 +112,7 @@ def _save(run: Params, task: Task, found: Trained, folder: Path, seed: int) -> N
         model.save_pretrained(folder / "model", card=card_facts(run, fit))
     elif hasattr(model, "save_pretrained"):
         model.save_pretrained(folder / "model")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 
 from tcar.data.augment import Augment, AugmentConfig
 from tcar.data.ssv2 import Clip
-from tcar.views import SegmentView
+from tcar.features.views import SegmentView
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@
     torchrun --nproc-per-node 2 -m tcar.features extract params/ssv2.yaml
     python -m tcar.features verify runs/ssv2/features/STORE       every byte read again
 
-What a store holds is in `tcar.store`, how it is filled in `tcar.extraction`. Its name carries the digest of what made
-it: stream, weights, sampling, views, pooling, type, and the ids and sizes of the clips. A batch of clips is one shard:
-a run that is killed, at whatever moment, loses the batches it was at, and the next run makes them again to the same
-bytes.
+What a store holds is in `tcar.features.store`, how it is filled in `tcar.features.extraction`. Its name carries the
+digest of what made it: stream, weights, sampling, views, pooling, type, and the ids and sizes of the clips. A batch of
+clips is one shard: a run that is killed, at whatever moment, loses the batches it was at, and the next run makes them
+again to the same bytes.
 """
 
 import datetime
@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -30,8 +29,8 @@ from torch import nn
 from tcar import log, models
 from tcar.data.ssv2 import Clip
 from tcar.data.video import VideoError
-from tcar.extraction import POLL, Ranks, Spent, await_ranks, make_shards
-from tcar.shards import (
+from tcar.features.extraction import POLL, Ranks, Spent, await_ranks, make_shards
+from tcar.features.shards import (
     STORED,
     Batch,
     Builder,
@@ -46,8 +45,8 @@ from tcar.shards import (
     replace_file,
     shard_path,
 )
-from tcar.store import DESCRIPTION, FeatureStore, finish, key_of, verify
-from tcar.views import SegmentView, View
+from tcar.features.store import DESCRIPTION, FeatureStore, finish, key_of, verify
+from tcar.features.views import SegmentView, View
 
 __all__ = ["FeatureError", "FeatureStore", "extract", "verify"]
 
@@ -273,9 +272,3 @@ def _tidy(job: Job) -> None:
     for record in job.folder.glob("tokens-*.json"):
         record.unlink(missing_ok=True)
     drop_drafts(job.folder)
-
-
-if __name__ == "__main__":
-    from tcar.store_command import main
-
-    sys.exit(main())

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from tcar import log
-from tcar.alert_rules import Rule, epoch_rules, step_rules
 from tcar.params import ParameterError, Watching
-from tcar.watch import StopTraining
+from tcar.train.alert_rules import Rule, epoch_rules, step_rules
+from tcar.train.watch import StopTraining
 
 FILE = "alerts.jsonl"
 TIMEOUT = 5.0  # seconds that a webhook may take

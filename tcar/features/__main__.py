@@ -4,16 +4,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from tcar import log, params, plan
+from tcar import log, params
 from tcar.data.ssv2 import DatasetError
-from tcar.extraction import Ranks
+from tcar.features import plan
+from tcar.features.extraction import Ranks
+from tcar.features.shards import FeatureError
+from tcar.features.store import verify
 from tcar.models import CheckpointError
 from tcar.params import ParameterError
 from tcar.results import ResultError
-from tcar.shards import FeatureError
 from tcar.stages.clips import healthy_clips
 from tcar.stages.features import ROLES, extract
-from tcar.store import verify
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,3 +67,7 @@ def _verify(asked: argparse.Namespace) -> int:
         print(fault, file=sys.stderr)
     print(f"{len(faults)} faults" if faults else "every byte is as it was written")
     return int(bool(faults))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tcar import log, results
-from tcar.alerts import Alarm, Alert, Webhook
 from tcar.params import ParameterError, Watching
-from tcar.watch import Watcher
+from tcar.train.alerts import Alarm, Alert, Webhook
+from tcar.train.watch import Watcher
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tcar import models
 from tcar.data.ssv2 import Clip
 from tcar.data.video import VideoError
-from tcar.views import View
+from tcar.features.views import View
 
 TokenType = Literal["fp16", "bf16"]
 Precision = Literal["fp32", "bf16"]

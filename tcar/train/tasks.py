@@ -1,7 +1,7 @@
-"""What a training trains, and on what: here a fusion on kept tokens; `tcar.clip_tasks` has those that read clips.
+"""What a training trains, and on what: here a fusion on kept tokens; `tcar.train.clip_tasks` has those on clips.
 
-A task builds the model and gives its batches; `tcar.trainer` knows nothing else of it. The batches are those of one
-process, read ahead of the training.
+A task builds the model and gives its batches; `tcar.train.trainer` knows nothing else of it. The batches are those of
+one process, read ahead of the training.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from tcar import log, results
 from tcar.data.augment import view_seed
-from tcar.mixing import TokenMix
 from tcar.models.fusion import FusionConfig, create_fusion
 from tcar.tokens import TokenSet, TrainingError
-from tcar.train import epochs_of, parameter_groups
+from tcar.train.heads import epochs_of, parameter_groups
+from tcar.train.mixing import TokenMix
 
 if TYPE_CHECKING:
     from tcar.data.ssv2 import Clip
@@ -188,7 +188,7 @@ class TokenTask:
     def mixed(
         self, batch: Batch, inputs: tuple[Tensor, ...], labels: Tensor, epoch: int, step: int
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Mix tokens as `tcar.mixing.TokenMix` does."""
+        """Mix tokens as `tcar.train.mixing.TokenMix` does."""
         if not len(batch.rows):
             return inputs, nn.functional.one_hot(labels, self.num_classes).float()
         mixed, targets = self._mix(inputs, labels, batch.rows, epoch, step)
@@ -219,7 +219,7 @@ class TokenTask:
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Return the groups of `tcar.train.parameter_groups`, with tables of positions among those that do not decay."""
+    """Return `tcar.train.heads.parameter_groups`, with tables of positions among those that do not decay."""
     positions = {id(parameter) for name, parameter in model.named_parameters() if "position" in name}
     groups = parameter_groups(model, weight_decay)
     decaying, others = (group["params"] for group in groups)
