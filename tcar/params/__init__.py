@@ -1,0 +1,247 @@
+"""Parameters of a run: one flat YAML file, whose keys are the fields of `tcar.params.stages`.
+
+The defaults are those of `params/demo.yaml`. Every key, type and range is checked, because a misspelt or
+mistyped parameter would otherwise be a run with a default nobody asked for.
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from tcar import log
+from tcar.params.stages import (
+    FIELDS,
+    STAGES,
+    TYPES,
+    Ablations,
+    Baselines,
+    Common,
+    Data,
+    Evaluation,
+    FullSize,
+    Fusion,
+    Interpretability,
+    Search,
+    Streams,
+    Trainer,
+    Training,
+    Watching,
+)
+
+
+class ParameterError(ValueError):
+    """A parameter is unknown, mistyped or out of range; the message names the key, the file and the fix."""
+
+
+@cache
+def find_root(start: Path) -> Path:
+    """The project folder: the nearest one from `start` upward whose pyproject.toml belongs to tcar, else this
+    package's own checkout. Raises ParameterError where there is neither."""
+    for folder in (start, *start.parents, Path(__file__).parents[2]):
+        file = folder / "pyproject.toml"
+        if file.is_file() and tomllib.loads(file.read_text()).get("project", {}).get("name") == "tcar":
+            return folder
+    raise ParameterError(f"{start} is not inside the tcar project: change into its folder first")
+
+
+@dataclass(frozen=True)
+class Params:
+    """All parameters of one run, by stage, and the folders that follow from them."""
+
+    common: Common = Common()
+    data: Data = field(default_factory=Data)
+    streams: Streams = field(default_factory=Streams)
+    full_size: FullSize = field(default_factory=FullSize)
+    fusion: Fusion = field(default_factory=Fusion)
+    training: Training = field(default_factory=Training)
+    watching: Watching = field(default_factory=Watching)
+    trainer: Trainer = field(default_factory=Trainer)
+    baselines: Baselines = field(default_factory=Baselines)
+    search: Search = field(default_factory=Search)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    ablations: Ablations = field(default_factory=Ablations)
+    interpretability: Interpretability = field(default_factory=Interpretability)
+    root: Path = field(default_factory=lambda: find_root(Path.cwd()))  # where relative paths begin
+
+    def as_dict(self) -> dict[str, typing.Any]:
+        """All parameters, flat, as the YAML file has them."""
+        return {k: v for stage in STAGES for k, v in dataclasses.asdict(getattr(self, stage)).items()}
+
+    @property
+    def run_dir(self) -> Path:
+        """Everything this run writes and git does not keep."""
+        return self.root / self.common.runs / self.common.name
+
+    @property
+    def results_dir(self) -> Path:
+        """The result files."""
+        return self.run_dir / "results"
+
+    @property
+    def logs_dir(self) -> Path:
+        """One log file a notebook."""
+        return self.run_dir / "logs"
+
+    @property
+    def figures_dir(self) -> Path:
+        """The figures and the numbers behind them."""
+        return self.root / self.common.figures / self.common.name
+
+    @property
+    def data_root(self) -> Path:
+        """The dataset's folder, in the layout of Something-Something-V2."""
+        stated = Path(self.data.data_root).expanduser()
+        return self.root / stated if self.data.data_root else self.run_dir / "data"
+
+    @property
+    def workers(self) -> int:
+        """Worker processes: as stated, or the cores this process may use."""
+        usable = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+        return self.common.workers or len(usable(0))
+
+
+def load(path: str | Path, **overrides) -> Params:
+    """Parameters from a flat YAML file; what it leaves out has the default, `overrides` win.
+
+    Raises ParameterError: no such file, not flat YAML, a repeated or unknown key, a wrong type or value.
+    """
+    return from_values({**read_yaml(path), **overrides}, source=str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, typing.Any]:
+    """The keys and values of a YAML file, unchecked. Raises ParameterError: no such file, no YAML, a repeated key."""
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(p.as_posix() for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        there = f"; there are {', '.join(near)}" if near else ""
+        raise ParameterError(f"{path}: no such parameter file{there}")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParameterError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ParameterError(f"{path}: expected lines `key: value`, found a {type(values).__name__}")
+    return values
+
+
+def from_values(values: Mapping[str, typing.Any], source: str = "parameters") -> Params:
+    """Parameters from a flat mapping; `source` is named in every error. Raises ParameterError."""
+    unknown = [key for key in values if key not in FIELDS]
+    if unknown:
+        raise ParameterError(f"{source}: " + "; ".join(_unknown(key) for key in unknown))
+    checked = {key: _check(key, value, source) for key, value in values.items()}
+    stages = {
+        name: stage(**{f.name: checked[f.name] for f in dataclasses.fields(stage) if f.name in checked})
+        for name, stage in STAGES.items()
+    }
+    return Params(**stages)
+
+
+def from_notebook(namespace: Mapping[str, typing.Any]) -> Params:
+    """Parameters from the variables of a notebook, read in the cell after its `parameters` cell.
+
+    namespace: the notebook's `globals()`. Also sets up logging, once for the whole notebook.
+    Raises ParameterError: a wrong type or value, or, when papermill passed parameters, a name that is none.
+    """
+    source = os.environ.get("TCAR_STAGE") or Path(os.environ.get("JPY_SESSION_NAME", "notebook")).stem
+    if log.under_papermill(namespace):
+        plain = (bool, int, float, str, list, tuple, dict, type(None))
+        names = [k for k, v in namespace.items() if isinstance(v, plain) and not k.startswith("_")]
+        unknown = [_unknown(k) for k in names if k not in FIELDS and k not in ("In", "Out")]
+        if unknown:
+            raise ParameterError(f"{source}: " + "; ".join(unknown))
+    run = from_values({k: namespace[k] for k in FIELDS if k in namespace}, source=source)
+    # The pipeline keeps everything a notebook prints, so there the kernel writes no file of its own.
+    logfile = None if "TCAR_STAGE" in os.environ else run.logs_dir / f"{source}.log"
+    log.configure(run.common.log_level, logfile)
+    return run
+
+
+def _unknown(key: object) -> str:
+    close = difflib.get_close_matches(str(key), FIELDS, n=1)
+    return f"unknown parameter {key!r}" + (f", did you mean {close[0]!r}?" if close else "")
+
+
+def _check(key: str, value, source: str):
+    """The value in its declared type, or a ParameterError."""
+    expected, limits = TYPES[key], FIELDS[key].metadata
+    if not _fits(value, expected):
+        name = str(expected) if typing.get_args(expected) else expected.__name__
+        found = f"{value!r} ({_kind(value)})"
+        raise ParameterError(f"{source}: {key} is {found}, expected {name}{_hint(value, expected)}")
+    if expected is float:
+        value = float(value)
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    for item in items:
+        problem = _outside(item, limits)
+        if problem:
+            raise ParameterError(f"{source}: {key} is {value!r}, {problem}")
+    if "length" in limits and len(value) != limits["length"]:
+        raise ParameterError(f"{source}: {key} is {value!r}, expected {limits['length']} numbers")
+    if key == "name" and not re.fullmatch(r"[\w][\w.-]*", value):
+        raise ParameterError(
+            f"{source}: name is {value!r}; it names a folder: letters, digits, _ - and . only"
+        )
+    return value
+
+
+def _fits(value, expected) -> bool:
+    """Whether a value has the declared type: a whole number is a float too, a truth value is no number."""
+    items, origin = typing.get_args(expected), typing.get_origin(expected)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(v, items[0]) for v in value)
+    if origin is dict:
+        pairs = value.items() if isinstance(value, dict) else [(None, None)]
+        return all(_fits(k, items[0]) and _fits(v, items[1]) for k, v in pairs)
+    if expected is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
+
+
+def _outside(value, limits: Mapping) -> str:
+    """What is wrong with a value of the right type, or an empty string."""
+    if "choices" in limits and value not in limits["choices"]:
+        return f"expected one of {', '.join(limits['choices'])}"
+    if "pattern" in limits and not re.fullmatch(limits["pattern"], value):
+        return f"expected {limits['pattern']}"
+    if "minimum" in limits and value < limits["minimum"]:
+        return f"expected at least {limits['minimum']}"
+    if "maximum" in limits and value > limits["maximum"]:
+        return f"expected at most {limits['maximum']}"
+    return ""
+
+
+def _kind(value) -> str:
+    return {str: "text", types.NoneType: "nothing"}.get(type(value), type(value).__name__)
+
+
+def _hint(value, expected) -> str:
+    """YAML 1.1 reads 1e-4 as text: say how to write the number it was meant to be."""
+    number = re.fullmatch(r"([-+]?\d+)(\.\d*)?[eE]([-+]?)(\d+)", value) if isinstance(value, str) else None
+    if expected is not float or number is None:
+        return ""
+    whole, fraction, sign, power = number.groups()
+    return f": YAML reads {value} as text, write {whole}{fraction or '.0'}e{sign or '+'}{power}"
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys without a word; here that is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                problem = f"the key {key!r} stands there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep)
