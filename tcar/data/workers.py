@@ -3,14 +3,19 @@
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickle
 import signal
+import sys
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any, Literal
+
+# How the libraries that share their work out over all cores are told not to: there is a process for every core.
+_ONE_THREAD = {"cv2": "setNumThreads", "torch": "set_num_threads"}
 
 
 @dataclass(frozen=True)
@@ -31,83 +36,148 @@ def worker_count(workers: int) -> int:
 def isolated_map(
     function: Callable[[Any], Any], items: Iterable, *, workers: int = 0, time_limit: float | None = None
 ) -> Iterator[tuple[int, Any]]:
-    """Yield (number of the item, result or Failure) as results arrive, from spawned processes.
+    """Yield (number of the item, result or Failure) as results arrive, from the processes of a `Crew`.
 
-    A process holds one item at a time, so a crash or a time-out (`time_limit` in seconds for one item) is
-    that item's alone; the process is then replaced. `function` and the items must be picklable. Raises
-    RuntimeError when a process cannot start at all.
+    A process ends as soon as nothing is left for it. Raises RuntimeError when a process cannot start at all.
     """
-    waiting = deque(enumerate(items))
-    crew = [_Worker(function) for _ in range(min(worker_count(workers), len(waiting)))]
-    try:
-        while crew:
-            for worker in list(crew):
-                if worker.idle and not waiting:
+    with Crew(function, workers=workers, time_limit=time_limit) as crew:
+        for number, item in enumerate(items):
+            crew.give(number, item)
+        while crew.busy:
+            yield from crew.collect()
+            crew.dismiss()
+
+
+class Crew:
+    """Up to `workers` spawned processes (0: one for every core) that do one function for as long as the crew lives.
+
+    A process holds one item at a time, so a crash or a time-out (`time_limit` in seconds for one item) is that item's
+    alone; the process is then replaced. Processes start when there is something for them, and compute on one thread
+    each. `function` and the items must be picklable. For one thread at a time; `close`, or the end of `with`, ends all.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], *, workers: int = 0, time_limit: float | None = None):
+        self.size, self._function, self._limit = worker_count(workers), function, time_limit
+        self._crew: list[_Worker] = []
+        self._waiting: deque[tuple[int, Any]] = deque()
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    @property
+    def busy(self) -> bool:
+        """Whether something was given whose outcome has not been collected."""
+        return bool(self._waiting) or any(worker.number is not None for worker in self._crew)
+
+    @property
+    def processes(self) -> list[int]:
+        """The ids of the processes that live, in no order that means anything."""
+        return [worker.process.pid for worker in self._crew if not worker.stopped]
+
+    def give(self, number: int, item: Any) -> None:
+        """Add an item to those that wait for a process; `number` comes back with its outcome."""
+        self._waiting.append((number, item))
+
+    def collect(self, bell: Connection | None = None) -> list[tuple[int, Any]]:
+        """Wait until something happens, and return the outcomes it brings: (number, result or Failure); maybe none.
+
+        bell: what can be read from ends the wait too. Raises RuntimeError when a process cannot start at all.
+        """
+        self._deal()
+        living = [worker for worker in self._crew if not worker.stopped]
+        watched = [worker.connection for worker in living] + ([bell] if bell is not None else [])
+        if not watched:
+            return []
+        deadline = min((worker.deadline for worker in living), default=float("inf"))
+        patience = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
+        talking, outcomes = multiprocessing.connection.wait(watched, patience), []
+        for worker in living:
+            if worker.connection in talking:
+                outcomes += worker.receive()
+            elif time.monotonic() > worker.deadline:
+                outcomes += worker.outcome(Failure("timed out", f"no result within {self._limit:g} s"))
+                worker.stop()
+        self._deal()  # what comes next is done while these outcomes are used
+        return outcomes
+
+    def forget(self) -> None:
+        """Drop what waits; what processes hold is done to its end, within its time, and its outcome thrown away."""
+        self._waiting.clear()
+        for worker in self._crew:
+            worker.number = None
+
+    def dismiss(self) -> None:
+        """End the processes for which nothing is left."""
+        if not self._waiting:
+            for worker in self._crew:
+                if not worker.stopped and not worker.holds:
                     worker.stop()
-                    crew.remove(worker)
-                elif worker.stopped:
-                    worker.start()
-                elif worker.idle:
-                    worker.give(waiting.popleft(), time_limit)
-            yield from _collect(crew)
-    finally:
-        for worker in crew:
-            worker.stop()
 
-
-def _collect(crew: list["_Worker"]) -> list[tuple[int, Any]]:
-    """Wait for the next message, death or deadline, and return the outcomes it brings."""
-    if not crew:
-        return []
-    deadline = min(worker.deadline for worker in crew)
-    patience = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
-    talking = multiprocessing.connection.wait([worker.connection for worker in crew], patience)
-    outcomes = []
-    for worker in crew:
-        if worker.connection in talking:
-            outcomes += worker.receive()
-        elif time.monotonic() > worker.deadline:
-            outcomes.append((worker.item, Failure("timed out", f"no result within {worker.limit:g} s")))
+    def close(self) -> None:
+        """End all processes, whatever they hold; what is given afterwards starts new ones."""
+        self.forget()
+        for worker in self._crew:
             worker.stop()
-    return outcomes
+        self._crew.clear()
+
+    def _deal(self) -> None:
+        for worker in self._crew:
+            if self._waiting and worker.ready and not worker.holds:
+                if worker.give(*self._waiting[0], self._limit):
+                    self._waiting.popleft()
+                else:
+                    worker.stop()  # it died while it had nothing to do, which is no fault of the item
+        starting = sum(not worker.ready and not worker.stopped for worker in self._crew)
+        free = self.size - sum(not worker.stopped for worker in self._crew)
+        for _ in range(min(free, len(self._waiting) - starting)):
+            stopped = next((worker for worker in self._crew if worker.stopped), None)
+            if stopped is not None:
+                self._crew.remove(stopped)
+            self._crew.append(_Worker(self._function))
 
 
 class _Worker:
-    """One process and the item it holds."""
+    """One process and the item it holds; `number` is None where nobody wants its outcome."""
 
     def __init__(self, function: Callable):
-        self.function = function
-        self.start()
-
-    def start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, self.function), daemon=True)
+        self.process = context.Process(target=_serve, args=(other, function), daemon=True)
         self.process.start()
         other.close()  # so that the death of the process reads as the end of the pipe
-        self.stopped, self.ready = False, False
-        self.item, self.deadline, self.limit = None, float("inf"), None
+        self.stopped = self.ready = self.holds = False
+        self.number, self.deadline = None, float("inf")
 
-    def give(self, numbered: tuple[int, Any], time_limit: float | None) -> None:
-        self.item, self.limit = numbered[0], time_limit
+    def give(self, number: int, item: Any, time_limit: float | None) -> bool:
+        """Hand an item over; False where the process has died meanwhile."""
+        try:
+            self.connection.send(item)
+        except OSError:
+            return False
+        self.number, self.holds = number, True
         self.deadline = float("inf") if time_limit is None else time.monotonic() + time_limit
-        # A process that died between two items has left a closed pipe, which is read next.
-        with suppress(BrokenPipeError):
-            self.connection.send(numbered[1])
+        return True
 
     def receive(self) -> list[tuple[int, Any]]:
         try:
-            message = self.connection.recv()
-        except (EOFError, ConnectionResetError):
-            return [self._death()]
+            message = _received(self.connection)
+        except (EOFError, OSError):  # the second, where it died in the middle of a message
+            return self._death()
         if not self.ready:
             self.ready = True
             return []
-        outcome = (self.item, message)
-        self.item, self.deadline = None, float("inf")
-        return [outcome]
+        return self.outcome(message)
 
-    def _death(self) -> tuple[int, Failure]:
+    def outcome(self, found: Any) -> list[tuple[int, Any]]:
+        """What becomes of the item it holds, where somebody wants that; it holds none afterwards."""
+        outcomes = [] if self.number is None else [(self.number, found)]
+        self.number, self.holds, self.deadline = None, False, float("inf")
+        return outcomes
+
+    def _death(self) -> list[tuple[int, Any]]:
         self.process.join()
         code = self.process.exitcode
         if not self.ready:
@@ -115,24 +185,23 @@ class _Worker:
                 f"a worker process could not start (exit code {code}); its error stands above. In a script, "
                 'call this under `if __name__ == "__main__":`'
             )
-        outcome = (self.item, Failure("crashed", f"the process ended with exit code {code}"))
+        outcomes = self.outcome(Failure("crashed", f"the process ended with exit code {code}"))
         self.stop()
-        return outcome
-
-    @property
-    def idle(self) -> bool:
-        return self.stopped or (self.ready and self.item is None)
+        return outcomes
 
     def stop(self) -> None:
-        self.stopped = True
+        self.stopped, self.ready, self.holds, self.number, self.deadline = True, False, False, None, float("inf")
         self.connection.close()
         self.process.kill()
         self.process.join()
 
 
-def _serve(connection, function: Callable) -> None:
+def _serve(connection: Connection, function: Callable) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers an interrupt, and stops its workers
-    connection.send("ready")
+    for module, limit in _ONE_THREAD.items():
+        if module in sys.modules:  # with the function, whatever it needs has come in
+            getattr(sys.modules[module], limit)(1)
+    _send(connection, "ready")
     while True:
         try:
             item = connection.recv()
@@ -142,4 +211,22 @@ def _serve(connection, function: Callable) -> None:
             outcome = function(item)
         except Exception:
             outcome = Failure("error", traceback.format_exc())
-        connection.send(outcome)
+        _send(connection, outcome)
+
+
+def _send(connection: Connection, outcome: Any) -> None:
+    """Arrays come after the rest, as they lie in memory (PEP 574): within it, frames would be copied at both ends."""
+    arrays: list[pickle.PickleBuffer] = []
+    rest = pickle.dumps(outcome, 5, buffer_callback=arrays.append)
+    views = [array.raw() for array in arrays]
+    connection.send((rest, [view.nbytes for view in views]))
+    for view in views:
+        connection.send_bytes(view)
+
+
+def _received(connection: Connection) -> Any:
+    rest, sizes = connection.recv()
+    arrays = [bytearray(size) for size in sizes]
+    for array in arrays:
+        connection.recv_bytes_into(array)
+    return pickle.loads(rest, buffers=arrays)

@@ -1,4 +1,4 @@
-"""Training of a baseline on the clips themselves: frames decoded by worker processes, one model in this one.
+"""Training of a baseline on the clips themselves: a `tcar.data.loader.Loader` reads them, one model learns here.
 
 The recipe is that of `tcar.train.heads`; what differs is that a batch is decoded anew each time it is seen. On a CPU
 the model runs on one thread, and the same job gives the same weights. `fit_clips` keeps a fit under the digest of all
@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tcar import log, results
-from tcar.data.batches import Batch, ClipReader, fingerprint, read_batches
+from tcar.data.clip_reader import ClipReader, fingerprint
+from tcar.data.loader import Loaded, Loader
 from tcar.data.ssv2 import Clip, check_label_order
 from tcar.losses import build_loss
 from tcar.models.baselines import Built, create_baseline, find_baseline
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 _CODE = ("tcar.train.baselines", "tcar.models.baselines")
 _RECIPE = ("weight_decay", "warmup_epochs", "label_smoothing", "clip_norm")
+
+AHEAD = 2  # batches read before they are asked for
+_Batch = tuple[list[int], Loaded]
 
 logger = log.get(__name__)
 
@@ -116,14 +120,15 @@ def clip_logits(
     built, place = _build(fit.job), _device(device)
     built.model.load_state_dict(fit.state_dict, strict=False)
     batches = _cut(range(len(clips)), fit.job.batch_size)
-    with reproducible(fit.job.seed), closing(read_batches(clips, batches, _reader(fit.job), workers)) as stream:
+    loader = _loader(fit.job, workers, place)
+    with reproducible(fit.job.seed), loader, closing(_read(loader, clips, batches)) as stream:
         shown = log.progress(stream, len(batches), f"{fit.job.baseline}, scoring", "batches")
-        places, logits, broken = _logits(built.model.to(place), shown)
+        places, logits = _logits(built.model.to(place), shown)
     if not places:
         raise TrainingError(f"{fit.job.baseline}: none of {len(clips)} clips can be read; run the audit again")
     found = np.full((len(clips), logits.shape[1]), np.nan, np.float32)
     found[places] = logits.numpy()
-    _warn(fit.job, clips, broken)
+    _warn(fit.job, clips, loader.broken)
     return found
 
 
@@ -152,29 +157,30 @@ def _check(job: ClipJob, train: Sequence[Clip], validation: Sequence[Clip], reci
 
 
 def _train(job, built: Built, train, validation, recipe, workers: int, device: torch.device) -> ClipFit:
-    start, history, best, broken = time.perf_counter(), [], (None, 0, {}), {}
+    start, history, best = time.perf_counter(), [], (None, 0, {})
     clips, model = [*train, *validation], built.model.to(device)
     labels = torch.tensor([clip.label for clip in clips])
-    with reproducible(job.seed):
+    with reproducible(job.seed), _loader(job, workers, device) as loader:
         step = _Step(job, model, recipe, math.ceil(len(train) / job.batch_size))
         order = torch.Generator().manual_seed(job.seed)
         for epoch in range(1, job.epochs + 1):
             shuffled = torch.randperm(len(train), generator=order).tolist()
-            parts = [[p for p in places if p not in broken] for places in (shuffled, range(len(train), len(clips)))]
+            splits = shuffled, range(len(train), len(clips))
+            parts = [[place for place in places if clips[place].id not in loader.broken] for places in splits]
             learning, checking = (_cut(places, job.batch_size) for places in parts)
             row = {"epoch": epoch, "learning_rate": step.learning_rate}
             where = f"{job.baseline}, seed {job.seed}, epoch {epoch}/{job.epochs}"
-            with closing(read_batches(clips, [*learning, *checking], _reader(job), workers)) as stream:
+            with closing(_read(loader, clips, [*learning, *checking])) as stream:
                 shown = log.progress(stream, len(learning) + len(checking), where, "batches")
-                row |= _train_epoch(step, islice(shown, len(learning)), labels, broken, where)
-                row |= _validate(model, shown, labels, broken, where)
+                row |= _train_epoch(step, islice(shown, len(learning)), labels, where)
+                row |= _validate(model, shown, labels, where)
             history.append(row)
             logger.info(f"{where}: loss {row['train_loss']:.3f}, validation top-1 {row['validation_top1']:.3f}")
             score = (row["validation_top1"], -row["validation_loss"])
             if best[0] is None or score > best[0]:
                 best = score, epoch, {key: value.detach().cpu().clone() for key, value in _trained(model)}
-    left_out = _warn(job, clips, broken)
-    return ClipFit(job, history, best[1], best[2], left_out, built.notes, time.perf_counter() - start)
+    _warn(job, clips, loader.broken)
+    return ClipFit(job, history, best[1], best[2], loader.broken, built.notes, time.perf_counter() - start)
 
 
 class _Step:
@@ -210,23 +216,21 @@ class _Step:
         return value, norm
 
 
-def _train_epoch(step: _Step, batches: Iterator[Batch], labels: Tensor, broken: dict, where: str) -> dict[str, float]:
+def _train_epoch(step: _Step, batches: Iterator[_Batch], labels: Tensor, where: str) -> dict[str, float]:
     step.model.train()
     seen, total, norms = 0, 0.0, []
-    for batch in batches:
-        broken |= batch.broken
-        if batch.places:
-            loss, norm = step(torch.from_numpy(batch.frames), labels[batch.places], where)
-            seen, total = seen + len(batch.places), total + loss * len(batch.places)
+    for places, loaded in batches:
+        if places:
+            loss, norm = step(loaded.arrays[0], labels[places], where)
+            seen, total = seen + len(places), total + loss * len(places)
             norms.append(norm)
     if not seen:
-        raise TrainingError(f"{where}: no clip to train on is left, {len(broken)} cannot be read; run the audit again")
+        raise TrainingError(f"{where}: no clip to train on can be read; run the audit again")
     return {"train_loss": total / seen, "gradient_norm": sum(norms) / len(norms)}
 
 
-def _validate(model: nn.Module, batches: Iterator[Batch], labels: Tensor, broken: dict, where: str) -> dict[str, float]:
-    places, predicted, unread = _logits(model, batches)
-    broken |= unread
+def _validate(model: nn.Module, batches: Iterator[_Batch], labels: Tensor, where: str) -> dict[str, float]:
+    places, predicted = _logits(model, batches)
     if not places:
         raise TrainingError(f"{where}: no validation clip can be read; run the audit again")
     wanted = labels[places]
@@ -235,40 +239,46 @@ def _validate(model: nn.Module, batches: Iterator[Batch], labels: Tensor, broken
 
 
 @torch.inference_mode()
-def _logits(model: nn.Module, batches: Iterator[Batch]) -> tuple[list[int], Float[Tensor, "n c"], dict[int, str]]:
+def _logits(model: nn.Module, batches: Iterator[_Batch]) -> tuple[list[int], Float[Tensor, "n c"]]:
     model.eval()
-    places, logits, broken = [], [], {}
-    for batch in batches:
-        broken |= batch.broken
-        if batch.places:
-            places += batch.places
-            logits.append(_forward(model, torch.from_numpy(batch.frames)).cpu())
-    return places, torch.cat(logits) if logits else torch.empty(0, 0), broken
+    found, logits = [], []
+    for places, loaded in batches:
+        if places:
+            found += places
+            logits.append(_forward(model, loaded.arrays[0]).cpu())
+    return found, torch.cat(logits) if logits else torch.empty(0, 0)
 
 
 def _forward(model: nn.Module, frames: Tensor) -> Float[Tensor, "b c"]:
     """Logits in float32; on a GPU the model itself computes in bfloat16, which has float32's range."""
     place = _place(model)
     with torch.autocast(place.type, torch.bfloat16, enabled=place.type == "cuda"):
-        return model(frames.to(place)).float()
+        return model(frames.to(place, non_blocking=True)).float()
 
 
-def _warn(job: ClipJob, clips: Sequence[Clip], broken: dict[int, str]) -> dict[str, str]:
-    """Name the clips that could not be read in a warning, and return the reasons by id."""
-    left_out = {clips[place].id: reason for place, reason in broken.items()}
-    if left_out:
-        some = ", ".join(f"{clip} ({reason})" for clip, reason in list(left_out.items())[:5])
-        logger.warning(f"{job.baseline}: {len(left_out)} of {len(clips)} clips left out: {some}")
-    return left_out
+def _warn(job: ClipJob, clips: Sequence[Clip], broken: dict[str, str]) -> None:
+    """Name the clips that could not be read."""
+    if broken:
+        some = ", ".join(f"{clip} ({reason})" for clip, reason in list(broken.items())[:5])
+        logger.warning(f"{job.baseline}: {len(broken)} of {len(clips)} clips left out: {some}")
 
 
 def _cut(places: Sequence[int], size: int) -> list[Sequence[int]]:
     return [places[start : start + size] for start in range(0, len(places), size)]
 
 
-def _reader(job: ClipJob) -> ClipReader:
+def _loader(job: ClipJob, workers: int, device: torch.device) -> Loader:
     baseline = find_baseline(job.baseline)
-    return ClipReader(baseline.frames, baseline.size, baseline.crop)
+    read = ClipReader(baseline.frames, baseline.size, baseline.crop)
+    return Loader(read, workers=workers, ahead=AHEAD * job.batch_size, pin=device.type == "cuda")
+
+
+def _read(loader: Loader, clips: Sequence[Clip], batches: Sequence[Sequence[int]]) -> Iterator[_Batch]:
+    """Read batches of places in `clips`; those of them that could be read come with what was read."""
+    groups = ([clips[place] for place in batch] for batch in batches)
+    with closing(loader.groups(groups)) as stream:
+        for batch, loaded in zip(batches, stream, strict=True):
+            yield [batch[offset] for offset in loaded.offsets], loaded
 
 
 def _device(device: str) -> torch.device:

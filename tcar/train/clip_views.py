@@ -8,7 +8,7 @@ import torch
 from jaxtyping import UInt8
 
 from tcar.data.augment import Augment, AugmentConfig, view_seed
-from tcar.data.batches import square
+from tcar.data.clip_reader import square
 from tcar.data.frame_cache import FrameCache
 from tcar.data.sampling import random_segment_indices, segment_indices
 from tcar.data.ssv2 import Clip
