@@ -10,19 +10,23 @@ from bright import FRAMES, GRID, Brightness, clip, in_this_process
 
 from tcar import log
 from tcar.features import FeatureError, FeatureStore, extract, extraction
+from tcar.features.views import SegmentView
 
 # A moment is just before a file is opened, renamed or deleted.
 MOMENTS = ("open", "os.rename", "os.remove")
 
 
 def make(videos: Path, root: Path, *, patience: float = 60, moment: int = 0) -> FeatureStore:
-    """Extract all videos of a folder in shards of two clips; SIGKILL at a moment in the root, counted from 1."""
+    """Extract two views, some of them mirrored, of all videos of a folder in shards of two clips; SIGKILL at a moment
+    in the root, counted from 1.
+    """
     torch.set_num_threads(1)
     extraction.isolated_map = in_this_process
     if moment:
         _kill_at(moment, root)
     clips = [clip(path) for path in sorted(videos.glob("*.webm"))]
-    return extract(clips, Brightness(), GRID, FRAMES, root, batch_clips=2, patience=patience)
+    view = SegmentView(FRAMES, flip=0.5)
+    return extract(clips, Brightness(), GRID, FRAMES, root, batch_clips=2, patience=patience, views=2, view=view)
 
 
 def in_a_child(*arguments, rank: int = 0, world: int = 1, **settings) -> int:

@@ -209,6 +209,7 @@ def test_registered_streams(clips, tmp_path, inline, name):
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"stream": forgetful}, "other weights each time"),
     ({"stream": partial(Brightness, float("nan"))}, "not finite in fp16"),
+    ({"stream": partial(Brightness, 1e6)}, "not finite in fp16"),
     ({"stream": Brightness(), "checkpoint": "weights.safetensors"}, "checkpoint= goes with the name"),
     ({"clips": "twice"}, "same id"),
     ({"clips": "missing"}, "none of the 1 clips can be read, the first because: missing"),

@@ -15,6 +15,7 @@ from tcar.data.ssv2 import (
     flip_pairs,
     load_labels,
     load_split,
+    without_mirror_image,
 )
 
 LABELS = {"Holding something": "1", "Approaching something": "0", "Tearing part of something": "2"}
@@ -98,6 +99,7 @@ def test_the_real_lists(shared):
 def test_flip_pairs_of_the_real_labels(shared):
     names = class_names(shared / "ssv2")
     assert flip_pairs(names) == {86: 87, 87: 86, 93: 94, 94: 93, 166: 167, 167: 166}
+    assert without_mirror_image(names) == []
 
 
 def test_words_that_only_contain_a_direction_are_no_pair():
@@ -109,6 +111,7 @@ def test_words_that_only_contain_a_direction_are_no_pair():
         "Bright left",
     ]
     assert flip_pairs(names) == {3: 4, 4: 3}
+    assert without_mirror_image(names) == ["Turning left"]
 
 
 def test_a_folder_without_labels(tmp_path):

@@ -1,8 +1,10 @@
 """The feature store: views, both types of half precision, checksums, room on the disk, and the command."""
 
+import hashlib
 import json
 import pickle
 import shutil
+import tracemalloc
 from collections import namedtuple
 from functools import partial
 from pathlib import Path
@@ -19,7 +21,9 @@ from tcar.data.workers import isolated_map
 from tcar.features import FeatureError, FeatureStore, extract, verify
 from tcar.features.__main__ import main
 from tcar.features.augmented import AugmentedView
-from tcar.features.shards import Frames
+from tcar.features.buffers import KEPT, LARGEST, Buffers
+from tcar.features.frames import Frames, together
+from tcar.features.shards import as_npy, replace_file
 from tcar.features.views import SegmentView
 from tcar.models import Tokens
 
@@ -28,6 +32,9 @@ class Backwards:
     """A view that counts from the end: every frame of view n is the last but n."""
 
     key = "last frames"
+
+    def flipped(self, name, number, seed):
+        return False
 
     def __call__(self, clip, number, seed):
         return read_frames(clip.path, [9 + 3 * int(clip.id) - 1 - number] * FRAMES)
@@ -111,8 +118,6 @@ def test_augmented_views_vary_with_number_and_seed(clips):
     assert len({array.tobytes() for array in made}) == 3
     np.testing.assert_array_equal(view(clips[2], 1, 0), made[0])
     assert "jitter" in view.key
-    with pytest.raises(ValueError, match="cannot change their class"):
-        AugmentedView(FRAMES, AugmentConfig(flip=0.5))
 
 
 @pytest.mark.parametrize("views", [1, 2])
@@ -208,14 +213,14 @@ def test_a_store_that_does_not_fit_on_the_disk_is_not_begun(clips, tmp_path, mon
 
 
 class Batches:
-    """Frames of two views, three clips of different sizes, the last of them not contiguous."""
+    """Frames of two views, four clips of three sizes, one of them not contiguous."""
 
     def __call__(self, seed: int) -> Frames:
         draw = np.random.default_rng(seed)
-        shapes = [(4, 6, 8, 3), (4, 12, 8, 3), (4, 10, 6, 3)]
+        shapes = [(4, 6, 8, 3), (4, 12, 8, 3), (4, 6, 8, 3), (4, 10, 6, 3)]
         videos = [[draw.integers(0, 256, shape, dtype=np.uint8) for shape in shapes] for _ in range(2)]
-        videos[1][2] = videos[1][2][:, ::2]
-        return Frames(["a", "b", "c"], videos, {"d": "empty"}, 1.5)
+        videos[1][3] = videos[1][3][:, ::2]
+        return Frames(["a", "b", "c", "e"], videos, {"d": "empty"}, 1.5)
 
 
 def test_frames_from_another_process_are_the_same():
@@ -227,11 +232,78 @@ def test_frames_from_another_process_are_the_same():
         assert (frames.ids, frames.broken, frames.seconds) == (sent.ids, sent.broken, sent.seconds)
         for got, put in zip(frames.videos, sent.videos, strict=True):
             assert all(np.array_equal(*pair) for pair in zip(got, put, strict=True))
+            whole = together([got[0], got[2]])  # those of one size need no copy
+            assert np.shares_memory(whole, got[0])
+            np.testing.assert_array_equal(whole, [put[0], put[2]])
     nothing = pickle.loads(pickle.dumps(Frames([], [[]], {"d": "empty"}, 0.0)))
     assert (nothing.ids, nothing.videos) == ([], [[]])
-    del received, frames, got, put
+    del received, frames, got, put, whole
     after = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 0
     assert after < before + 20
+
+
+@pytest.mark.parametrize("chosen", [[1, 0], [0, 2], [0, 0], [0, 1, 1], "transposed", "apart"])
+def test_videos_that_do_not_lie_side_by_side_are_copied(chosen):
+    memory = np.arange(3 * 48, dtype=np.uint8)
+    videos = [part.reshape(2, 2, 4, 3) for part in np.split(memory, 3)]
+    if chosen == "transposed":
+        asked = [video.transpose(0, 2, 1, 3) for video in videos]
+    elif chosen == "apart":
+        asked = [video.copy() for video in videos]
+    else:
+        asked = [videos[place] for place in chosen]
+    np.testing.assert_array_equal(together(asked), np.stack(asked))
+    assert not np.shares_memory(together(asked), memory)
+    assert np.shares_memory(together(videos[1:]), memory)
+
+
+@pytest.mark.parametrize("array", [
+    np.zeros((3, 4, 5), np.float16),
+    np.arange(24, dtype=np.uint16).reshape(2, 3, 4)[:, :, ::2],
+    np.zeros((12, 3), np.float32),
+])  # fmt: skip
+def test_a_shard_is_the_file_that_numpy_writes(array, tmp_path):
+    np.save(tmp_path / "numpy.npy", array)
+    said = replace_file(tmp_path / "tcar.npy", *as_npy(array))
+    content = (tmp_path / "numpy.npy").read_bytes()
+    assert (tmp_path / "tcar.npy").read_bytes() == content
+    assert said == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def test_memory_is_lent_again_when_nothing_refers_to_it():
+    buffers, kind = Buffers(), np.dtype("<f2")
+    first = buffers.empty((2, 1024, 512), kind)
+    place = first.__array_interface__["data"]
+    assert (first.shape, first.dtype, first.flags.c_contiguous) == ((2, 1024, 512), kind, True)
+    first[:] = 1
+    kept = torch.from_numpy(first[1, 7:9])
+    del first
+    other = buffers.empty((2, 1024, 512), kind)  # a tensor of two rows still refers to the first
+    other[:] = 2
+    assert (kept == 1).all()
+    del kept
+    again = buffers.empty((1, 1024, 512), kind)
+    assert again.__array_interface__["data"] == place
+    larger = buffers.empty((4, 1024, 512), kind)
+    again[:], larger[:] = 3, 4
+    assert (other == 2).all()
+    assert (again == 3).all()
+
+
+def test_idle_memory_is_bounded():
+    buffers, kind = Buffers(), np.dtype(np.uint8)
+    tracemalloc.start()
+    try:
+        lent = [buffers.empty((2**20,), kind) for _ in range(3 * KEPT)]
+        lent.append(buffers.empty((LARGEST + 1,), kind))
+        assert tracemalloc.get_traced_memory()[0] > LARGEST
+        del lent
+        assert KEPT * 2**20 <= tracemalloc.get_traced_memory()[0] < (KEPT + 1) * 2**20
+        assert len(pickle.dumps(buffers)) < 1000
+        del buffers
+        assert tracemalloc.get_traced_memory()[0] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_how_it_was_made_lies_beside_it(make):

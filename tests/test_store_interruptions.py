@@ -27,7 +27,9 @@ def whole(videos, tmp_path_factory):
     """The content of the store when nothing happens."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extraction, "isolated_map", extraction.isolated_map)  # `make` replaces it
-        yield contents(make(videos, tmp_path_factory.mktemp("whole")))
+        store = make(videos, tmp_path_factory.mktemp("whole"))
+        assert set(store.flipped(view=1).tolist()) == {True, False}  # the index, which says so, is compared as well
+        yield contents(store)
 
 
 def end(child: int) -> int:

@@ -222,10 +222,20 @@ def flip_pairs(class_names: list[str]) -> dict[int, int]:
     Derived from the texts: two names that differ by exchanging the words left and right are a pair. Flipping
     without this exchange costs one to two and a half points on Something-Something-V2.
     """
-    opposite = {"left": "right", "right": "left"}
     index = {name: position for position, name in enumerate(class_names)}
-    mirrored = {name: re.sub(r"\b(left|right)\b", lambda word: opposite[word[0]], name) for name in index}
+    mirrored = {name: _mirrored(name) for name in index}
     return {index[name]: index[other] for name, other in mirrored.items() if other != name and other in index}
+
+
+def without_mirror_image(class_names: list[str]) -> list[str]:
+    """The classes that a mirror would change into one that is not among them: their clips must not be mirrored."""
+    return [name for name in class_names if _mirrored(name) not in class_names]
+
+
+def _mirrored(name: str) -> str:
+    opposite = {"left": "right", "right": "left"}
+    # What is pulled right out is pulled out entirely, to whatever side.
+    return re.sub(r"\b(left|right)\b(?! out\b)", lambda word: opposite[word[0]], name)
 
 
 def class_statistics(clips: Sequence[Clip], classes: int) -> ClassStatistics:

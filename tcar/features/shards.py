@@ -7,9 +7,7 @@ cut off. Nothing carries its final name before it is whole and on the disk.
 
 import hashlib
 import io
-import itertools
 import json
-import mmap
 import os
 import socket
 import time
@@ -17,8 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from math import prod
-from multiprocessing import reduction
 from pathlib import Path
 from typing import Literal
 
@@ -30,12 +26,14 @@ from torch import Tensor, nn
 from tcar import models
 from tcar.data.ssv2 import Clip
 from tcar.data.video import VideoError
+from tcar.features.frames import Frames, alike, together
 from tcar.features.views import View
 
 TokenType = Literal["fp16", "bf16"]
 Precision = Literal["fp32", "bf16"]
 # numpy has no bfloat16: its bits are kept in unsigned integers of the same size.
 STORED = {"fp16": np.dtype("<f2"), "bf16": np.dtype("<u2")}
+SAME_PLACE = 1e-4  # of the frame: devices differ by less in a coordinate, frames of another shape by more
 
 
 class FeatureError(RuntimeError):
@@ -78,46 +76,6 @@ class Batch:
     number: int
     clips: Sequence[Clip]
     broken: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Frames:
-    """The decoded clips of a batch, `videos[view][clip]`, the reason for each broken one, and the seconds it took.
-
-    A batch of frames is tens of megabytes. Where the system allows, pickling hands over memory that both processes
-    see, without a name that could outlive them, instead of copying it through a pipe.
-    """
-
-    ids: list[str]
-    videos: list[list[UInt8[np.ndarray, "t _ _ 3"]]]
-    broken: dict[str, str]
-    seconds: float
-
-    def __reduce__(self):
-        if not self.ids or not hasattr(os, "memfd_create"):
-            return Frames, (self.ids, self.videos, self.broken, self.seconds)
-        with open(os.memfd_create("tcar-frames"), "wb") as memory:
-            for video in itertools.chain(*self.videos):
-                memory.write(np.ascontiguousarray(video).data)
-            memory.flush()
-            handle = reduction.DupFd(memory.fileno())
-        shapes = [[video.shape for video in view] for view in self.videos]
-        return _received, (self.ids, handle, shapes, self.broken, self.seconds)
-
-
-def _received(ids: list[str], handle, shapes: list[list[tuple]], broken: dict[str, str], seconds: float) -> Frames:
-    """The frames in the memory that a worker has handed over; it is freed with the last of them."""
-    descriptor = handle.detach()
-    try:
-        memory, at, videos = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ), 0, []
-    finally:
-        os.close(descriptor)
-    for view in shapes:
-        videos.append([])
-        for shape in view:
-            videos[-1].append(np.frombuffer(memory, np.uint8, prod(shape), at).reshape(shape))
-            at += prod(shape)
-    return Frames(ids, videos, broken, seconds)
 
 
 class Reader:
@@ -176,10 +134,9 @@ def compute(job: Job, model: nn.Module, frames: Frames) -> Shard:
     """Run the stream over a batch, one view after the other, so that memory does not grow with the views."""
     if not frames.ids:
         return Shard([], frames.broken, None, None)
-    by_view = [pooled_tokens(model, videos, job) for videos in frames.videos]
-    tokens = np.stack([tokens for tokens, _ in by_view], axis=1)
-    rows = np.ascontiguousarray(tokens.reshape(-1, *tokens.shape[2:]))  # a store reads row by row
-    return Shard(frames.ids, frames.broken, rows, by_view[0][1])
+    by_view, places = zip(*[pooled_tokens(model, videos, job) for videos in frames.videos], strict=True)
+    rows = by_view[0] if len(by_view) == 1 else np.stack(by_view, axis=1).reshape(-1, *by_view[0].shape[1:])
+    return Shard(frames.ids, frames.broken, rows, one_place_each(model.name, places))
 
 
 def pooled_tokens(
@@ -188,22 +145,36 @@ def pooled_tokens(
     """Pooled tokens of videos as they are stored, run together where their frames have the same size."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     lower = torch.autocast(device.type, torch.bfloat16) if job.precision == "bf16" else nullcontext()
-    sizes: dict[tuple[int, ...], list[int]] = {}
-    for position, video in enumerate(videos):
-        sizes.setdefault(video.shape, []).append(position)
-    values: list[np.ndarray | None] = [None] * len(videos)
-    for positions in sizes.values():
-        clips = torch.from_numpy(np.stack([videos[position] for position in positions])).to(device)
+    half = torch.float16 if job.token_type == "fp16" else torch.bfloat16
+    tokens, places = None, []
+    for positions in alike([video.shape for video in videos]):
+        clips = torch.from_numpy(together([videos[position] for position in positions])).to(device)
         with torch.inference_mode(), lower:
             pooled = models.pool_tokens(model(clips), job.grid)
-        found = pooled.values.flatten(1, 2).to(torch.float16 if job.token_type == "fp16" else torch.bfloat16).cpu()
-        if not found.isfinite().all():
+        found = pooled.values.flatten(1, 2).to(half, copy=True)  # the next batch may overwrite what a stream gives
+        # The least or the greatest is not finite where any number is not, and takes less time than looking at each.
+        if not all(extreme.isfinite() for extreme in torch.aminmax(found)):
             raise FeatureError(
                 f"{model.name} gives tokens that are not finite in {job.token_type}; check its checkpoint"
             )
-        for position, value in zip(positions, to_stored(found), strict=True):
-            values[position] = value
-    return np.stack(values), pooled.coordinates.flatten(0, 1).float().cpu().numpy()
+        found = to_stored(found.contiguous().cpu())
+        if len(positions) == len(videos):
+            tokens = found
+        else:
+            tokens = np.empty((len(videos), *found.shape[1:]), found.dtype) if tokens is None else tokens
+            tokens[positions] = found
+        places.append(pooled.coordinates.flatten(0, 1).float().cpu().numpy())
+    return tokens, one_place_each(model.name, places)
+
+
+def one_place_each(name: str, places: Sequence[Float[np.ndarray, "n 3"]]) -> Float[np.ndarray, "n 3"]:
+    """The coordinates that all of these are; raises FeatureError where they differ, as a store has one set of them."""
+    if any(np.abs(found - places[0]).max() > SAME_PLACE for found in places):
+        raise FeatureError(
+            f"{name}: frames of different shapes give tokens in different places, and a store keeps one place for "
+            "each token; give the stream fit='squash', or extract clips of each shape by themselves"
+        )
+    return places[0]
 
 
 def to_stored(tokens: Tensor) -> Shaped[np.ndarray, "..."]:
@@ -211,13 +182,18 @@ def to_stored(tokens: Tensor) -> Shaped[np.ndarray, "..."]:
     return (tokens if tokens.dtype == torch.float16 else tokens.view(torch.uint16)).numpy()
 
 
-def from_stored(tokens: Shaped[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """Stored tokens as numbers: fp16 as they are, bf16 in single precision, where they are exact."""
+def from_stored(
+    tokens: Shaped[np.ndarray, "..."], empty: Callable[[tuple[int, ...], np.dtype], np.ndarray] = np.empty
+) -> Float[np.ndarray, "..."]:
+    """Stored tokens as numbers: fp16 as they are, bf16 in single precision, where they are exact.
+
+    `empty` gives the array for those of bf16.
+    """
     if tokens.dtype == STORED["fp16"]:
         return tokens
-    bits = tokens.astype(np.uint32)
-    bits <<= 16
-    return bits.view(np.float32)
+    numbers = empty(tokens.shape, np.dtype(np.float32))
+    np.left_shift(tokens, 16, out=numbers.view(np.uint32), dtype=np.uint32)
+    return numbers
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -232,11 +208,23 @@ def write_shard(job: Job, number: int, shard: Shard) -> None:
     """Write the tokens, then the record that makes the shard count as complete."""
     record = {"ids": shard.ids, "broken": shard.broken, "sha256": "", "bytes": 0}
     if shard.ids:
-        record |= replace_file(shard_path(job.folder, number), as_npy(shard.tokens))
+        record |= {"flipped": flipped_views(job, shard.ids), "ends": shard.coordinates[[0, -1]].tolist()}
+        record |= replace_file(shard_path(job.folder, number), *as_npy(shard.tokens))
         if not (job.folder / "coordinates.npy").exists():
-            replace_file(job.folder / "coordinates.npy", as_npy(shard.coordinates))
+            replace_file(job.folder / "coordinates.npy", *as_npy(shard.coordinates))
     # A record lost to a power cut is no harm: the shard is made again. So it does not wait for the disk.
     replace_file(record_path(job.folder, number), json.dumps(record).encode(), durable=False)
+
+
+def flipped_views(job: Job, ids: Sequence[str]) -> list[list[bool]]:
+    """Which views of these clips are mirrored, a list for each clip; raises FeatureError where view 0 is."""
+    flipped = [[job.view.flipped(name, number, job.view_seed) for number in range(job.views)] for name in ids]
+    if mirrored := [name for name, views in zip(ids, flipped, strict=True) if views[0]]:
+        raise FeatureError(
+            f"{job.view.key}: view 0 of clip {mirrored[0]} is mirrored, and scored as what the clip shows; mirror "
+            "other views alone"
+        )
+    return flipped
 
 
 def read_record(job: Job, number: int) -> dict | None:
@@ -249,27 +237,29 @@ def read_record(job: Job, number: int) -> dict | None:
     return record if whole else None
 
 
-def as_npy(array: np.ndarray) -> memoryview:
-    """The bytes of a `.npy` file."""
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getbuffer()
+def as_npy(array: np.ndarray) -> tuple[bytes, memoryview]:
+    """The bytes of a `.npy` file: its head and, uncopied, the array, whose rows a store reads one by one."""
+    head, rows = io.BytesIO(), np.ascontiguousarray(array)
+    np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(rows))
+    return head.getvalue(), memoryview(rows).cast("B")
 
 
-def replace_file(path: Path, content: bytes | memoryview, durable: bool = True) -> dict:
+def replace_file(path: Path, *content: bytes | memoryview, durable: bool = True) -> dict:
     """Write beside the target, on to the disk where `durable`, and rename: no reader ever meets half a file.
 
     Drafts carry machine and process in their name: two processes on the same file cannot get in each other's way.
-    Returns the SHA-256 and the bytes of the content.
+    Returns the SHA-256 and the bytes of the content, which may come in parts.
     """
-    draft = path.with_name(f"{_draft_prefix()}{os.getpid()}~{path.name}")
+    draft, digest = path.with_name(f"{_draft_prefix()}{os.getpid()}~{path.name}"), hashlib.sha256()
     with draft.open("wb") as file:
-        file.write(content)
+        for part in content:
+            file.write(part)
+            digest.update(part)
         if durable:
             file.flush()
             os.fsync(file.fileno())
     os.replace(draft, path)
-    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    return {"sha256": digest.hexdigest(), "bytes": sum(map(len, content))}
 
 
 def sync_folder(folder: Path) -> None:

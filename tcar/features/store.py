@@ -4,7 +4,8 @@ A store is a folder `<stream>-<key>/`. It is complete when it holds `store.json`
 
     tokens-<shard>.npy    [clips * views, N, D], fp16, or bf16 as unsigned integers; the views of a clip side by side
     coordinates.npy       [N, 3], the centres (t, y, x) of the tokens in [0, 1]
-    index.parquet         id, shard, row of the first view
+    index.parquet         id, shard, row of the first view; where a view of any clip is mirrored: flipped, a list for
+                          each clip with a truth value for each view
     shards.parquet        shard, clips, bytes, sha256
     store.json            what made it, and its digest, the key; the clips left out, and why; digests of the files above
     store.meta.json       how fast it was made; not part of the content
@@ -20,15 +21,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from tcar import log
+from tcar.features.buffers import Buffers
 from tcar.features.shards import (
     STORED,
     FeatureError,
     Job,
     TokenType,
     from_stored,
+    one_place_each,
     read_record,
     replace_file,
     shard_path,
@@ -44,7 +47,9 @@ HEADER = 128
 class FeatureStore:
     """The cached tokens of one stream; `broken` holds the reason for every clip that has none.
 
-    `coordinates` are the centres (t, y, x) in [0, 1] of the N tokens of a clip, in the order of the tokens.
+    `coordinates` are the centres (t, y, x) in [0, 1] of the N tokens of a clip, in the order of the tokens. They are
+    those of a mirrored view as well: its frames were mirrored before the stream saw them. `flips` says for each clip
+    which views these are, and is empty where none is.
     """
 
     root: Path
@@ -59,14 +64,23 @@ class FeatureStore:
     places: dict[str, tuple[int, int]] = field(repr=False)
     views: int = 1
     token_type: TokenType = "fp16"
+    flips: dict[str, list[bool]] = field(default_factory=dict, repr=False)
+    buffers: Buffers = field(default_factory=Buffers, repr=False, compare=False)
 
     @classmethod
     def open(cls, root: str | Path) -> "FeatureStore":
-        """Open a complete store; raises FeatureError where there is none."""
+        """Open a complete store; raises FeatureError where there is none, or its index is not the one it was made
+        with.
+        """
         root = Path(root)
         described = _described(root)
         made = described["made"]
         index = pyarrow.parquet.read_table(root / INDEX).to_pydict()
+        flips = dict(zip(index["id"], index.pop("flipped"), strict=True)) if "flipped" in index else {}
+        if (marked := sum(map(sum, flips.values()))) != (stated := described.get("flipped", 0)):
+            raise FeatureError(
+                f"{root}: {INDEX} marks {marked} views as mirrored, and {DESCRIPTION} states {stated}; extract again"
+            )
         places = {identifier: (shard, row) for identifier, shard, row in zip(*index.values(), strict=True)}
         return cls(
             root,
@@ -81,6 +95,7 @@ class FeatureStore:
             places,
             made["views"],
             made["token_type"],
+            flips,
         )
 
     def load(
@@ -97,10 +112,24 @@ class FeatureStore:
         for position, (identifier, number) in enumerate(zip(ids, views, strict=True)):
             shard, row = self._place(identifier, number)
             by_shard.setdefault(shard, []).append((position, row))
-        tokens = np.empty((len(ids), len(self.coordinates), self.width), STORED[self.token_type])
+        shape = len(ids), len(self.coordinates), self.width
+        tokens = self.buffers.empty(shape, STORED[self.token_type])
         for shard, places in by_shard.items():
             self._fill(tokens, shard, places, ids)
-        return from_stored(tokens)
+        return from_stored(tokens, self.buffers.empty)
+
+    def flipped(self, ids: Sequence[str] | None = None, view: int | Sequence[int] = 0) -> Bool[np.ndarray, " clips"]:
+        """Which of these views are mirrored: a class that a mirror changes is then that of its mirror image.
+
+        Clips and views are named as in `load`, and the errors are those of `load`.
+        """
+        ids = self.ids if ids is None else list(ids)
+        views = [view] * len(ids) if isinstance(view, int) else [int(number) for number in view]
+        for identifier, number in zip(ids, views, strict=True):
+            self._place(identifier, number)
+        if not self.flips:
+            return np.zeros(len(ids), bool)
+        return np.array([self.flips[name][number] for name, number in zip(ids, views, strict=True)], bool)
 
     def _fill(
         self,
@@ -110,16 +139,19 @@ class FeatureStore:
         ids: Sequence[str],
     ) -> None:
         """Copy rows of a shard to their positions among the tokens."""
-        path = os.path.join(self.root, f"tokens-{shard:05d}.npy")  # a Path costs as much as the copying of a row
-        about, row_bytes = os.stat(path), tokens[0].nbytes
-        for position, row in places:
-            if HEADER + (row + 1) * row_bytes > about.st_size:
-                raise FeatureError(f"{path} ends before clip {ids[position]}; verify the store, and extract again")
+        path = f"{os.fspath(self.root)}/tokens-{shard:05d}.npy"  # a Path costs as much as the copying of a row
+        into, row_bytes = memoryview(tokens).cast("B"), tokens[0].nbytes
         # Read, not mapped: a map keeps its file open, and a full-size store has more files than a process may open.
-        with open(path, "rb", buffering=0) as file:
+        # For the same reason a file is closed again at once, and two system calls are all that opening it costs.
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
             for position, row in places:
-                file.seek(HEADER + row * row_bytes)
-                file.readinto(memoryview(tokens[position]).cast("B"))
+                start = position * row_bytes
+                read = os.preadv(file, [into[start : start + row_bytes]], HEADER + row * row_bytes)
+                if read != row_bytes:
+                    raise FeatureError(f"{path} ends before clip {ids[position]}; verify the store, and extract again")
+        finally:
+            os.close(file)
 
     def _place(self, identifier: str, view: int) -> tuple[int, int]:
         if identifier not in self.places:
@@ -145,7 +177,8 @@ def key_of(made: Mapping) -> str:
 def finish(job: Job, shards: int, made: Mapping) -> None:
     """Write the index and, last, the description that makes a store complete.
 
-    Raises FeatureError where no clip could be read or a shard is missing.
+    Raises FeatureError where no clip could be read, a shard is missing, or its tokens lie elsewhere than those of
+    others.
     """
     records = {number: read_record(job, number) for number in range(shards)}
     missing = [number for number, record in records.items() if record is None]
@@ -166,6 +199,13 @@ def finish(job: Job, shards: int, made: Mapping) -> None:
         )
     ids, places, first_rows = zip(*rows, strict=True)
     with_tokens = {number: record for number, record in records.items() if record["ids"]}
+    # Records without `ends` and `flipped` are of a version that wrote neither, and mirrored nothing.
+    ends = [np.array(record["ends"]) for record in with_tokens.values() if "ends" in record]
+    one_place_each(made["stream"], [np.load(job.folder / COORDINATES)[[0, -1]], *ends])
+    plain = [False] * job.views
+    by_shard = [record.get("flipped", [plain] * len(record["ids"])) for record in with_tokens.values()]
+    flipped = [views for clips in by_shard for views in clips]
+    mirrored = sum(map(sum, flipped))
     tables = {
         INDEX: {"id": ids, "shard": _int32(places), "row": _int32(first_rows)},
         SHARDS: {
@@ -175,6 +215,8 @@ def finish(job: Job, shards: int, made: Mapping) -> None:
             "sha256": [record["sha256"] for record in with_tokens.values()],
         },
     }
+    if mirrored:
+        tables[INDEX]["flipped"] = pyarrow.array(flipped, pyarrow.list_(pyarrow.bool_()))
     files = {COORDINATES: _digest(job.folder / COORDINATES)}
     for name, columns in tables.items():
         sink = pyarrow.BufferOutputStream()
@@ -182,6 +224,7 @@ def finish(job: Job, shards: int, made: Mapping) -> None:
         files[name] = replace_file(job.folder / name, memoryview(sink.getvalue()))["sha256"]
     _, tokens, width = np.load(shard_path(job.folder, places[0]), mmap_mode="r").shape
     described = {"key": key_of(made), "made": made, "tokens": tokens, "width": width, "broken": broken, "files": files}
+    described |= {"flipped": mirrored} if mirrored else {}
     text = json.dumps(described, indent=1, sort_keys=True) + "\n"
     sync_folder(job.folder)  # what the description stands for is on the disk before it is
     replace_file(job.folder / DESCRIPTION, text.encode())

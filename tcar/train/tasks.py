@@ -7,7 +7,7 @@ one process, read ahead of the training.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tcar import log, results
 from tcar.data.augment import view_seed
+from tcar.data.ssv2 import flip_pairs, without_mirror_image
 from tcar.models.fusion import FusionConfig, create_fusion
 from tcar.tokens import TokenSet, TrainingError
 from tcar.train.heads import epochs_of, parameter_groups
@@ -92,16 +93,36 @@ class Task(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class StoredTokens:
-    """The tokens of a split that stay on the disk, for stores that no memory holds; a clip may have several views."""
+    """The tokens of a split that stay on the disk, for stores that no memory holds; a clip may have several views.
+
+    Some of these may be mirrored, in both stores alike: `mirrored` maps the classes that this changes to what it makes
+    of them, each way. Raises TrainingError naming both stores where they disagree about it.
+    """
 
     semantic: FeatureStore
     motion: FeatureStore
     ids: list[str]
     labels: Int[np.ndarray, " n"]
+    mirrored: Mapping[int, int] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for view in range(self.views if self.semantic.flips or self.motion.flips else 0):
+            differing = self.semantic.flipped(self.ids, view) != self.motion.flipped(self.ids, view)
+            if differing.any():
+                raise TrainingError(
+                    f"{self.semantic.root} and {self.motion.root}: view {view} of clip {self.ids[differing.argmax()]} "
+                    "is mirrored in one of them alone; extract both with the same views, view_seed and view_flip"
+                )
 
     @classmethod
-    def of(cls, semantic: FeatureStore, motion: FeatureStore, clips: Sequence[Clip]) -> StoredTokens:
-        """Take the clips that both stores hold; raises TrainingError where none is, or one has no label."""
+    def of(
+        cls, semantic: FeatureStore, motion: FeatureStore, clips: Sequence[Clip], class_names: Sequence[str] = ()
+    ) -> StoredTokens:
+        """Take the clips that both stores hold; raises TrainingError where none is, or one has no label.
+
+        `class_names`, in the order of the labels, tell which classes a mirror exchanges (`tcar.data.ssv2.flip_pairs`).
+        Raises TrainingError where stores with mirrored views lack them, or a class whose mirror image is none of them.
+        """
         kept = [clip for clip in clips if clip.id in semantic.places and clip.id in motion.places]
         if not kept:
             raise TrainingError(f"none of {len(clips)} clips is in both feature stores; extract their features")
@@ -109,12 +130,29 @@ class StoredTokens:
             log.get(__name__).warning(f"{missing} of {len(clips)} clips have no features (quarantined)")
         if unlabelled := [clip.id for clip in kept if clip.label is None]:
             raise TrainingError(f"{len(unlabelled)} clips have no label, the first of them {unlabelled[0]}")
-        return cls(semantic, motion, [clip.id for clip in kept], np.array([clip.label for clip in kept]))
+        labels = np.array([clip.label for clip in kept])
+        if semantic.flips or motion.flips:
+            _check_mirrors(semantic if semantic.flips else motion, labels, list(class_names))
+        return cls(semantic, motion, [clip.id for clip in kept], labels, flip_pairs(list(class_names)))
+
+    @property
+    def views(self) -> int:
+        """The views of each clip that both stores hold."""
+        return min(self.semantic.views, self.motion.views)
+
+    def labels_of(self, places: Sequence[int], views: Sequence[int]) -> Int[np.ndarray, " b"]:
+        """The classes of these clips as these views show them: a mirrored one has that of its mirror image."""
+        labels = self.labels[list(places)]
+        flipped = self.semantic.flipped([self.ids[place] for place in places], views)
+        labels[flipped] = [self.mirrored.get(label, label) for label in labels[flipped].tolist()]
+        return labels
 
     def digest(self) -> str:
         """A digest of the stores' keys, ids and labels: reading every token of a large store takes hours."""
-        keys = self.semantic.key, self.motion.key
-        return results.digest({"stores": keys, "ids": self.ids, "labels": self.labels})
+        content = {"stores": (self.semantic.key, self.motion.key), "ids": self.ids, "labels": self.labels}
+        if self.semantic.flips or self.motion.flips:
+            content["mirrored"] = sorted(self.mirrored.items())
+        return results.digest(content)
 
 
 class TokenModel(nn.Module):
@@ -145,7 +183,7 @@ class TokenTask:
         self.settings, self.recipe = run.trainer, replace(run.training, epochs=epochs_of(fusion, run.training))
         check_labels(self.name, self.num_classes, self.labels)
         for role, xyz in self._coordinates.items():
-            found = self._read("validation", [0], 0)[role == "motion"].shape[2]
+            found = self._read("validation", [0], 0)[0][role == "motion"].shape[2]
             if (width := fusion.stream_width(role)) != found or not len(xyz):
                 raise TrainingError(f"{self.name}: {role}_width is {width}, the tokens are {found} wide")
 
@@ -159,18 +197,20 @@ class TokenTask:
         return TokenModel(create_fusion(self.fusion), *xyz)
 
     def groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict]:
-        """Return those of `decay_groups`."""
-        return decay_groups(model, weight_decay)
+        """Return those of `tcar.train.heads.parameter_groups`."""
+        return parameter_groups(model, weight_decay)
 
     def batches(self, split: str, slices: Sequence[Slice], epoch: int, broken: dict[str, str]) -> Iterator[Batch]:
-        """Read slices in threads; in training, one of the kept views of each clip, drawn by clip and epoch."""
+        """Read slices in threads; in training, one of the kept views of each clip, drawn by clip and epoch.
+
+        A mirrored view comes with the class of its mirror image, before anything is mixed.
+        """
 
         def read(part: Slice) -> Batch:
             places = part.places or [0]
-            inputs = tuple(map(torch.from_numpy, self._read(split, places, epoch)))
+            tokens, labels = self._read(split, places, epoch)
             rows = list(range(part.offset, part.offset + len(part.places)))
-            labels = torch.from_numpy(self.labels[split][places]).long()
-            return Batch(inputs, labels, part.places, rows)
+            return Batch(tuple(map(torch.from_numpy, tokens)), torch.from_numpy(labels).long(), part.places, rows)
 
         with ThreadPoolExecutor(THREADS) as pool:
             waiting = deque()
@@ -207,25 +247,30 @@ class TokenTask:
             return {"semantic": tokens.semantic.coordinates, "motion": tokens.motion.coordinates}
         return {"semantic": tokens.semantic_xyz, "motion": tokens.motion_xyz}
 
-    def _read(self, split: str, places: list[int], epoch: int) -> list[Float[np.ndarray, "b _ _"]]:
+    def _read(
+        self, split: str, places: list[int], epoch: int
+    ) -> tuple[list[Float[np.ndarray, "b _ _"]], Int[np.ndarray, " b"]]:
         tokens = self.splits[split]
         if isinstance(tokens, TokenSet):
-            return [array[places] for array in (tokens.semantic, tokens.motion)]
+            return [array[places] for array in (tokens.semantic, tokens.motion)], tokens.labels[places]
         ids = [tokens.ids[place] for place in places]
-        stores = tokens.semantic, tokens.motion
-        views = min(store.views for store in stores) if split == "train" and epoch else 1
+        views = tokens.views if split == "train" and epoch else 1
         drawn = [view_seed(self.seed, name, epoch) % views for name in ids]
-        return [store.load(ids, drawn) for store in stores]
+        return [store.load(ids, drawn) for store in (tokens.semantic, tokens.motion)], tokens.labels_of(places, drawn)
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Return `tcar.train.heads.parameter_groups`, with tables of positions among those that do not decay."""
-    positions = {id(parameter) for name, parameter in model.named_parameters() if "position" in name}
-    groups = parameter_groups(model, weight_decay)
-    decaying, others = (group["params"] for group in groups)
-    groups[0]["params"] = [parameter for parameter in decaying if id(parameter) not in positions]
-    groups[1]["params"] = others + [parameter for parameter in decaying if id(parameter) in positions]
-    return [group for group in groups if group["params"]]
+def _check_mirrors(store: FeatureStore, labels: Int[np.ndarray, " n"], class_names: list[str]) -> None:
+    """Raise TrainingError where the classes that mirrored views show cannot be told from the names."""
+    if labels.max() >= len(class_names):
+        raise TrainingError(
+            f"{store.root} keeps mirrored views, and {len(class_names)} class names cannot tell what a mirror makes of "
+            f"classes up to {labels.max()}; give the name of every class"
+        )
+    if lonely := without_mirror_image(class_names):
+        raise TrainingError(
+            f"{store.root} keeps mirrored views, and {lonely[0]!r} in a mirror is none of the {len(class_names)} "
+            "classes; extract with view_flip 0, or add that class"
+        )
 
 
 def check_labels(name: str, num_classes: int, splits: dict[str, Int[np.ndarray, " _"]]) -> None:

@@ -24,6 +24,7 @@ from bright import FRAMES, GRID, Brightness, clip, contents  # noqa: E402
 from videos import write_video  # noqa: E402
 
 from tcar.features import FeatureStore, extract  # noqa: E402
+from tcar.features.views import SegmentView  # noqa: E402
 
 CLIPS, BATCH = 4000, 4
 
@@ -31,7 +32,9 @@ CLIPS, BATCH = 4000, 4
 def work(folder: Path, name: str) -> FeatureStore:
     """Extract all clips into a folder of this name; under torchrun, this rank's share of them."""
     clips = [clip(path) for path in sorted((folder / "videos").iterdir())]
-    return extract(clips, Brightness(), GRID, FRAMES, folder / name, batch_clips=BATCH, workers=2, patience=60)
+    view = SegmentView(FRAMES, flip=0.5)
+    return extract(clips, Brightness(), GRID, FRAMES, folder / name, batch_clips=BATCH, workers=2, patience=60,
+                   views=2, view=view)  # fmt: skip
 
 
 def command(folder: Path, name: str, ranks: int) -> list[str]:

@@ -1,16 +1,18 @@
 """How fast the feature store is filled and read, against its parts alone, side by side in one run."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import replace
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from bright import Brightness
@@ -18,18 +20,20 @@ from videos import write_video
 
 from tcar.data.ssv2 import Clip
 from tcar.data.workers import Failure, isolated_map
+from tcar.features.buffers import Buffers
 from tcar.features.extraction import _in_this_process
 from tcar.features.shards import Batch, Builder, Extractor, Job, Reader, compute
 from tcar.features.store import FeatureStore
 from tcar.features.views import SegmentView
-from tcar.models import create_stream, weights_digest
+from tcar.models import Tokens, create_stream, weights_digest
+from tcar.models.grids import grid_coordinates
 
 CORES = 2
 CASES = {  # grid, frames, clips, clips in a batch, width and height
     "dinov2_tiny": ((4, 4, 4), 8, 320, 16, (160, 120)),
     "i3d_tiny": ((2, 4, 4), 16, 320, 16, (160, 120)),
-    "dinov2_vits14": ((8, 7, 7), 8, 20, 2, (432, 240)),
-    "i3d_r50": ((4, 7, 7), 8, 20, 2, (432, 240)),
+    "dinov2_vits14": ((8, 7, 7), 8, 36, 2, (432, 240)),
+    "i3d_r50": ((4, 7, 7), 8, 36, 2, (432, 240)),
 }
 
 
@@ -56,20 +60,52 @@ class Modelling:
         compute(self.job, self.model, self.frames)
 
 
-def steady(outcomes: Iterator, batches: list[Batch]) -> float:
-    """Clips a second from the first result on: starting the processes is no part of it."""
-    began, clips = None, 0
+@dataclass(frozen=True)
+class Speed:
+    """Clips a second, and processor seconds a clip of this process and its workers, which other programs slow less."""
+
+    rate: float
+    processor: float
+
+
+@dataclass
+class Clock:
+    """Processor seconds of this process and of every worker it has had."""
+
+    workers: dict[int, float] = field(default_factory=dict)
+
+    def __call__(self) -> float:
+        for child in multiprocessing.active_children():
+            with suppress(psutil.Error):
+                times = psutil.Process(child.pid).cpu_times()
+                self.workers[child.pid] = times.user + times.system
+        return time.process_time() + sum(self.workers.values())
+
+
+def steady(outcomes: Iterator, batches: list[Batch]) -> Speed:
+    """The speed while all workers are at work: neither their start is part of it nor the end, which needs no decoding.
+
+    As many batches are on their way when the reading begins as when it ends.
+    """
+    clock, readings, full, clips = Clock(), [], None, 0
     with closing(outcomes):
         for number, outcome in outcomes:
             assert not isinstance(outcome, Failure), outcome
-            clips += len(batches[number].clips) if began else 0
-            began = began or time.perf_counter()
-    return clips / (time.perf_counter() - began)
+            clips += len(batches[number].clips)
+            readings.append(np.array([time.perf_counter(), clock(), clips]))
+            if full is None and len(clock.workers) == CORES:
+                full = len(readings) + 2 * CORES
+    seconds, processor, clips = readings[-1 - 2 * CORES] - readings[full - 1]
+    return Speed(clips / seconds, processor / clips)
 
 
-def rate(function: Callable, batches: list[Batch]) -> float:
-    """Clips a second of work done wholly in `CORES` processes."""
+def speed(function: Callable, batches: list[Batch]) -> Speed:
+    """The speed of work done wholly in `CORES` processes."""
     return steady(isolated_map(function, batches, workers=CORES), batches)
+
+
+def load() -> str:
+    return f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -81,46 +117,56 @@ def test_extraction_against_decoding_and_model_alone(name, tmp_path, capsys):
     build = Builder(partial(create_stream, name), "")
     job = Job(tmp_path, grid, weights_digest(build()), SegmentView(frames))
     kinds = {"decoding": Decoding(job), "model": Modelling(job, build), "both": Extractor(job, build)}
-    best = dict.fromkeys(kinds, 0.0)
-    for _ in range(2 if width < 200 else 1):
+    found = {kind: [] for kind in kinds}
+    for _ in range(3 if width < 200 else 1):
         for kind, function in kinds.items():
-            best[kind] = max(best[kind], rate(function, batches))
-    slower = min(best["decoding"], best["model"])
+            found[kind].append(speed(function, batches))
+    rate = {kind: max(speed.rate for speed in speeds) for kind, speeds in found.items()}
+    spent = {kind: np.median([speed.processor for speed in speeds]) for kind, speeds in found.items()}
+    slower = min(rate["decoding"], rate["model"])
     # On the CPU decoding and model share the cores: working side by side they can at best take turns.
-    shared = 1 / (1 / best["decoding"] + 1 / best["model"])
+    shared = 1 / (1 / rate["decoding"] + 1 / rate["model"])
     with capsys.disabled():
-        print(f"\n{name}, {CORES} processes: decoding {best['decoding']:.1f}, model {best['model']:.1f}, "
-              f"extraction {best['both']:.1f} clips/s: {best['both'] / slower:.2f} of the slower alone, "
-              f"{best['both'] / shared:.2f} of what sharing the cores allows")
+        print(f"\n{name}, {CORES} processes: decoding {rate['decoding']:.1f}, model {rate['model']:.1f}, "
+              f"extraction {rate['both']:.1f} clips/s: {rate['both'] / slower:.2f} of the slower alone, "
+              f"{rate['both'] / shared:.2f} of what sharing the cores allows; by processor time "
+              f"{max(spent['decoding'], spent['model']) / spent['both']:.2f} and "
+              f"{(spent['decoding'] + spent['model']) / spent['both']:.2f} ({load()})")
 
 
 class Waiting(Brightness):
-    """A stream that takes its time elsewhere, as one on a GPU does: the processor is free meanwhile."""
+    """A stream that takes its time elsewhere, as one on a GPU does, pooling too: the processor is free meanwhile."""
 
-    def __init__(self, seconds_a_clip: float):
+    def __init__(self, seconds_a_clip: float, grid: tuple[int, int, int]):
         super().__init__()
-        self.seconds = seconds_a_clip
-        self.tokens = create_stream("dinov2_tiny")(torch.zeros(1, 8, 120, 160, 3, dtype=torch.uint8))
+        self.seconds, self.tokens = seconds_a_clip, torch.rand(64, grid[0], grid[1] * grid[2], 384)
+        self.places, self.grid = grid_coordinates(grid), grid
 
     def forward(self, frames):
         time.sleep(self.seconds * len(frames))
-        return replace(self.tokens, values=self.tokens.values.expand(len(frames), -1, -1, -1), class_token=None)
+        return Tokens(self.tokens[: len(frames)], self.places, None, self.grid)
 
 
-@pytest.mark.parametrize("share", [0.5, 1.0, 2.0])
-def test_a_stream_beside_the_decoding(share, tmp_path, capsys):
+@pytest.mark.parametrize(("share", "size"), [(0.5, (160, 120)), (1.0, (160, 120)), (2.0, (160, 120)),
+                                             (0.5, (432, 240)), (1.0, (432, 240))])  # fmt: skip
+def test_a_stream_beside_the_decoding(share, size, tmp_path, capsys):
     """The way of a GPU, with a stand-in that is `share` times as slow as the decoding."""
-    files = [write_video(tmp_path / f"{n}.webm", 36) for n in range(8)]
-    clips = [Clip(str(n), files[n % 8], 0, "", "", ()) for n in range(1600)]
-    batches = [Batch(n, clips[n * 16 : (n + 1) * 16], {}) for n in range(100)]
+    files = [write_video(tmp_path / f"{n}.webm", 36, width=size[0], height=size[1]) for n in range(8)]
+    count = 60 if size[0] < 200 else 20
+    clips = [Clip(str(n), files[n % 8], 0, "", "", ()) for n in range(16 * count)]
+    batches = [Batch(n, clips[n * 16 : (n + 1) * 16], {}) for n in range(count)]
     job = Job(tmp_path, (4, 4, 4), "", SegmentView(8))
-    decoding = max(rate(Decoding(job), batches) for _ in range(2))
-    slower = decoding / max(1.0, share)
-    model = Waiting(share / decoding)
-    both = max(steady(_in_this_process(job, batches, model, CORES), batches) for _ in range(2))
+    alone, beside = [], []
+    for _ in range(2):
+        alone.append(speed(Decoding(job), batches))
+        seconds = share / max(speed.rate for speed in alone)
+        beside.append(steady(_in_this_process(job, batches, Waiting(seconds, job.grid), CORES), batches))
+    rate = max(speed.rate for speed in alone) / max(1.0, share)
+    processor = np.median([speed.processor for speed in alone]) / np.median([speed.processor for speed in beside])
     with capsys.disabled():
-        print(f"\nstand-in for a GPU {share} times as slow as decoding ({decoding:.0f} clips/s): extraction at "
-              f"{both / slower:.2f} of the slower alone")
+        print(f"\n{size[0]}x{size[1]}, stand-in for a GPU {share} times as slow as decoding ({rate:.0f} clips/s the "
+              f"slower): extraction at {max(speed.rate for speed in beside) / rate:.2f} of the slower alone; decoding "
+              f"is {processor:.2f} of its processor time ({load()})")
 
 
 def reading(folder: Path) -> str:
@@ -145,16 +191,21 @@ def reading(folder: Path) -> str:
             read(batch)
         return time.process_time() - began
 
-    times = {"store": [], "map": [], "new map": []}
+    times = {"map": [], "store": [], "new map": [], "new memory": []}
     for _ in range(15):
         new = np.load(folder / "all.npy", mmap_mode="r")
         times["map"].append(seconds(lambda batch: mapped[batch]))
         times["store"].append(seconds(lambda batch: store.load([ids[number] for number in batch])))
         times["new map"].append(seconds(lambda batch, new=new: new[batch]))
-    ratios = {name: np.median(np.divide(found, times["store"])) for name, found in times.items()}
+        times["new memory"].append(
+            seconds(lambda batch: replace(store, buffers=Buffers()).load([ids[number] for number in batch]))
+        )
+    beside = {name: np.divide(times["map"], found) for name, found in times.items()}
+    new = np.median(np.divide(times["new map"], times["store"]))
     return (
-        f"random batches from the store: {ratios['map']:.2f} of the speed of a raw memory map, "
-        f"{ratios['new map']:.2f} of that of a new one (processor time, median of 15 rounds)"
+        f"random batches from the store: {np.median(beside['store']):.2f} of the speed of a raw memory map, "
+        f"{new:.2f} of that of a new one, {np.median(beside['new memory']):.2f} where it may not use the memory of a "
+        f"batch again (processor time, median of 15 rounds; {load()})"
     )
 
 
