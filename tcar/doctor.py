@@ -21,6 +21,7 @@ from tcar import params, results
 from tcar.params import ParameterError, Params
 
 OK, REMARK, FAULT = "ok", "remark", "FAULT"
+FETCH = "run `python -m tcar.models.fetch` with this parameter file: it fetches it, or says how to by hand"
 REINSTALL = "run `make setup`; where that changes nothing, `make clean-venv setup`"
 GIB = 2**30
 
@@ -160,26 +161,37 @@ def check_dataset(run: Params) -> Iterator[Finding]:
             "dataset", OK, f"Tabletop in {root}" if there else "Tabletop, rendered by the first notebook"
         )
         return
-    fix = (
-        "set data_root in the parameter file to the folder with labels.json, train.json, … and videos/; "
-        "`python -m tcar.data.prepare DOWNLOADS DATASET` makes it of what was downloaded"
-    )
-    names = ("labels.json", "something-something-v2-labels.json")
-    labels = [path for folder in (root, root / "labels") for n in names if (path := folder / n).is_file()]
-    if not root.is_dir() or not labels:
-        problem = "no such folder" if not root.is_dir() else "no labels.json"
-        yield Finding("dataset", FAULT, f"{root}: {problem}", fix)
+    from tcar.data import prepare
+    from tcar.data.ssv2 import DatasetError
+
+    make = f"`python -m tcar.data.prepare DOWNLOADS {root}`"
+    try:
+        found = prepare.inspect(root)
+    except DatasetError as error:
+        yield Finding("dataset", FAULT, str(error), f"{make} makes the folder of what was downloaded")
         return
-    folders = (root / "videos", root, root / "20bn-something-something-v2")
-    count = max(sum(e.name.endswith(".webm") for e in os.scandir(f)) if f.is_dir() else 0 for f in folders)
-    yield Finding("dataset", OK if count else FAULT, f"{root}: {labels[0].name}, {count:,} videos", fix)
+    listed, missing = sum(found.listed.values()), len(found.missing)
+    begun = any((root / name).exists() for name in (prepare.LOCK, prepare.REPORT))
+    cut_off = begun and (bool(found.unread) or not (root / prepare.REPORT).is_file())
+    problem = f", {missing:,} missing" if missing else ""
+    if cut_off:
+        problem += f", cut off midway: {found.unread or 'prepare'} has not come to its end"
+        fix = f"{make}, with the same folder of downloads, goes on where it ended"
+    elif begun:
+        fix = f"{prepare.REPORT} there names them; get what is lacking, then {make} goes on"
+    else:
+        problem += ", never prepared"
+        fix = f"unpack what is lacking into videos/ there, or let {make} do it"
+    # As the audit judges it, for which a missing video is a broken one.
+    state = FAULT if missing > run.data.quarantine_threshold * listed else REMARK if missing or cut_off else OK
+    detail = f"{root}: {found.videos:,} videos, {listed:,} listed{problem if state != OK else ', complete'}"
+    yield Finding("dataset", state, detail, fix)
 
 
 def check_checkpoints(run: Params) -> Iterator[Finding]:
     """The weights of both streams."""
-    from tcar.models import fetch, list_streams, published
+    from tcar.models import list_streams, needs, published
 
-    fix = "run `python -m tcar.models.fetch` with this parameter file: it fetches them, or says how to by hand"
     for role in ("semantic", "motion"):
         name, stated = getattr(run.streams, role), getattr(run.streams, f"{role}_checkpoint")
         subject, path = f"{role} stream", run.root / Path(stated).expanduser()
@@ -194,13 +206,33 @@ def check_checkpoints(run: Params) -> Iterator[Finding]:
             yield Finding(subject, OK, f"{name}: {results.relative(path, run.root)}")
         else:
             try:
-                need = fetch.need_of(run, role)
+                need = needs.need_of(run, role)
             except ValueError as error:
                 yield Finding(subject, FAULT, str(error), f"set {role}_checkpoint to a file or a name of the Hub")
                 continue
-            served, words = fetch.state(need)
+            served, words = needs.state(need)
             where = stated or need.checkpoint.name
-            yield Finding(subject, OK if served else FAULT, f"{name}: {where} is {words}", fix)
+            yield Finding(subject, OK if served else FAULT, f"{name}: {where} is {words}", FETCH)
+
+
+def check_baselines(run: Params) -> Iterator[Finding]:
+    """The weights of the baselines, where the run has any."""
+    from tcar.models import needs
+
+    try:
+        wanted = needs.baseline_needs(run)
+    except ValueError as error:
+        yield Finding("baselines", FAULT, str(error), "correct it in the parameter file")
+        return
+    for need in wanted:
+        served, words = needs.state(need)
+        where = f"{need.checkpoint.name} in the cache of the Hub"
+        where = results.relative(need.target, run.root) if need.target else where
+        detail = f"{need.purpose.removeprefix('baseline ')}: {where} is {words}"
+        if need.advice:  # left out, it would have random weights, which a run refuses
+            yield Finding("baseline", FAULT, f"{detail}, and no parameter names it", f"{need.advice}; {FETCH}")
+        else:
+            yield Finding("baseline", OK if served else FAULT, detail, FETCH)
 
 
 def check_jupyter() -> Iterator[Finding]:
@@ -246,7 +278,7 @@ def findings(run: Params) -> Iterator[Finding]:
         ("Python", check_python), ("torch", check_torch), ("GPU", check_accelerator),
         ("machine", lambda: check_machine(run)), ("decoders", check_decoders),
         ("dataset", lambda: check_dataset(run)), ("checkpoints", lambda: check_checkpoints(run)),
-        ("Jupyter kernel", check_jupyter), ("typst", check_typst),
+        ("baselines", lambda: check_baselines(run)), ("Jupyter kernel", check_jupyter), ("typst", check_typst),
     )  # fmt: skip
     for subject, check in checks:
         try:

@@ -1,12 +1,15 @@
 """Downloads of Something-Something-V2 in small, written by tarfile and zipfile in every form the real ones come in."""
 
 import gzip
+import hashlib
 import io
 import json
 import random
 import tarfile
 import zipfile
 from pathlib import Path
+
+from tcar.data import prepare
 
 STEM = "20bn-something-something-v2"
 LABELS_ZIP = "20bn-something-something-download-package-labels.zip"
@@ -22,14 +25,35 @@ def invent(count: int, size: int, seed: int = 0) -> dict[str, bytes]:
 VIDEOS = invent(sum(SPLITS.values()), 4000)
 
 
-def tar(videos: dict[str, bytes], *extra: tuple[tarfile.TarInfo, bytes]) -> bytes:
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in a folder, hidden ones too."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def wanted(videos: dict[str, bytes]) -> dict[str, str]:
+    return {f"{i}.webm": hashlib.sha256(content).hexdigest() for i, content in videos.items()}
+
+
+EVERYTHING = wanted(VIDEOS)
+
+
+def run(*folders: Path, options: tuple[str, ...] = ()) -> int:
+    return prepare.main([*map(str, folders), *options])
+
+
+def report(dataset: Path) -> dict:
+    return json.loads((dataset / "prepare.json").read_text())
+
+
+def tar(videos: dict[str, bytes], *extra: tuple[tarfile.TarInfo, bytes], folder: str = STEM) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        folder = tarfile.TarInfo(STEM)
-        folder.type = tarfile.DIRTYPE
-        archive.addfile(folder)
+        if folder:
+            top = tarfile.TarInfo(folder)
+            top.type = tarfile.DIRTYPE
+            archive.addfile(top)
         for identifier, content in videos.items():
-            member = tarfile.TarInfo(f"{STEM}/{identifier}.webm")
+            member = tarfile.TarInfo(f"{folder}/{identifier}.webm".removeprefix("/"))
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
         for member, content in extra:
@@ -133,9 +157,30 @@ def a_shortened_part_beside_a_whole_one() -> dict[str, bytes]:
     return parts | {name: parts[name][:-9], f"again/{name}.zip": zipped({name: parts[name]})}
 
 
+def tar_of_bare_videos() -> dict[str, bytes]:
+    """As somebody packs the folder again: no folder inside, a name of their own."""
+    return {"mine.tar": tar(VIDEOS, folder="")}
+
+
+def videos_in_a_zip() -> dict[str, bytes]:
+    return {"archive.zip": zipped(unpacked() | {f"__MACOSX/{STEM}/._{next(iter(VIDEOS))}.webm": b"\0"})}
+
+
+def bare_videos_in_two_zips() -> dict[str, bytes]:
+    """Stored and packed, one of them with the label files inside."""
+    videos = [(f"{i}.webm", content) for i, content in VIDEOS.items()]
+    return {"a.zip": zipped(dict(videos[:25]), zipfile.ZIP_STORED), "b": zipped(dict(videos[25:]) | annotations())}
+
+
+def half_in_a_zip_half_in_parts() -> dict[str, bytes]:
+    """A zip of what somebody had unpacked, beside the parts, of which one is missing."""
+    return without_two() | {"rest.zip": zipped(unpacked())}
+
+
 FORMS = [
     bare, wrapped_each, two_zips_of_parts, two_parts_named_zip, one_file, one_file_under_any_name, plain_tar, unpacked,
-    half_unpacked, nested_and_mixed, a_shortened_part_beside_a_whole_one,
+    half_unpacked, nested_and_mixed, a_shortened_part_beside_a_whole_one, tar_of_bare_videos, videos_in_a_zip,
+    bare_videos_in_two_zips, half_in_a_zip_half_in_parts,
 ]  # fmt: skip
 
 
@@ -176,5 +221,12 @@ def page_as_archive() -> dict[str, bytes]:
     return {f"{STEM}.tar.gz": b"<html>"}
 
 
-def videos_in_a_zip() -> dict[str, bytes]:
-    return {"archive.zip": zipped(unpacked())}
+def shortened_zip_of_videos() -> dict[str, bytes]:
+    return {"archive.zip": zipped(unpacked())[:-30]}
+
+
+def locked_zip_of_videos() -> dict[str, bytes]:
+    """Its directory says that the first video is encrypted."""
+    content = bytearray(zipped(unpacked()))
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    return {"archive.zip": bytes(content)}

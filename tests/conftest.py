@@ -41,6 +41,30 @@ def project(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def server(monkeypatch):
+    """A server of files on this machine."""
+    from file_server import serving
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving() as served:
+        yield served
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty local cache of the Hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def folders(tmp_path) -> tuple[Path, Path]:
+    """An empty folder of downloads, and the place of the dataset that is to be made of them."""
+    (tmp_path / "downloads").mkdir()
+    return tmp_path / "downloads", tmp_path / "dataset"
+
+
 @pytest.fixture(autouse=True)
 def _fresh_logging():
     """No test sees the log handlers of another."""

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from archive_files import VIDEOS, annotations, bare, labels_zip, write
+from hub_files import hub_cache
 
 from tcar import doctor, params
+from tcar.data import prepare
 from tcar.doctor import FAULT, OK, REMARK, Finding
 from tcar.params import Params
 
@@ -45,20 +48,56 @@ def test_a_package_that_is_not_as_pinned_is_named(monkeypatch):
     assert finding.detail == "numpy is 1.0, not 2.4.6; timm is missing"
 
 
-def test_the_real_dataset_is_found_or_said_to_be_missing(project):
-    run = params.from_values({"dataset": "ssv2", "data_root": "ssv2"})
-    (finding,) = doctor.check_dataset(run)
-    assert finding.state == FAULT
-    assert "no such folder" in finding.detail
-    assert "data_root" in finding.fix
-    assert "tcar.data.prepare" in finding.fix
+def found_in(**values) -> tuple[str, str, str]:
+    """State, detail and fix of the dataset in the folder ssv2."""
+    (finding,) = doctor.check_dataset(params.from_values({"dataset": "ssv2", "data_root": "ssv2"} | values))
+    return finding.state, finding.detail, finding.fix
+
+
+def test_a_dataset_that_is_not_there_is_said_to_be_missing(project):
+    state, detail, fix = found_in()
+    assert state == FAULT
+    assert "no such dataset folder; set data_root" in detail
+    assert "tcar.data.prepare" in fix
     (project / "ssv2" / "videos").mkdir(parents=True)
-    assert "no labels.json" in next(doctor.check_dataset(run)).detail
-    (project / "ssv2" / "labels.json").write_text("{}")
-    assert next(doctor.check_dataset(run)).state == FAULT
-    (project / "ssv2" / "videos" / "1.webm").touch()
-    assert next(doctor.check_dataset(run)).state == OK
-    assert "1 videos" in next(doctor.check_dataset(run)).detail
+    assert "no labels.json" in found_in()[1]
+    write(project / "ssv2", {name: content for name, content in annotations().items() if name != "test.json"})
+    assert "no test.json" in found_in()[1]
+
+
+def test_a_dataset_made_by_hand_is_compared_with_its_lists(project):
+    write(project / "ssv2", annotations())
+    (project / "ssv2" / "videos").mkdir()
+    state, detail, fix = found_in()
+    assert state == FAULT
+    assert detail.endswith("0 videos, 60 listed, 60 missing, never prepared")
+    assert "videos/" in fix and "tcar.data.prepare" in fix
+    write(project / "ssv2" / "videos", {f"{video}.webm": content for video, content in list(VIDEOS.items())[1:]})
+    assert found_in(quarantine_threshold=0.02)[0] == REMARK  # 1 of 60 is less than the audit bears with
+    assert found_in(quarantine_threshold=0.01)[0] == FAULT
+    write(project / "ssv2" / "videos", {f"{video}.webm": content for video, content in VIDEOS.items()})
+    assert found_in()[:2] == (OK, f"{project / 'ssv2'}: 60 videos, 60 listed, complete")
+
+
+def test_a_dataset_that_was_cut_off_is_told_from_one_that_lacks_videos(project):
+    (project / "downloads").mkdir()
+    whole = bare()
+    write(project / "downloads", {name: whole[name] for name in list(whole)[:9]} | labels_zip())
+    assert prepare.main(["downloads", "ssv2"]) == 1
+    state, detail, fix = found_in()
+    assert state == FAULT
+    assert "missing, cut off midway: 20bn-something-something-v2- has not come to its end" in detail
+    assert f"`python -m tcar.data.prepare DOWNLOADS {project / 'ssv2'}`, with the same folder" in fix
+    write(project / "downloads", whole)
+    assert prepare.main(["downloads", "ssv2"]) == 0
+    assert found_in()[0] == OK
+    lost = project / "ssv2" / "videos" / f"{next(iter(VIDEOS))}.webm"
+    lost.unlink()
+    state, detail, fix = found_in()
+    assert (state, detail.rpartition(", ")[2]) == (REMARK, "1 missing")
+    assert "prepare.json" in fix
+    (project / "ssv2" / "prepare.json").unlink()  # it was killed while it linked videos
+    assert "1 missing, cut off midway" in found_in()[1]
 
 
 def test_tabletop_needs_nothing(project):
@@ -75,6 +114,28 @@ def test_checkpoints_are_found_or_said_to_be_missing(project):
     (project / "w.safetensors").touch()
     semantic, _ = doctor.check_checkpoints(params.from_values(values))
     assert semantic.state == OK
+
+
+def test_the_weights_of_baselines_are_looked_for_like_those_of_streams(project, cache):
+    values = {"baselines": ["cast_b16", "timesformer_vitb16"], "baseline_checkpoints": {
+        "cast_b16.clip": "openai/clip-vit-base-patch16", "timesformer_vitb16": "weights"}}  # fmt: skip
+    clip, videomae, timesformer = doctor.check_baselines(params.from_values(values))
+    assert {f.state for f in (clip, videomae, timesformer)} == {FAULT}
+    assert clip.detail == "cast_b16.clip: openai/clip-vit-base-patch16 in the cache of the Hub is missing"
+    assert "tcar.models.fetch" in clip.fix
+    assert "no parameter names it" in videomae.detail
+    assert "baseline_checkpoints: {cast_b16.videomae: MCG-NJU/videomae-base-finetuned-ssv2}" in videomae.fix
+    assert timesformer.detail == "timesformer_vitb16: weights is missing"
+    write(project / "weights", {"model.safetensors": b"1", "config.json": b"{}"})
+    hub_cache(cache, "openai/clip-vit-base-patch16", {"model.safetensors": b"1"})
+    assert [f.state for f in doctor.check_baselines(params.from_values(values))] == [OK, FAULT, OK]
+
+
+def test_a_baseline_that_there_is_not_is_a_fault_and_no_baseline_is_none(project):
+    (finding,) = doctor.check_baselines(params.from_values({"baselines": ["cast_b61"]}))
+    assert finding.state == FAULT
+    assert "known are cast_b16" in finding.detail
+    assert list(doctor.check_baselines(Params())) == []
 
 
 def test_a_full_disk_and_little_memory_are_seen(project, monkeypatch):

@@ -1,250 +1,27 @@
-"""Fetching: broken connections are resumed, other files refused, and what cannot be had is named with its place."""
+"""Fetching: what the Hub or a server has comes to its place whole, and what cannot be had is named with its place."""
 
-import hashlib
-import http.server
 import json
-import re
-import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from file_server import CONTENT, DIGEST
+from hub_files import hub_cache
 from huggingface_hub import constants
 
-from tcar import params
-from tcar.models import download as http_download
-from tcar.models import fetch as fetching
 from tcar.models.checkpoints import CheckpointError
-from tcar.models.download import FetchError, download
-from tcar.models.fetch import Need, fetch, main, needs
+from tcar.models.download import FetchError
+from tcar.models.fetch import fetch, main
+from tcar.models.needs import Need, state
 from tcar.models.published import CHECKPOINTS, Checkpoint, find
 from tcar.models.streams import create_stream
 
-CONTENT = bytes(range(256)) * 20_000  # 5.12 MB: several blocks
-DIGEST = hashlib.sha256(CONTENT).hexdigest()
-COMMIT = "0" * 39 + "1"
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """A server of `files` (path -> bytes) that can be told to misbehave; `asked` are the requests it got."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.files, self.asked = {"/file.pt": CONTENT}, []
-        self.drops, self.ranges, self.kind, self.tag = [], True, "application/octet-stream", '"1"'
-        self.failures = []  # statuses to answer with before anything is served
-        self.lengths = True
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-    def do_HEAD(self):
-        self._answer(body=False)
-
-    def do_GET(self):
-        self._answer(body=True)
-
-    def _answer(self, body: bool):
-        server, content = self.server, self.server.files.get(self.path)
-        server.asked.append((self.command, self.path, self.headers.get("Range")))
-        if server.failures or content is None:
-            status = server.failures.pop(0) if server.failures else 404
-            self.send_response(status)
-            if status == 404 and "/resolve/" in self.path:  # as the Hub says that a repository has no such file
-                self.send_header("X-Error-Code", "EntryNotFound")
-                self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        begin, wanted = 0, self.headers.get("Range")
-        if wanted and server.ranges and self.headers.get("If-Range", server.tag) == server.tag:
-            begin = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
-        if begin >= len(content):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(content)}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.send_response(206 if begin else 200)
-        if begin:
-            self.send_header("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}")
-        if server.lengths:
-            self.send_header("Content-Length", str(len(content) - begin))
-        self.send_header("Content-Type", server.kind)
-        if "/resolve/" in self.path:
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("ETag", f'"{hashlib.sha256(server.files.get("digest of", content)).hexdigest()}"')
-        elif server.tag:
-            self.send_header("ETag", server.tag)
-        self.end_headers()
-        if body:
-            end = min(len(content), begin + server.drops.pop(0)) if server.drops else len(content)
-            self.wfile.write(content[begin:end])
-        self.close_connection = True
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    served = Server()
-    thread = threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield served
-    served.shutdown()
-    served.server_close()
-    thread.join()
-
-
-@pytest.fixture
-def get(server, tmp_path):
-    """Download the server's file with the given expectations, without waiting between attempts."""
-
-    def call(**expected) -> bytes:
-        path = download(f"{server.url}/file.pt", tmp_path / "deep" / "file.pt", pause=0, **expected)
-        assert [p.name for p in path.parent.iterdir()] == ["file.pt"]  # no part, no tag left
-        return path.read_bytes()
-
-    return call
-
-
-def kept(tmp_path) -> bytes:
-    return (tmp_path / "deep" / "file.pt.part").read_bytes()
-
-
-# --- one file over HTTP
-
-
-def test_a_file_arrives_whole_and_checked(get, server):
-    assert get(size=len(CONTENT), sha256=DIGEST) == CONTENT
-    assert server.asked == [("GET", "/file.pt", None)]
-
-
-def test_a_connection_that_breaks_is_resumed_where_it_broke(get, server):
-    server.drops = [1_500_000, 2_000_000]
-    assert get(sha256=DIGEST) == CONTENT
-    assert [asked[2] for asked in server.asked] == [None, "bytes=1500000-", "bytes=3500000-"]
-
-
-def test_a_later_call_resumes_what_an_earlier_one_left(get, server, tmp_path):
-    server.drops = [2_000_000] + [0] * 9
-    with pytest.raises(FetchError, match=r"broke off after 2,000,000 of 5,120,000 bytes; 2,000,000 bytes are kept"):
-        get(attempts=3)
-    assert kept(tmp_path) == CONTENT[:2_000_000]
-    assert not (tmp_path / "deep" / "file.pt").exists()
-    server.drops, server.asked = [], []
-    assert get(sha256=DIGEST) == CONTENT
-    assert [asked[2] for asked in server.asked] == ["bytes=2000000-"]
-
-
-def test_a_part_that_is_whole_already_is_only_checked(get, server, tmp_path):
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "file.pt.part").write_bytes(CONTENT)
-    (tmp_path / "deep" / "file.pt.part.tag").write_text(server.tag)
-    assert get() == CONTENT
-    assert [asked[2] for asked in server.asked] == ["bytes=5120000-"]
-
-
-def test_a_server_without_ranges_is_asked_for_all_again(get, server):
-    server.ranges, server.drops = False, [3_000_000]
-    assert get(sha256=DIGEST) == CONTENT
-
-
-def test_a_file_that_changed_in_between_is_not_pieced_together(get, server, tmp_path):
-    """Without a known digest nothing else would tell: the two versions are equally long."""
-    server.drops = [2_000_000] + [0] * 9
-    with pytest.raises(FetchError):
-        get(attempts=1)
-    server.files["/file.pt"], server.tag, server.drops = CONTENT[::-1], '"2"', []
-    assert get() == CONTENT[::-1]
-
-
-@pytest.mark.parametrize("tag", ["", 'W/"1"'])
-def test_without_a_strong_tag_nothing_is_resumed(get, server, tag):
-    server.tag, server.drops = tag, [2_000_000]
-    assert get() == CONTENT
-    assert [asked[2] for asked in server.asked] == [None, None]
-
-
-def test_a_wrong_size_is_refused_before_anything_is_fetched(get, tmp_path):
-    with pytest.raises(FetchError, match=r"the file there has 5,120,000 bytes, 5,120,001 expected: it is another"):
-        get(size=len(CONTENT) + 1)
-    assert list((tmp_path / "deep").iterdir()) == []
-
-
-def test_a_wrong_size_is_refused_where_the_server_states_none(get, server, tmp_path):
-    server.lengths = False
-    assert get(sha256=DIGEST) == CONTENT
-    (tmp_path / "deep" / "file.pt").unlink()
-    with pytest.raises(FetchError, match=r"5,120,000 bytes arrived, 9 expected"):
-        get(size=9)
-    assert not (tmp_path / "deep" / "file.pt.part").exists()
-
-
-def test_a_wrong_digest_is_refused_and_nothing_kept_of_it(get, tmp_path):
-    assert get(sha256=DIGEST[:8]) == CONTENT  # the beginning is enough, as file names have it
-    (tmp_path / "deep" / "file.pt").unlink()
-    with pytest.raises(FetchError, match=f"its SHA-256 is {DIGEST}, 00000000 expected"):
-        get(sha256="0" * 8)
-    assert not list((tmp_path / "deep").glob("file.pt*part"))
-
-
-@pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "application/octet-stream"])
-def test_a_web_page_is_no_checkpoint(get, server, tmp_path, kind):
-    server.files["/file.pt"], server.kind = b"\n<!DOCTYPE html><title>Log in</title>", kind
-    with pytest.raises(FetchError, match="a web page, not a file"):
-        get()
-    assert not (tmp_path / "deep" / "file.pt").exists()
-    assert not (tmp_path / "deep" / "file.pt.part").exists()
-
-
-def test_a_refusal_is_final_and_a_passing_fault_is_not(get, server):
-    server.failures = [503, 500]
-    assert get() == CONTENT
-    server.failures, server.asked = [403], []
-    with pytest.raises(FetchError, match="the server answers 403 Forbidden"):
-        get()
-    assert len(server.asked) == 1
-
-
-def test_a_server_that_is_not_there_is_given_up_after_some_attempts(tmp_path, monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with pytest.raises(FetchError, match="refused"):
-        download("http://127.0.0.1:9/file.pt", tmp_path / "file.pt", attempts=2, pause=0)
-
-
-def test_a_full_disk_is_seen_before_it_is_full(get, monkeypatch, tmp_path):
-    monkeypatch.setattr(http_download.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
-    with pytest.raises(FetchError, match=r"0\.0 GB are needed, 0\.0 GB are free"):
-        get()
-    assert not (tmp_path / "deep" / "file.pt.part").exists()
-
-
-# --- the Hub
-
-
-def hub_cache(folder: Path, address: str, files: dict[str, bytes]) -> Path:
-    """A repository in the local cache in the layout of the Hub's library: refs, blobs by digest, snapshots of links."""
-    repository = folder / f"models--{address.replace('/', '--')}"
-    for part in ("refs", "blobs", f"snapshots/{COMMIT}"):
-        (repository / part).mkdir(parents=True, exist_ok=True)
-    (repository / "refs" / "main").write_text(COMMIT)
-    for name, content in files.items():
-        blob = repository / "blobs" / hashlib.sha256(content).hexdigest()
-        blob.write_bytes(content)
-        (repository / "snapshots" / COMMIT / name).symlink_to(f"../../blobs/{blob.name}")
-    return repository
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
+SSV2 = """
+dataset: ssv2
+semantic: dinov2_vits14
+semantic_checkpoint: checkpoints/dinov2_vits14.safetensors
+motion: i3d_r50
+motion_checkpoint: checkpoints/i3d_r50.pyth
+"""
 
 
 @pytest.fixture
@@ -292,6 +69,30 @@ def test_a_repository_goes_into_a_folder_or_one_file_where_the_parameters_say_so
         fetch(Need("x", REPOSITORY, tmp_path / "checkpoints" / "mine.safetensors"))
 
 
+def test_weights_whose_classes_are_numbered_by_a_file_beside_them_come_with_it(hub, tmp_path):
+    publish(hub, model__safetensors=CONTENT)
+    for place in ("folder", "one/mine.safetensors"):
+        need = Need("x", REPOSITORY, tmp_path / place, labelled=True)
+        assert fetch(need).parent == (tmp_path / place if place == "folder" else tmp_path / "one")
+        assert (need.found().parent / "config.json").read_bytes() == b"{}"
+        assert state(need) == (True, "there")
+    cached = Need("x", REPOSITORY, None, labelled=True)
+    (fetch(cached).parent / "config.json").unlink()
+    assert state(cached) == (False, "there, but the config.json that numbers its classes is not beside it")
+    fetch(cached)
+    assert state(cached)[0]
+
+
+def test_weights_of_ones_own_are_neither_replaced_nor_given_the_published_classes(hub, tmp_path):
+    publish(hub, model__safetensors=CONTENT)
+    (tmp_path / "mine.safetensors").write_bytes(b"tuned for hours")
+    need = Need("x", REPOSITORY, tmp_path / "mine.safetensors", labelled=True)
+    assert fetch(need).read_bytes() == b"tuned for hours"
+    assert hub.asked == []
+    assert state(need)[0] is False
+    assert not (tmp_path / "config.json").exists()
+
+
 def test_weights_in_several_files_are_whole_only_with_all_of_them(hub):
     index = json.dumps({"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}).encode()
     publish(hub, **{"model.safetensors.index.json": index, "part-1.safetensors": b"1", "part-2.safetensors": b"2"})
@@ -317,10 +118,10 @@ def test_a_cache_that_was_brought_here_by_hand_is_recognised(cache):
     need = Need("x", checkpoint, None)
     assert need.found().read_bytes() == CONTENT
     assert fetch(need, local_files_only=True) == need.found()
-    assert fetching.state(need) == (True, "there")
-    assert fetching.state(need, verify=True) == (True, "there, SHA-256 as published")
+    assert state(need) == (True, "there")
+    assert state(need, verify=True) == (True, "there, SHA-256 as published")
     need.found().resolve().write_bytes(b"damaged")
-    assert not fetching.state(need, verify=True)[0]
+    assert not state(need, verify=True)[0]
 
 
 def test_no_network_is_used_when_only_local_files_are_wanted(hub):
@@ -328,49 +129,6 @@ def test_no_network_is_used_when_only_local_files_are_wanted(hub):
     with pytest.raises(FetchError, match="no network is used"):
         fetch(Need("x", REPOSITORY, None), local_files_only=True)
     assert hub.asked == []
-
-
-# --- the needs of a parameter file, and the command
-
-
-SSV2 = {
-    "dataset": "ssv2",
-    "semantic": "dinov2_vits14",
-    "semantic_checkpoint": "checkpoints/dinov2_vits14.safetensors",
-    "motion": "i3d_r50",
-    "motion_checkpoint": "checkpoints/i3d_r50.pyth",
-}
-
-
-def needed(**changes) -> list[tuple[str, Path | None]]:
-    return [(need.checkpoint.name, need.target) for need in needs(params.from_values(SSV2 | changes))]
-
-
-def test_what_a_run_needs_and_where_it_goes(project):
-    there = project / "checkpoints"
-    assert needed() == [
-        ("facebook/dinov2-small", there / "dinov2_vits14.safetensors"),
-        ("pytorchvideo/I3D_8x8_R50", there / "i3d_r50.pyth"),
-    ]
-    assert needed(semantic_checkpoint="", motion_checkpoint="") == [
-        ("facebook/dinov2-small", None),
-        ("pytorchvideo/I3D_8x8_R50", there / "I3D_8x8_R50.pyth"),
-    ]
-    # The suffix tells the published files of one stream apart.
-    assert needed(motion_checkpoint="elsewhere/x.pkl")[1] == ("SlowFast/I3D_8x8_R50", project / "elsewhere/x.pkl")
-    assert needed(motion_checkpoint="x.pth")[1][0] == "mmaction2/I3D_32x2_R50"
-    assert needed(motion_checkpoint="x/i3d_r50_kinetics.pth")[1][0] == "Tushar-N/I3D_32x2_R50"
-    # Names on the Hub, in the table and outside of it, and a folder of the same form.
-    assert needed(semantic_checkpoint="facebook/dinov2-base")[0] == ("facebook/dinov2-base", None)
-    assert needed(semantic_checkpoint="me/tuned")[0] == ("me/tuned", None)
-    assert needed(semantic_checkpoint="checkpoints/small")[0] == ("facebook/dinov2-small", there / "small")
-
-
-def test_a_checkpoint_that_nobody_publishes_is_an_error_until_it_is_there(project):
-    with pytest.raises(ValueError, match=r"motion_checkpoint: x\.safetensors is none of .* I3D_8x8_R50\.pyth"):
-        needed(motion_checkpoint="x.safetensors")
-    (project / "x.safetensors").touch()
-    assert needed(motion_checkpoint="x.safetensors")[1][1] == project / "x.safetensors"
 
 
 def test_the_demo_needs_nothing(project, capsys):
@@ -381,7 +139,7 @@ def test_the_demo_needs_nothing(project, capsys):
 
 @pytest.fixture
 def ssv2(project, cache) -> Path:
-    (project / "ssv2.yaml").write_text("".join(f"{key}: {value}\n" for key, value in SSV2.items()))
+    (project / "ssv2.yaml").write_text(SSV2)
     return project
 
 
@@ -394,6 +152,26 @@ def test_without_a_network_the_command_says_what_to_fetch_and_where_to_put_it(ss
         "  pytorchvideo/I3D_8x8_R50: https://dl.fbaipublicfiles.com/pytorchvideo/model_zoo/kinetics/I3D_8x8_R50.pyth "
         "(225 MB) -> checkpoints/i3d_r50.pyth",
     ]
+
+
+def test_the_baselines_of_a_parameter_file_are_listed_like_its_streams(ssv2, cache, capsys):
+    with (ssv2 / "ssv2.yaml").open("a") as file:
+        file.write("baselines: [cast_b16, timesformer_vitb16]\n")
+        file.write("baseline_checkpoints: {timesformer_vitb16: checkpoints/timesformer}\n")
+    assert main(["ssv2.yaml", "--list"]) == 1
+    said, by_hand = capsys.readouterr().out.split("fetch by hand:\n")
+    clip = "openai/clip-vit-base-patch16"
+    assert f"baseline cast_b16.clip: {clip} in the cache of the Hub: missing\n" in said
+    assert "facebook/timesformer-base-finetuned-ssv2 in checkpoints/timesformer: missing\n" in said
+    assert [line.partition(":")[0].strip() for line in by_hand.splitlines()][2:] == [
+        clip, "MCG-NJU/videomae-base-finetuned-ssv2", "facebook/timesformer-base-finetuned-ssv2",
+    ]  # fmt: skip
+    assert by_hand.endswith("-> checkpoints/timesformer/ (config.json and its weights) [tuned on SSv2 itself: "
+                            "as a stream, say so beside every number]\n")  # fmt: skip
+    hub_cache(cache, clip, {"config.json": b"{}", "model.safetensors": b"1"})
+    main(["ssv2.yaml", "--list"])
+    said = capsys.readouterr().out
+    assert f"{clip} in the cache of the Hub: there\n  -> set baseline_checkpoints: {{cast_b16.clip: {clip}}}\n" in said
 
 
 def test_what_was_put_there_by_hand_is_found_and_checked(ssv2, monkeypatch, capsys):
@@ -452,12 +230,12 @@ def test_what_was_fetched_is_what_a_stream_loads(hub, tmp_path):
     from safetensors.torch import save_file
 
     random = create_stream("dinov2_vits14", seed=3)
-    state = {key: value.contiguous() for key, value in random.backbone.state_dict().items()}
-    save_file(state, tmp_path / "served.safetensors", metadata={"format": "pt"})
+    weights = {key: value.contiguous() for key, value in random.backbone.state_dict().items()}
+    save_file(weights, tmp_path / "served.safetensors", metadata={"format": "pt"})
     publish(hub, model__safetensors=(tmp_path / "served.safetensors").read_bytes())
     path = fetch(Need("x", REPOSITORY, tmp_path / "checkpoints" / "dinov2_vits14.safetensors"))
     loaded = create_stream("dinov2_vits14", checkpoint=path).backbone.state_dict()
-    assert loaded.keys() == state.keys()
-    assert all((loaded[key] == state[key]).all() for key in state)
+    assert loaded.keys() == weights.keys()
+    assert all((loaded[key] == weights[key]).all() for key in weights)
     with pytest.raises(CheckpointError, match="dinov2_vitb14"):
         create_stream("dinov2_vitb14", checkpoint=path)

@@ -1,8 +1,8 @@
 """Find the archives of Something-Something-V2 among downloads, in any form they come in.
 
 The published archive is one gzip-compressed tar, cut into parts. Names and suffixes say little (bare parts are called
-.zip, zips hold one part or many), so files are recognised by their first bytes; only the order of the parts comes from
-the number at the end of their names.
+.zip, zips hold one part or many, or videos), so files are recognised by their first bytes; only the order of the parts
+comes from the number at the end of their names.
 """
 
 import io
@@ -64,14 +64,16 @@ class Source:
 
 @dataclass
 class Archive:
-    """One tar of videos: its parts by their number, or a single one that has none.
+    """One tar of videos: its parts by their number, or a single one that has none. Or a zip of videos.
 
-    `problems` are those that can be seen before anything is unpacked.
+    `problems` are those that can be seen before anything is unpacked; `zipped` are the sizes in bytes, by id, of the
+    videos that a zip holds.
     """
 
     name: str
     parts: dict[int, Source]
     problems: list[str] = field(default_factory=list)
+    zipped: dict[str, int] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -119,7 +121,7 @@ def survey(folder: Path, leave_out: Path | None = None) -> Downloads:
         elif path.name.endswith(UNFINISHED):
             found.remarks.append(f"{path}: a download that has not ended")
         else:
-            for source in _sources(path, size, found.remarks):
+            for source in _sources(path, size, found):
                 if role := NEWER.get(source.name):
                     found.annotations.setdefault(role, []).append(source)
                 else:
@@ -158,8 +160,8 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _sources(path: Path, size: int, remarks: list[str]) -> Iterator[Source]:
-    """The file itself, or what a zip holds."""
+def _sources(path: Path, size: int, found: Downloads) -> Iterator[Source]:
+    """The file itself, or what a zip holds, beside videos: a zip of these is an archive of its own."""
     source = Source(path, size)
     if not source.head(4).startswith(b"PK\x03\x04"):
         yield source
@@ -168,19 +170,23 @@ def _sources(path: Path, size: int, remarks: list[str]) -> Iterator[Source]:
         with zipfile.ZipFile(path) as archive:
             members = [info for info in archive.infolist() if not info.is_dir()]
     except zipfile.BadZipFile as error:
-        remarks.append(f"{path}: a zip that is damaged or cut short ({error}); download it again")
+        found.remarks.append(f"{path}: a zip that is damaged or cut short ({error}); download it again")
         return
-    videos = sum(VIDEO.fullmatch(info.filename.rpartition("/")[2]) is not None for info in members)
-    if videos:
-        remarks.append(f"{path}: a zip of {videos:,} videos, which is not unpacked here; unpack it by hand")
+    videos = Archive(str(path), {0: source})
     for info in members:
         name = info.filename.rpartition("/")[2]
-        if name not in NEWER and (len(members) > MEMBERS or VIDEO.fullmatch(name) or name.startswith(".")):
-            continue
-        if info.flag_bits & 1 or info.compress_type not in READABLE_ZIP:
-            remarks.append(f"{path}: {info.filename} is packed in a way that is not read here; unpack this zip by hand")
-        else:
-            yield Source(path, info.file_size, info.filename)
+        strange = info.flag_bits & 1 or info.compress_type not in READABLE_ZIP
+        problem = f"{path}: {info.filename} is packed in a way that is not read here; unpack this zip by hand"
+        if video := VIDEO.fullmatch(name):
+            videos.zipped[video[1]] = info.file_size
+            videos.problems += [problem] if strange and not videos.problems else []
+        elif name in NEWER or (len(members) <= MEMBERS and not name.startswith(".")):
+            if strange:
+                found.remarks.append(problem)
+            else:
+                yield Source(path, info.file_size, info.filename)
+    if videos.zipped:
+        found.archives.append(videos)
 
 
 def _group(source: Source) -> tuple[str, int | None]:

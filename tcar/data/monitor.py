@@ -7,18 +7,16 @@ from which the next one goes on.
 
 import argparse
 import datetime
-import fcntl
 import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tcar import log
+from tcar import locks, log
 from tcar.data import census
 from tcar.data.audit import audit, require_healthy, save_quarantine, statistics
 from tcar.data.health import ClipHealth, note, read_journal
@@ -46,7 +44,9 @@ def monitor(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    # Two audits at once would write into each other's journal.
+    busy = DatasetError(f"{folder}: another audit is at work there; wait or choose another --into")
+    with locks.alone(folder / ".lock", busy):
         clips = list({clip.id: clip for listed in splits.values() for clip in listed}.values())
         before = {name: found for name, (found, _) in read_journal(folder / "findings.jsonl").items()}
         journal = folder / "unfinished.jsonl"
@@ -152,17 +152,6 @@ def _write(path: Path, text: str) -> None:
     draft = path.with_name(path.name + ".tmp")
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, path)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Two audits at once would write into each other's journal; the lock ends with the process that holds it."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DatasetError(f"{folder}: another audit is at work there; wait or choose another --into") from error
-        yield
 
 
 def summary(report: Mapping[str, Any]) -> str:

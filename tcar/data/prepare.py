@@ -3,34 +3,32 @@
     python -m tcar.data.prepare DOWNLOADS DATASET
 
 DOWNLOADS is the folder with the downloaded files, in any form: the parts of the archive, bare or in zips, the whole
-archive, or the unpacked videos (these are linked, not copied), and the label files, in their zip or out of it. DATASET
-becomes the folder for `data_root`. A call that was cut off goes on where it ended when it is given again. prepare.json
-in DATASET says what is there, missing and surplus.
+archive, zips of videos, or the unpacked videos (these are linked, not copied), and the label files, in their zip or out
+of it. DATASET becomes the folder for `data_root`. A call that was cut off goes on where it ended when it is given
+again. prepare.json in DATASET says what is there, missing and surplus.
 
 Exit status: 0 when every listed video is there (with --allow-missing: as many as the downloads have), 1 when not, 2
 when nothing could be done, 130 when it was interrupted.
 """
 
 import argparse
-import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tcar import log
+from tcar import locks, log
 from tcar.data.archives import ANNOTATIONS, VIDEO, Archive, Downloads, Source, survey
 from tcar.data.ssv2 import SPLITS, DatasetError, find_annotation, load_labels, load_split
-from tcar.data.unpack import DRAFT, MEGABYTE, ArchiveError, CutShortError, Joined, store_videos, video_name
+from tcar.data.unpack import DRAFT, MEGABYTE, ArchiveError, CutShortError, Joined, Zipped, store_videos, video_name
 
 LOG = log.get(__name__)
-REPORT = "prepare.json"
+REPORT, LOCK = "prepare.json", ".prepare.lock"
 LABELS_ZIP = "20bn-something-something-download-package-labels.zip"
 FULL_SET = 220_000  # from so many listed videos on it is the published set, of which more is known:
 FULL_BYTES = 19_400_000_000  # its size, packed as well as unpacked: videos do not shrink
@@ -86,7 +84,8 @@ def prepare(downloads: str | Path, dataset: str | Path, allow_missing: bool = Fa
     if downloads.exists():
         dataset.mkdir(parents=True, exist_ok=True)
     found = survey(downloads, leave_out=dataset / "videos")
-    with _alone(dataset):
+    busy = DatasetError(f"{dataset}: another call is at work in this folder; wait for it or end it")
+    with locks.alone(dataset / LOCK, busy):
         _install(found, dataset)
         ids = _listed(dataset, allow_missing)
         videos = dataset / "videos"
@@ -102,17 +101,17 @@ def prepare(downloads: str | Path, dataset: str | Path, allow_missing: bool = Fa
     return report
 
 
-@contextmanager
-def _alone(dataset: Path) -> Iterator[None]:
-    """Keep a second call out; the system gives the lock back when the process ends, however it ends."""
-    with (dataset / ".prepare.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DatasetError(f"{dataset}: another call is at work in this folder; wait for it or end it") from error
-        except OSError as error:
-            LOG.warning(f"{dataset}: this disk knows no locks ({error.strerror}); start no second call meanwhile")
-        yield
+def inspect(dataset: str | Path) -> Report:
+    """Compare the videos of a dataset folder, made here or by hand, with its annotation files; nothing is written.
+
+    Raises DatasetError where the folder or an annotation file is missing.
+    """
+    dataset = Path(dataset)
+    listed = {split: load_split(dataset, split) for split in SPLITS}
+    (videos,) = {clip.path.parent for clips in listed.values() for clip in clips} or {dataset / "videos"}
+    found = _take_stock(videos, {split: {clip.id for clip in clips} for split, clips in listed.items()})
+    found.unread = _unread(dataset)
+    return found
 
 
 def _install(found: Downloads, dataset: Path) -> None:
@@ -217,7 +216,7 @@ def _unpack(found: Downloads, dataset: Path, ids: dict[str, set[str]], report: R
         _write(dataset / REPORT, _json(report))  # whatever happens now, the next call knows
         parts = archive.beginning() if archive.problems else [archive.parts[n] for n in sorted(archive.parts)]
         try:
-            with Joined(parts) as stream:
+            with nullcontext(Zipped(parts[0])) if archive.zipped else Joined(parts) as stream:
                 ticks = store_videos(stream, dataset / "videos", _present(dataset / "videos").sizes, report.refused)
                 total = math.ceil(sum(part.size for part in parts) / MEGABYTE)
                 for _ in log.progress(ticks, total, "unpacking", "MB"):
@@ -236,7 +235,7 @@ def _sound(found: Downloads, report: Report, dataset: Path, allow_missing: bool)
     """The archives to read, in their order; raises DatasetError where none is sound."""
     full = sum(report.listed.values()) >= FULL_SET
     for archive in found.archives:
-        if full and not archive.problems and archive.size < SLACK * FULL_BYTES:
+        if full and not archive.zipped and not archive.problems and archive.size < SLACK * FULL_BYTES:
             archive.problems.append(
                 f"{archive.name}…: {archive.size / 1e9:.2f} GB in {len(archive.parts)} file(s), of the "
                 f"{FULL_BYTES / 1e9:.1f} GB that were published: the last part is missing or cut short"
@@ -267,6 +266,8 @@ def _sound(found: Downloads, report: Report, dataset: Path, allow_missing: bool)
 def _check_disk(dataset: Path, report: Report, archive: Archive) -> None:
     published = FULL_BYTES if sum(report.listed.values()) >= FULL_SET else 0
     needed = max(0, max(archive.size, published) - report.bytes)
+    if archive.zipped:
+        needed = sum(archive.zipped.get(video, 0) for video in report.missing)
     free = shutil.disk_usage(dataset).free
     if free < needed + ROOM:
         raise DatasetError(

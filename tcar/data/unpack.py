@@ -2,11 +2,13 @@
 
 import gzip
 import io
+import lzma
+import stat
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tcar import log
@@ -138,16 +140,52 @@ def _member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Member | None:
     """The video that a member is, or why it is refused; None for what is of no interest."""
     if member.isdir():
         return None
-    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-        return Member("", b"", f"{member.name}: a link or a device, not a file")
-    if member.name.startswith("/") or ".." in member.name.split("/"):
-        return Member("", b"", f"{member.name}: the name leads out of the folder")
-    video = VIDEO.fullmatch(member.name.rpartition("/")[2])
+    found = _judged(member.name, member.size, member.type in (tarfile.REGTYPE, tarfile.AREGTYPE))
+    wanted = found is not None and not found.refused
+    return replace(found, data=archive.extractfile(member).read()) if wanted else found
+
+
+def _judged(name: str, size: int, is_file: bool) -> Member | None:
+    """What a member is by its name, without its bytes yet; None for what is of no interest."""
+    if not is_file:
+        return Member("", b"", f"{name}: a link or a device, not a file")
+    if name.startswith("/") or ".." in name.split("/"):
+        return Member("", b"", f"{name}: the name leads out of the folder")
+    video = VIDEO.fullmatch(name.rpartition("/")[2])
     if video is None:
         return None
-    if member.size > LARGEST_VIDEO:
-        return Member("", b"", f"{member.name}: {member.size:,} bytes, no video of the dataset has so many")
-    return Member(video[1], archive.extractfile(member).read())
+    if size > LARGEST_VIDEO:
+        return Member("", b"", f"{name}: {size:,} bytes, no video of the dataset has so many")
+    return Member(video[1], b"")
+
+
+class Zipped:
+    """A zip of videos, read one after the other; `consumed` counts the bytes of it that were read."""
+
+    def __init__(self, source: Source):
+        self.source, self.consumed = source, 0
+
+    def videos(self) -> Iterator[Member]:
+        """Give the videos in the order of the zip, each compared with its checksum.
+
+        What is refused is what `read_videos` refuses. Raises ArchiveError, naming the member.
+        """
+        name = ""
+        try:
+            with zipfile.ZipFile(self.source.path) as archive:
+                for info in archive.infolist():
+                    if info.is_dir():
+                        continue
+                    name = f" ({info.filename})"
+                    kind = stat.S_IFMT(info.external_attr >> 16)  # as Unix has it; 0 where another system packed
+                    found = _judged(info.filename, info.file_size, kind in (0, stat.S_IFREG))
+                    if found is not None:
+                        yield found if found.refused else replace(found, data=archive.read(info))
+                    self.consumed += info.compress_size
+        except (RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
+            where = f"{self.source.path}{name}"
+            raise ArchiveError(f"{where}: damaged ({error}); download this zip again, {AGAIN}") from error
+        self.consumed = self.source.size
 
 
 def video_name(identifier: str) -> str:
@@ -155,21 +193,23 @@ def video_name(identifier: str) -> str:
     return f"{identifier}.webm"
 
 
-def store_videos(stream: Joined, folder: Path, present: Mapping[str, int], refused: list[str]) -> Iterator[None]:
+def store_videos(
+    stream: Joined | Zipped, folder: Path, present: Mapping[str, int], refused: list[str]
+) -> Iterator[None]:
     """Write the videos of an archive that are not in the folder yet; yields once for each megabyte that was read.
 
     present: the size in bytes by id of those that are there; they are compared with the archive, and written only where
     they differ. refused: grows by what `read_videos` refuses. A video is written under another name and gets its own
-    when `read_videos` has come beyond it. Raises what `read_videos` raises, and OSError.
+    when the one after it has been read. Raises what `read_videos` and `Zipped.videos` raise, and OSError.
     """
     told, kept, known, draft = 0, 0, set(), None
     if present:
         LOG.info(
-            f"{len(present):,} videos are there: the archive is read from its beginning again, since gzip cannot be "
-            "entered midway, and compared with them; only what is missing or differs is written"
+            f"{len(present):,} videos are there: the archive is read from its beginning again and compared with them; "
+            "only what is missing or differs is written"
         )
     try:
-        for member in read_videos(stream):
+        for member in stream.videos() if isinstance(stream, Zipped) else read_videos(stream):
             draft = _settle(draft)
             path = folder / video_name(member.id)
             if member.refused:

@@ -20,6 +20,7 @@ from tcar.models.checkpoints import CheckpointError, read_state
 from tcar.models.pretrained import locate
 from tcar.models.stream import Source
 from tcar.models.timesformer import TimeSformer
+from tcar.params import Baselines, ParameterError
 
 SSV2_CLASSES = 174
 Checkpoints = Mapping[str, str]
@@ -45,7 +46,8 @@ class Baseline:
     A clip is `frames` frames of `size` pixels a side: the middles of equal segments, squashed to a square, or with
     `crop` scaled by their shorter side and cut to the middle square. `build(classes, seed)` draws random weights,
     `load(model, checkpoints)` replaces them by published ones; `published` names the ones that it takes, by their key
-    in the parameter `baseline_checkpoints`. `random` says whether it may go without. `groups(model, learning_rate,
+    in the parameter `baseline_checkpoints`. `random` says whether it may go without; `labelled` that weights are of no
+    use to it without the config.json beside them, which numbers their classes. `groups(model, learning_rate,
     weight_decay)` are those of the optimiser; None stands for those of all other trainings.
     """
 
@@ -57,6 +59,7 @@ class Baseline:
     load: Callable[[nn.Module, Checkpoints], Built]
     published: dict[str, str] = field(default_factory=dict)
     random: bool = False
+    labelled: bool = False
     groups: Callable[[nn.Module, float, float], list[dict]] | None = None
 
 
@@ -72,6 +75,19 @@ def find_baseline(name: str) -> Baseline:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"baseline {name!r} is not one of {', '.join(BASELINES)}{hint}")
     return BASELINES[name]
+
+
+def check_names(settings: Baselines) -> None:
+    """Raise ParameterError where the parameters name a baseline or a checkpoint that there is not."""
+    keys = {key for baseline in BASELINES.values() for key in baseline.published}
+    for parameter, given, known in (
+        ("baselines", settings.baselines, BASELINES),
+        ("baseline_epochs", settings.baseline_epochs, BASELINES),
+        ("baseline_checkpoints", settings.baseline_checkpoints, keys),
+    ):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise ParameterError(f"{parameter} names {', '.join(unknown)}; known are {', '.join(sorted(known))}")
 
 
 def create_baseline(
@@ -201,7 +217,7 @@ def _timesformer(name: str, config: TimesformerConfig, **fields) -> Baseline:
         return TimeSformer(TimesformerConfig.from_dict(config.to_dict() | {"num_labels": classes}), seed=seed)
 
     sizes = {"frames": config.num_frames, "size": config.image_size}
-    return Baseline(name, **sizes, build=build, load=_load_timesformer, **fields)
+    return Baseline(name, **sizes, build=build, load=_load_timesformer, labelled=True, **fields)
 
 
 _ALL = (

@@ -5,7 +5,6 @@ arXiv:2311.18825). On Something-Something-V2, 2 x 3 views: 71.6 top-1 as publish
 itself fine-tuned on Something-Something-V2 (VideoMAE, 70.8 alone).
 """
 
-import hashlib
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -27,7 +26,7 @@ from transformers import (
 from tcar.models import pretrained
 from tcar.models.attention import Record
 from tcar.models.cast_blocks import CLIP_EPS, VIDEOMAE_EPS, Block, CASTConfig, Head, initialise
-from tcar.models.checkpoints import CheckpointError, load_strict, read_state
+from tcar.models.checkpoints import CheckpointError, load_strict, read_state, state_digest
 from tcar.models.stream import IMAGENET
 
 Clip = UInt8[Tensor, "b t h w 3"] | Float[Tensor, "b t h w 3"]
@@ -277,13 +276,7 @@ class CAST(nn.Module):
         return nn.ModuleDict({name: getattr(self, name) for name in TRAINED_PARTS})
 
     def _digest(self) -> str:
-        """Return the SHA-256 of the experts' weights: names, types, shapes and bytes in key order."""
-        digest = hashlib.sha256()
-        for expert in (self.clip, self.videomae):
-            for key, value in sorted(expert.state_dict().items()):
-                digest.update(f"{key} {value.dtype} {list(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return state_digest("", self.clip, self.videomae)
 
 
 def cast_parameter_groups(model: CAST, learning_rate: float, weight_decay: float) -> list[dict]:

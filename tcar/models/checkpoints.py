@@ -1,5 +1,6 @@
 """Read weights safely and load them strictly: a key that does not match is an error that lists it."""
 
+import hashlib
 import pickle
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -51,6 +52,16 @@ def refuse_mismatch(
     listing = "".join(f"\n  {fault} ({len(keys)}): {', '.join(keys)}" for fault, keys in faults.items() if keys)
     if listing:
         raise CheckpointError(f"{source}: does not match the network it is loaded into{listing}")
+
+
+def state_digest(name: str, *modules: nn.Module) -> str:
+    """Return the SHA-256 of a name and of the weights of modules: names, types, shapes, bytes, each in key order."""
+    digest = hashlib.sha256(name.encode())
+    for module in modules:
+        for key, value in sorted(module.state_dict().items()):
+            digest.update(f"{key} {value.dtype} {list(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:

@@ -5,114 +5,20 @@ path to put it at, and the exit status is 1.
 """
 
 import argparse
-import json
 import os
 import re
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from tcar import log, params, results
 from tcar.models.download import FetchError, check_disk, digest, download
-from tcar.models.published import CHECKPOINTS, WEIGHTS, Checkpoint, checkpoints_for, find
-from tcar.params import ParameterError, Params
-
-FOLDER = "checkpoints"  # where files go that no parameter names a place for
-INDEX = "model.safetensors.index.json"  # on the Hub, in place of weights that were cut into several files
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pyth", ".pkl")
-
-
-@dataclass(frozen=True)
-class Need:
-    """A checkpoint and where it belongs: a file, a folder, or (None) the local cache of the Hub.
-
-    `advice` is what is still to be done once it is there.
-    """
-
-    purpose: str
-    checkpoint: Checkpoint
-    target: Path | None
-    advice: str = ""
-
-    @property
-    def is_folder(self) -> bool:
-        """Whether it goes into a folder of its own, as the Hub has it."""
-        return self.target is not None and self.target.suffix not in SUFFIXES
-
-    @property
-    def file(self) -> str:
-        """The file of the repository that is wanted at `target`, or the first of those that may be there."""
-        names = self.checkpoint.files
-        if self.target is None or self.is_folder:
-            return names[0]
-        return next((name for name in names if Path(name).suffix == self.target.suffix), names[0])
-
-    def found(self) -> Path | None:
-        """Return the weights where they belong, None where they are not there or not whole."""
-        if self.target is not None and not self.is_folder:
-            return self.target if self.target.is_file() else None
-        for name in (*self.checkpoint.files, INDEX):
-            if (path := self._there(name)) and (name != INDEX or all(map(self._there, _shards(path)))):
-                return path
-        return None
-
-    def _there(self, name: str) -> Path | None:
-        if self.target is not None:
-            return self.target / name if (self.target / name).is_file() else None
-        cached = try_to_load_from_cache(self.checkpoint.address, name)
-        return Path(cached) if isinstance(cached, str) and Path(cached).is_file() else None
-
-
-def needs(run: Params) -> list[Need]:
-    """Return what the two streams of a run load; nothing for those that come with the package.
-
-    Raises ValueError for a stream that nothing is published for, or a checkpoint of a kind that is not.
-    """
-    found = [need_of(run, role) for role in ("semantic", "motion")]
-    return [need for need in found if need is not None]
-
-
-def need_of(run: Params, role: str) -> Need | None:
-    """Return what the stream of a role loads, None where it comes with the package; raises as `needs` does."""
-    stream, stated = getattr(run.streams, role), getattr(run.streams, f"{role}_checkpoint")
-    published = checkpoints_for(stream)
-    return _need(f"{role} stream {stream}", published, stated, f"{role}_checkpoint", run.root) if published else None
-
-
-def _need(purpose: str, published: list[Checkpoint], stated: str, key: str, root: Path) -> Need:
-    if not stated:
-        checkpoint, target = published[0], _usual_place(published[0], root)
-        return Need(purpose, checkpoint, target, f"set {key}: {results.relative(target, root)}" if target else "")
-    named = [checkpoint for checkpoint in CHECKPOINTS.values() if stated == checkpoint.address]
-    if named or _is_hub_name(stated, root):
-        own = Checkpoint(stated, (), "hub", stated, WEIGHTS, "", "transformers")
-        return Need(purpose, named[0] if named else own, None)
-    target = root / Path(stated).expanduser()
-    if target.suffix not in SUFFIXES:
-        fitting = [checkpoint for checkpoint in published if checkpoint.kind == "hub"]
-    else:
-        named = [checkpoint for checkpoint in published if target.name in checkpoint.files]
-        kinds = {checkpoint.name: {Path(file).suffix for file in checkpoint.files} for checkpoint in published}
-        fitting = named or [checkpoint for checkpoint in published if target.suffix in kinds[checkpoint.name]]
-    if not fitting and not target.exists():
-        known = ", ".join(file for checkpoint in published for file in checkpoint.files)
-        raise ValueError(f"{key}: {stated} is none of what is published for the {purpose}: {known}")
-    return Need(purpose, (fitting or published)[0], target)
-
-
-def _is_hub_name(stated: str, root: Path) -> bool:
-    """Whether owner/name means the Hub: a folder of the project may have a name of the same form."""
-    owner, _, name = stated.partition("/")
-    here = owner == FOLDER or (root / owner).is_dir() or Path(name).suffix in SUFFIXES
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", stated) is not None and not here
-
-
-def _usual_place(checkpoint: Checkpoint, root: Path) -> Path | None:
-    return None if checkpoint.kind == "hub" else root / FOLDER / checkpoint.files[0]
+from tcar.models.needs import CONFIG, FOLDER, INDEX, Need, needs, shards_of, state, usual_place
+from tcar.models.published import CHECKPOINTS, checkpoints_for, find
+from tcar.params import ParameterError
 
 
 def fetch(need: Need, local_files_only: bool = False) -> Path:
@@ -122,7 +28,8 @@ def fetch(need: Need, local_files_only: bool = False) -> Path:
     names them by. Raises FetchError where one cannot be had, and with `local_files_only` or HF_HUB_OFFLINE where it is
     not there already.
     """
-    if path := need.found():
+    # Weights that lie where a parameter says may be the user's own: no published config.json is put beside them.
+    if (path := need.found()) and not (need.target is None and need.unlabelled()):
         return path
     if need.checkpoint.kind == "page":
         raise FetchError("no download")
@@ -144,6 +51,8 @@ def fetch(need: Need, local_files_only: bool = False) -> Path:
     if need.target is None:
         return paths[-1]
     if not need.is_folder:
+        if need.unlabelled() and paths[0].name == CONFIG:
+            _place(paths[0], need.target.with_name(CONFIG))
         return _place(paths[-1], need.target)
     return [_place(path, need.target / path.name) for path in paths][-1]
 
@@ -151,9 +60,9 @@ def fetch(need: Need, local_files_only: bool = False) -> Path:
 def _from_hub(need: Need) -> list[Path]:
     """Bring the wanted files into the local cache of the Hub; the last one is that of the weights."""
     address, whole, paths = need.checkpoint.address, need.target is None or need.is_folder, []
-    if whole:
+    if whole or need.labelled:
         try:
-            paths.append(Path(hf_hub_download(address, "config.json")))
+            paths.append(Path(hf_hub_download(address, CONFIG)))
         except EntryNotFoundError as error:
             if isinstance(error, LocalEntryNotFoundError):  # no connection, which is no answer
                 raise
@@ -165,14 +74,10 @@ def _from_hub(need: Need) -> list[Path]:
             if isinstance(error, LocalEntryNotFoundError):
                 raise
             continue
-        shards = [Path(hf_hub_download(address, shard)) for shard in _shards(path)] if name == INDEX else []
+        shards = [Path(hf_hub_download(address, shard)) for shard in shards_of(path)] if name == INDEX else []
         return [*paths, *shards, path]
     missing = need.file if not whole else " or ".join(need.checkpoint.files)
     raise FetchError(f"{need.checkpoint.page}: has no {missing}; give a folder or the name on the Hub instead")
-
-
-def _shards(index: Path) -> list[str]:
-    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
 
 
 def _check_blob(path: Path) -> None:
@@ -210,34 +115,9 @@ def by_hand(need: Need, root: Path) -> str:
         if checkpoint.kind == "hub":
             source = checkpoint.page if need.is_folder else checkpoint.url(need.file)
             place += "/ (config.json and its weights)" if need.is_folder else ""
+            place += ", and its config.json beside it" if need.labelled and not need.is_folder else ""
     note = f" [{checkpoint.note}]" if checkpoint.note and checkpoint.kind != "file" else ""
     return f"{checkpoint.name}: {source} ({large}) -> {place}{note}"
-
-
-def state(need: Need, verify: bool = False) -> tuple[bool, str]:
-    """Return whether a checkpoint is there as published, and that in words.
-
-    Sizes are compared where the published one is exact; with `verify`, digests too, which reads the whole file.
-    """
-    path = need.found()
-    if path is None:
-        return False, "missing"
-    count, wanted = path.stat().st_size, need.checkpoint.bytes
-    if wanted is not None and count != wanted:
-        return False, f"there, but it has {count:,} bytes and the published file {wanted:,}"
-    if not verify:
-        return True, "there"
-    blob, known = path.resolve().name, need.checkpoint.sha256
-    if re.fullmatch(r"[0-9a-f]{64}", blob):  # in its cache, the Hub names a file by its digest
-        known = blob
-    elif path.suffix != Path(need.checkpoint.files[0]).suffix:
-        known = None
-    found = digest(path)
-    if known is None:
-        return True, f"there, SHA-256 {found}; none is published"
-    return found.startswith(known), "there, SHA-256 as published" if found.startswith(known) else (
-        f"there, but its SHA-256 is {found}, the published one {known}"
-    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -257,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if given.all:
-        wanted += [Need(c.layout, c, _usual_place(c, root)) for c in CHECKPOINTS.values()]
+        wanted += [Need(c.layout, c, usual_place(c, root)) for c in CHECKPOINTS.values()]
     if not wanted:
         print("nothing to fetch: the weights of these streams come with the package")
     log.configure()
@@ -273,14 +153,14 @@ def _wanted(name: str, root: Path) -> list[Need]:
     if Path(name).suffix in (".yaml", ".yml"):
         return needs(params.load(name))
     if name in CHECKPOINTS or ("/" in name and not name.startswith("timm:")):
-        return [Need("checkpoint", find(name), _usual_place(find(name), root))]
-    return [Need(f"stream {name}", c, _usual_place(c, root)) for c in checkpoints_for(name)[:1]]
+        return [Need("checkpoint", find(name), usual_place(find(name), root))]
+    return [Need(f"stream {name}", c, usual_place(c, root)) for c in checkpoints_for(name)[:1]]
 
 
 def _served(need: Need, given: argparse.Namespace, root: Path) -> bool:
     """Fetch one checkpoint unless it is there or only a list is wanted, and print what became of it."""
     problem = ""
-    if not given.list and need.found() is None:
+    if not given.list:
         try:
             fetch(need)
         except FetchError as error:

@@ -32,6 +32,7 @@ class ProbeFusion(Fusion):
     def __init__(self, config: FusionConfig, hidden: int):
         super().__init__(config)
         self.stream, depth = PROBES[config.kind]
+        self.streams = (self.stream,)
         width, stream_width = hidden // MLP_RATIO, config.stream_width(self.stream)
         full = width >= FULL_WIDTH and width % HEADS == 0
         sizes = ProbeConfig(

@@ -5,7 +5,6 @@ A semantic stream reads each frame by itself (DINOv2, DINOv3, any image model of
 """
 
 import difflib
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tcar.models import image_streams, video_streams
-from tcar.models.checkpoints import CheckpointError
+from tcar.models.checkpoints import CheckpointError, state_digest
 from tcar.models.grids import Tokens
 from tcar.models.stream import Source, Stream, StreamSpec
 
@@ -81,12 +80,8 @@ def create_stream(
 
 
 def weights_digest(stream: Stream) -> str:
-    """Return the SHA-256 of a stream's frozen weights, adapters apart: names, types, shapes, bytes in key order."""
-    digest = hashlib.sha256(stream.name.encode())
-    for key, value in sorted(stream.backbone.state_dict().items()):
-        digest.update(f"{key} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    """Return the SHA-256 of a stream's name and frozen weights, adapters apart."""
+    return state_digest(stream.name, stream.backbone)
 
 
 def stream_cost(stream: Stream, frames: int | None = None) -> dict:

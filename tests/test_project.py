@@ -1,0 +1,30 @@
+"""The project as a whole: one set of pins for every way to install it, and a help that names every target."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_every_dependency_is_pinned():
+    wanted = PROJECT["dependencies"] + [name for group in PROJECT["optional-dependencies"].values() for name in group]
+    assert [name for name in wanted if not re.fullmatch(r"[\w.-]+==[\w.]+", name)] == []
+
+
+def test_conda_installs_the_same_pins_and_nothing_beside_them():
+    """Every package comes from pyproject.toml: conda gives Python and pip alone."""
+    python, pip, own = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert (python, pip, own) == ("python=3.11", "pip", {"pip": ["-e .[dev]"]})
+    assert "dev" in PROJECT["optional-dependencies"]
+    assert PROJECT["requires-python"] == ">=3.11"
+
+
+def test_the_help_of_make_names_every_target_and_no_other():
+    text = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z][a-z-]*):(?!=)", text, re.MULTILINE))
+    assert set(re.search(r"^\.PHONY: (.*)", text, re.MULTILINE)[1].split()) == targets
+    assert set(re.findall(r'@echo "make ([a-z-]+)', text)) == targets - {"help"}
