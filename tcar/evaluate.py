@@ -194,6 +194,12 @@ def fit_temperature(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " 
     return float(np.exp(found.x))
 
 
+def calibration(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> dict[str, float | int | str]:
+    """What is kept beside a model for `tcar.predict`: the `temperature`, and on how many `clips` of which split it was
+    fitted."""
+    return {"temperature": fit_temperature(logits, labels), "fitted_on": "validation", "clips": len(labels)}
+
+
 def reliability(
     logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"], bins: int = 15, temperature: float = 1.0
 ) -> list[dict]:

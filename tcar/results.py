@@ -52,7 +52,7 @@ def save(
     """
     path = Path(path)
     meta = {
-        **_commit(params.root),
+        **revision(params.root),
         "parameters": params.as_dict(),
         "inputs": {relative(p, params.root): digest(p) for p in map(Path, inputs)},
         "seeds": list(seeds),
@@ -210,8 +210,8 @@ def _device() -> str:
     return f"cpu ({platform.machine()})"
 
 
-def _commit(root: Path) -> dict[str, Any]:
-    """The commit of the project and whether tracked files differ from it; null outside git."""
+def revision(root: Path) -> dict[str, Any]:
+    """The `commit` of the project and whether tracked files differ from it (`dirty`); null outside git."""
 
     def git(*command: str) -> str | None:
         try:

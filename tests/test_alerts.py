@@ -17,6 +17,7 @@ from token_task import token_task
 
 from tcar import log
 from tcar.params import ParameterError, Watching
+from tcar.tokens import TrainingError
 from tcar.train import alert_rules, alerts, tracking
 from tcar.train.alerts import Alarm, Alert, Webhook
 from tcar.train.checkpoints import Checkpoints
@@ -181,6 +182,44 @@ def test_not_a_number_ends_a_real_training_and_the_last_good_checkpoint_is_kept(
     assert last.state["step"] == steps[-1]["step"] - 1
     assert all(torch.isfinite(value).all() for value in last.weights.values())
     assert json.loads((tmp_path / "run.json").read_text())["parts"][0]["reason"] == "not a number"
+
+
+def test_not_a_number_in_validation_alone_ends_it_too_and_leaves_what_was_good(tmp_path):
+    """Finite weights and a validation clip that is not, in the third epoch of four, which a first look may take for
+    the best: it must become neither the best nor the last checkpoint, with an alarm or without."""
+    asked = small_run(epochs=4, checkpoint_steps=7)
+    for name, watched in (("alarm", True), ("bare", False)):
+        task, folder, kept = token_task(asked), tmp_path / name, Kept()
+        read, validations = task.batches, []
+
+        def poisoned(split, slices, epoch, broken, read=read, validations=validations):
+            validations += [split] if split == "validation" else []
+            for batch in read(split, slices, epoch, broken):
+                bad = (batch.inputs[0] * nan, *batch.inputs[1:])
+                yield dataclasses.replace(batch, inputs=bad) if len(validations) == 3 else batch
+
+        task.batches = poisoned
+        following = [*(tracking.watchers(LIMITS, folder) if watched else ()), kept]
+        with pytest.raises(TrainingError, match=r"epoch 3/4: the validation loss is nan, that of training \d"):
+            train(task, asked, folder, 0, following)
+        assert kept.reason == "not a number" and math.isnan(kept.rows[-1][1]["validation_loss"])
+        if watched:
+            (alert,) = alerts.raised(folder)
+            assert (alert.kind, alert.epoch, alert.fatal) == ("not a number", 3, True)
+        checkpoints = Checkpoints(folder)
+        last = checkpoints.read(checkpoints.newest())
+        assert last.state["step"] == 28 and [row["epoch"] for row in last.state["history"]] == [1, 2]
+        assert all(torch.isfinite(value).all() for value in last.weights.values())
+        best = last.state["best_epoch"]
+        assert best in (1, 2) and checkpoints.read_best_row(best)["validation_top1"] == max(
+            row["validation_top1"] for row in last.state["history"]
+        )
+        assert not (folder / "best-00003").exists()
+        # With sound clips it goes on from there to the end.
+        again = train(token_task(asked), asked, folder, 0)
+        whole = train(token_task(asked), asked, tmp_path / "whole", 0)
+        assert again.reason == "finished"
+        assert all(torch.equal(value, again.state_dict[key]) for key, value in whole.state_dict.items())
 
 
 def test_an_overflow_in_fp16_is_how_the_scale_is_found_until_it_does_not_end(tmp_path):

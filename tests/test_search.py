@@ -228,13 +228,45 @@ def test_a_trial_that_is_done_after_all_is_not_done_again(here, monkeypatch):
 def test_a_trial_that_kills_its_workers_is_given_up_and_reported(here, monkeypatch):
     settings = load_settings(file(here))
     killed = worker(settings, 1, attempts=2)
-    monkeypatch.setattr(search_study, "_lives", lambda owner: False)
+    monkeypatch.setattr(search_study, "_lives", lambda process: "place" not in process)  # the command does
     for attempt in (1, 2):
         assert killed.claim().user_attrs["attempt"] == attempt
         killed.recover()
     assert killed.claim() is None
     assert [trial.state for trial in standing(killed.study).values()] == [TrialState.FAIL]
     assert "2 attempts" in standing(killed.study)[0].user_attrs["reason"]
+
+
+def test_a_trial_whose_whole_command_is_killed_again_and_again_is_never_lost(here, monkeypatch):
+    settings = load_settings(file(here, "sampler: random"))
+    killed = worker(settings, 1, attempts=2)
+    monkeypatch.setattr(search_study, "_lives", lambda process: False)
+    proposed = []
+    for attempt in range(1, 7):
+        trial = killed.claim()
+        assert trial.user_attrs["attempt"] == attempt
+        proposed.append(search.suggest(trial, settings))
+        killed.recover()
+    assert proposed == proposed[:1] * 6
+    monkeypatch.undo()
+    killed.work(lambda trial, report: 0.5)
+    assert [trial.value for trial in search_study.finished(killed.study, 1)] == [0.5]
+
+
+def test_the_last_worker_s_death_counts_against_its_trial(here):
+    """One worker, which its trial kills: each start of the command tells of it, and after all attempts goes on."""
+    file(here, "sampler: random\npruner: none\ntrials: 2\nfinalists: 1\nseeds: [0, 1]\nattempts: 2\n")
+    deadly = SCRIPT.replace('note("begun")', """note("begun")
+        if seed == 100 and sum("begun" in line for line in open("deeds.log")) < 3:
+            os.kill(os.getpid(), 9)""").replace("workers=2", "workers=1")  # fmt: skip
+    (here / "script.py").write_text(deadly)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ends = [subprocess.run([sys.executable, "script.py"], cwd=here, env=environment, capture_output=True, text=True)
+            for _ in range(3)]  # fmt: skip
+    assert [end.returncode for end in ends] == [1, 1, 0]
+    assert all("all workers ended before 2 trials were done" in end.stderr for end in ends[:2])
+    assert ends[2].stdout.split() == ["2", "1"]
+    assert "its worker died, as in all of 2 attempts" in ends[1].stderr
 
 
 def test_a_process_number_that_was_given_away_is_no_life(here):
@@ -411,13 +443,35 @@ def test_the_outcome_compares_winner_and_base_over_the_same_seeds(record):
     assert made["comparison"]["difference"] == pytest.approx(scores[0].mean() - scores[1].mean())
     low, high = stats.t.interval(0.95, 2, scores[1].mean(), stats.sem(scores[1]))
     assert (made["base"]["low"], made["base"]["high"]) == pytest.approx((low, high))
-    assert made["beats_base"] == (made["comparison"]["low"] > 0)
+    tops = [np.array(list(row["scores"].values())) for row in made["finalists"]]
+    ps = [stats.ttest_rel(top1, scores[1]).pvalue for top1 in tops]
+    assert made["comparison"]["p"] == pytest.approx(ps[made["finalists"].index(made["winner"])])
+    holm = {min(ps): min(1.0, 2 * min(ps)), max(ps): min(1.0, max(2 * min(ps), max(ps)))}  # of two finalists
+    assert made["comparison"]["holm"] == pytest.approx(holm[ps[made["finalists"].index(made["winner"])]])
+    assert made["beats_base"] == (made["comparison"]["low"] > 0 and made["comparison"]["holm"] < 0.05)
     best = made["winner"]["changes"]
     expected = [curve(settings.proposed(best), seed, lambda epoch, score: None) for seed in settings.seeds]
     assert scores[0] == pytest.approx(expected)
     for compared, words in (({"low": -0.02, "high": 0.01}, "does not beat"), ({"low": -0.02, "high": -0.01}, "worse")):
         test = made["comparison"] | compared
         assert words in stage.sentence(made | {"comparison": test, "beats_base": False})
+
+
+def test_a_published_outcome_is_found_by_the_runs_it_belongs_to(here, record):
+    settings, made = record
+    base = settings.base
+    path = stage.publish(settings, made)
+    assert path == here / "paper" / "results" / "search.json"
+    assert (base.results_dir / "search.json").read_bytes() == path.read_bytes()
+    (base.results_dir / "search.json").unlink()
+    assert stage.published(base)["comparison"] == pytest.approx(made["comparison"])
+    for other, found in (({"search_trials": 3}, True), ({"learning_rate": 0.002}, False), ({"width": 80}, False)):
+        changed = params.from_values(base.as_dict() | other)
+        assert (stage.published(dataclasses.replace(changed, root=base.root)) is not None) == found, other
+    quiet = dataclasses.replace(base, common=dataclasses.replace(base.common, publish=False))
+    path.unlink()
+    stage.publish(dataclasses.replace(settings, base=quiet), made)
+    assert not path.exists()
 
 
 def test_what_matters_is_found_and_drawn(record):

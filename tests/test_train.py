@@ -195,6 +195,14 @@ def test_a_loss_that_is_not_finite_ends_all_jobs_and_names_job_epoch_and_step(sp
     assert list(tmp_path.iterdir()) == [], "nothing half done is kept"
 
 
+def test_a_validation_loss_that_is_not_finite_is_no_best_epoch(splits):
+    """One clip of 24 alone: its loss spoils the mean, and the accuracy of the others looks as good as ever."""
+    broken = dataclasses.replace(splits[1], semantic=splits[1].semantic.copy())
+    broken.semantic[5] = np.nan
+    with pytest.raises(TrainingError, match="hopeless, epoch 1: the validation loss is nan; see whether"):
+        fit(fusion(), splits[0], broken, RECIPE, 3, name="hopeless")
+
+
 def test_what_does_not_fit_is_named(splits):
     train, validation = splits
     none = dataclasses.replace(validation, ids=[])

@@ -17,10 +17,9 @@ from tcar.models.fusion import create_fusion
 from tcar.models.grids import grid_coordinates
 from tcar.tokens import ARRAYS, TrainingError
 from tcar.train.checkpoints import Checkpoints
-from tcar.train.heads import reproducible
+from tcar.train.heads import parameter_groups, reproducible
 from tcar.train.mixing import TokenMix, mix_frames, partners
-from tcar.train.stepping import Processes, Stepper
-from tcar.train.tasks import decay_groups
+from tcar.train.stepping import Processes, Stepper, validation_row
 from tcar.train.trainer import train
 from tcar.train.watch import StopTraining
 
@@ -54,7 +53,7 @@ def test_it_is_the_plain_loop(tmp_path):
     data, order = tokens(78, 1), stepper(4, epochs=3)
     with reproducible(4):
         model = create_fusion(FUSION)
-    optimiser = torch.optim.AdamW(decay_groups(model, 0.2), 0.01)
+    optimiser = torch.optim.AdamW(parameter_groups(model, 0.2), 0.01)
     parts = [torch.optim.lr_scheduler.LinearLR(optimiser, 0.1, 1.0, 9),
              torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 20)]  # fmt: skip
     schedule, losses, rates = torch.optim.lr_scheduler.SequentialLR(optimiser, parts, [10]), [], []
@@ -127,16 +126,16 @@ def test_averaged_weights_are_the_running_average():
     for (name, value), wanted in zip(made.best().items(), expected, strict=True):
         torch.testing.assert_close(value.double(), wanted, atol=1e-6, rtol=1e-5, msg=name)
     raw = [parameter.clone() for parameter in made.trained.values()]
-    scored = made.validate({})
+    scored = validation_row(*made.predict({}))
     assert all(torch.equal(a, b) for a, b in zip(raw, made.trained.values(), strict=True))
     made.learner.model.load_state_dict(made.best(), strict=False)
     made.averaged = None
-    assert made.validate({}) == scored
+    assert validation_row(*made.predict({})) == scored
 
 
 def test_norms_biases_and_positions_do_not_decay():
     model = create_fusion(dataclasses.replace(FUSION, positions="learned"))
-    decay = {id(p): group["weight_decay"] for group in decay_groups(model, 0.05) for p in group["params"]}
+    decay = {id(p): group["weight_decay"] for group in parameter_groups(model, 0.05) for p in group["params"]}
     kept = {name for name, p in model.named_parameters() if not decay[id(p)]}
     assert len(decay) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
@@ -157,10 +156,25 @@ def test_validation_is_that_of_each_clip():
             inputs = [torch.from_numpy(getattr(data, name)[clip : clip + 1]) for name in ("semantic", "motion")]
             logits.append(made.learner.model.eval()(*inputs)[0])
     logits, labels = torch.stack(logits), torch.from_numpy(data.labels)
-    found = made.validate({})
+    found = validation_row(*made.predict({}))
     assert found["validation_loss"] == pytest.approx(cross_entropy(logits, labels).item(), rel=1e-6)
     assert found["validation_top1"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
     assert found["validation_top5"] == 1.0
+
+
+def test_the_temperature_of_the_best_weights_is_kept_and_has_the_least_loss_on_validation(tmp_path):
+    asked = run(weight_averaging=0.5, epochs=3)
+    found = train(token_task(asked), asked, tmp_path, 0)
+    made, data = stepper(), tokens(21, 2)
+    made.learner.model.load_state_dict(found.state_dict, strict=False)
+    with torch.no_grad():
+        logits = made.learner.model.eval()(torch.from_numpy(data.semantic), torch.from_numpy(data.motion)).double()
+    labels, grid = torch.from_numpy(data.labels), torch.linspace(math.log(0.05), math.log(20), 4000).exp()
+    losses = torch.stack([cross_entropy(logits / temperature, labels) for temperature in grid])
+    assert found.calibration["temperature"] == pytest.approx(grid[losses.argmin()].item(), rel=0.005)
+    assert (found.calibration["fitted_on"], found.calibration["clips"]) == ("validation", 21)
+    # A training that is over and is opened again has it still.
+    assert train(token_task(asked), asked, tmp_path, 0).calibration == found.calibration
 
 
 def test_bf16_is_close_and_fp16_wants_a_gpu(tmp_path):
@@ -331,9 +345,9 @@ def test_not_a_number_ends_it_with_the_checkpoint_before(tmp_path, monkeypatch):
     read, calls = task._read, []
 
     def poisoned(split, places, epoch):
-        found = read(split, places, epoch)
+        found, labels = read(split, places, epoch)
         calls.append(split)
-        return [tokens + np.float16(np.nan) if calls.count("train") == 14 else tokens for tokens in found]
+        return [tokens + np.float16(np.nan) if calls.count("train") == 14 else tokens for tokens in found], labels
 
     monkeypatch.setattr(task, "_read", poisoned)
     monkeypatch.setattr("tcar.train.tasks.THREADS", 1)

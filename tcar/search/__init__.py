@@ -26,6 +26,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from tcar import log, results
@@ -127,10 +128,14 @@ def take_part(settings: SearchSettings, name: str, count: int, score: Score) -> 
             changes, seed = suggest(trial, settings), settings.seed
         return score(settings.proposed(changes, final), seed, report)
 
+    _worker(settings, storage, study, count).work(evaluate)
+
+
+def _worker(settings: SearchSettings, storage: BaseStorage, study: optuna.Study, count: int) -> Worker:
     def sampler(slot: int) -> BaseSampler:
         return sampler_of(settings, slot)
 
-    Worker(storage, study, count, sampler, settings.attempts, settings.patience).work(evaluate)
+    return Worker(storage, study, count, sampler, settings.attempts, settings.patience)
 
 
 def _pruner(name: str, first: int) -> BasePruner:
@@ -159,6 +164,10 @@ def _together(settings: SearchSettings, study: optuna.Study, count: int, make_sc
             process.start()
         for _ in log.progress(_until_finished(study, count, processes), missing, what, "trials"):
             pass
+    except SearchError:
+        # While this process lives, so that it counts against a trial that it has killed the last worker.
+        _worker(settings, open_storage(settings.address), study, count).recover()
+        raise
     finally:
         end.close()  # a worker without its parent ends
         for process in processes:

@@ -26,11 +26,12 @@ def main(arguments: list[str] | None = None) -> int:
         settings = load_settings(chosen.file, trials=chosen.trials)
         log.configure(settings.base.common.log_level, settings.base.logs_dir / "search.log")
         record = stage.run_search(settings, chosen.workers)
+        published = stage.publish(settings, record)
     except (ParameterError, SearchError, TrainingError, results.ResultError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(stage.sentence(record))
-    print(f"written: {record['written']}")
+    print(f"written: {record['written']}, {results.relative(published, settings.base.root)}")
     return 0
 
 

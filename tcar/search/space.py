@@ -47,7 +47,7 @@ class SearchSettings:
     seed: int = 100  # of the proposals, and of the training of every trial
     finalists: int = 3  # best trials that are trained again
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # of the finalists and the base
-    attempts: int = 3  # of a trial whose worker died
+    attempts: int = 3  # of a trial whose worker dies while the search goes on
     patience: float = 60.0  # seconds without a sign of life until a worker elsewhere counts as dead
 
     @property

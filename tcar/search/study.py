@@ -2,8 +2,10 @@
 
 All trials are planned before the first one starts: each is a slot with a number. A worker claims a waiting slot by the
 one step that every Optuna storage does atomically (waiting to running), and gives a sign of life while it trains. Where
-a worker has died, its trial is closed and the slot planned again with the same parameters. Nothing here takes a lock:
-where two workers plan the same attempt at once, both see the two of them and both go by the lower number.
+a worker has died, its trial is closed and the slot planned again with the same parameters, as often as the command is
+killed and started again. Only a death of which the command lives to tell, as for want of memory, counts against the
+trial. Nothing here takes a lock: where two workers plan the same attempt at once, both see the two of them and both go
+by the lower number.
 """
 
 from __future__ import annotations
@@ -117,7 +119,7 @@ class Worker:
     """One process that takes part in a study until the first `count` slots are finished.
 
     `sampler(slot)` gives a sampler of its own for each slot, so that what is drawn does not depend on who draws it;
-    `attempts` and `patience` (seconds) are those of the search's file.
+    `attempts` (of a trial that kills its workers) and `patience` (seconds) are those of the search's file.
     """
 
     def __init__(self, storage: BaseStorage, study: optuna.Study, count: int, sampler: Callable[[int], BaseSampler],
@@ -165,11 +167,12 @@ class Worker:
             if trial.state != TrialState.RUNNING or not self._dead(trial):
                 continue
             slot, attempt = trial.user_attrs["slot"], trial.user_attrs["attempt"]
-            again = attempt < self.attempts
+            deaths = trial.user_attrs.get("deaths", 0) + _by_itself(trial.user_attrs.get("owner"))
+            again = deaths < self.attempts
             if again and (slot, attempt + 1) not in planned:
                 kept = {key: value for key, value in trial.user_attrs.items() if key not in ("owner", "beat")}
                 self.study.enqueue_trial(trial.params or trial.system_attrs["fixed_params"],
-                                         user_attrs=kept | {"attempt": attempt + 1})
+                                         user_attrs=kept | {"attempt": attempt + 1, "deaths": deaths})
             why = _DIED + ("" if again else f", as in all of {self.attempts} attempts")
             if self._finish(trial.number, TrialState.FAIL, reason=why):
                 log.get(__name__).warning(f"trial {slot}: {why}" + (", it is done again" if again else ""))
@@ -271,7 +274,17 @@ class _Life:
 
 
 def _owner() -> dict[str, Any]:
-    return {"place": _place(), "pid": os.getpid(), "since": psutil.Process().create_time()}
+    """The process that runs a trial, and the command that started it."""
+    mine, command = ({"pid": found.pid, "since": found.create_time()}
+                     for found in (psutil.Process(), psutil.Process(os.getppid())))  # fmt: skip
+    return {"place": _place(), **mine, "command": command}
+
+
+def _by_itself(owner: Mapping[str, Any] | None) -> bool:
+    """Whether a worker that is dead died while its command went on. Of another machine that fell silent it did not:
+    there, a command that lives has closed the trial itself.
+    """
+    return bool(owner) and owner["place"] == _place() and _lives(owner["command"])
 
 
 def _place() -> str:

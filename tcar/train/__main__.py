@@ -19,7 +19,7 @@ from tcar.results import ResultError
 from tcar.stages.clips import class_names, healthy_clips
 from tcar.stages.features import stores
 from tcar.stages.fusion import fusion_config
-from tcar.stages.model import card_facts, model_config
+from tcar.stages.model import card_facts, model_config, write_calibration
 from tcar.tokens import TrainingError
 from tcar.train.clip_tasks import BaselineTask, StreamTask
 from tcar.train.heads import Fit
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
             task = task_of(run, seed)
             folder = training_folder(run, task, seed)
             following = watchers(run.watching, folder) if first else ()
-            found = train(task, run, folder, seed, following, results._commit(run.root))
+            found = train(task, run, folder, seed, following, results.revision(run.root))
             if first:
                 if found.best_epoch:
                     _save(run, task, found, folder, seed)
@@ -69,7 +69,7 @@ def task_of(run: Params, seed: int) -> Task:
             raise ParameterError(f"task is baseline and baselines {run.baselines.baselines}; name the one to train")
         return BaselineTask(run.baselines.baselines[0], found, names, run, seed)
     opened = stores(run)
-    tokens = [StoredTokens.of(opened["semantic"], opened["motion"], found[split]) for split in SPLITS]
+    tokens = [StoredTokens.of(opened["semantic"], opened["motion"], found[split], names) for split in SPLITS]
     return TokenTask(fusion_config(run), *tokens, run, seed)
 
 
@@ -96,11 +96,11 @@ def _outcome(found: Trained) -> str:
 
 
 def _save(run: Params, task: Task, found: Trained, folder: Path, seed: int) -> None:
-    """Keep the model of the best epoch as one that opens by itself, where its kind has such a form."""
+    """Keep the model of the best epoch as one that opens by itself, with its temperature, where its kind has such a
+    form.
+    """
     if isinstance(task, TokenTask):
-        checkpoints = {f"{role}_checkpoint": getattr(run.streams, f"{role}_checkpoint") or None
-                       for role in ("semantic", "motion")}  # fmt: skip
-        model = TCA.create(model_config(run, task.fusion), pretrained=True, **checkpoints)
+        model = TCA.create(model_config(run, task.fusion), pretrained=True, **run.stream_checkpoints)
         state = {name.removeprefix("fusion."): value for name, value in found.state_dict.items()}
         model.fusion.load_state_dict({name: state[name] for name in model.fusion.state_dict()})
     else:
@@ -110,6 +110,8 @@ def _save(run: Params, task: Task, found: Trained, folder: Path, seed: int) -> N
     if isinstance(model, TCA):
         fit = Fit(model.config.fusion, seed, found.history, found.best_epoch, found.state_dict, 0.0)
         model.save_pretrained(folder / "model", card=card_facts(run, fit))
+        if found.calibration:
+            write_calibration(folder / "model", found.calibration)
     elif hasattr(model, "save_pretrained"):
         model.save_pretrained(folder / "model")
 

@@ -103,6 +103,10 @@ class Checkpoints:
             raise TrainingError(f"{path}: {fault}; remove {self.root} and train again")
         return load_file(path / WEIGHTS)
 
+    def read_best_row(self, epoch: int) -> dict:
+        """Return the row that was kept with the weights of the best epoch."""
+        return json.loads((self._best(epoch) / EPOCH).read_text(encoding="utf-8"))
+
     def _best(self, epoch: int) -> Path:
         return self.root / f"best-{epoch:05}"
 

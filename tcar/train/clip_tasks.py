@@ -1,17 +1,16 @@
 """Trainings that read clips: frozen streams (with adapters or without) and a fusion, or a baseline.
 
-Each clip is decoded once, cut and varied by worker processes, so that a bad file takes none but itself along. What a
-clip looks like in an epoch depends on its id and the epoch alone.
+Each clip is decoded once, cut and varied by the processes of a `tcar.data.loader.Loader`, which training and validation
+share. What a clip looks like in an epoch depends on its id and the epoch alone.
 """
 
 from __future__ import annotations
 
 import os
-import queue
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,17 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from tcar.data.augment import AugmentConfig, Mix
-from tcar.data.batches import CLIP_LIMIT, fingerprint
+from tcar.data.clip_reader import fingerprint
 from tcar.data.frame_cache import FrameCache
-from tcar.data.ssv2 import Clip, check_label_order, flip_pairs
-from tcar.data.workers import Failure, isolated_map
+from tcar.data.loader import Loaded, Loader
+from tcar.data.ssv2 import Clip, check_label_order, flip_pairs, without_mirror_image
 from tcar.models.baselines import create_baseline, find_baseline
 from tcar.models.streams import stream_spec, weights_digest
 from tcar.models.tca import TCA, TCAConfig
 from tcar.params import Params
+from tcar.tokens import TrainingError
 from tcar.train.clip_views import ClipViews
+from tcar.train.heads import parameter_groups
 from tcar.train.mixing import mix_frames
-from tcar.train.tasks import Batch, Slice, check_labels, decay_groups
+from tcar.train.tasks import Batch, Slice, check_labels
 
 AHEAD = 2  # batches decoded before they are asked for
 
@@ -63,6 +64,12 @@ class ClipTask:
         }
         check_labels(self.name, self.num_classes, self.labels)
         settings = run.trainer
+        lonely = without_mirror_image(list(class_names)) if settings.flip else []
+        if lonely:
+            raise TrainingError(
+                f"{name}: flip is {settings.flip}, and {lonely[0]!r} in a mirror is none of the {len(class_names)} "
+                "classes; set flip to 0, or add that class"
+            )
         augment = AugmentConfig(
             size, tuple(settings.crop_scale), flip=settings.flip, jitter=tuple(settings.colour_jitter),
             operations=settings.augment_operations, magnitude=settings.augment_magnitude, erase=settings.erase,
@@ -79,38 +86,34 @@ class ClipTask:
         return {split: fingerprint(clips) for split, clips in self.clips.items()} | {"views": views}
 
     def batches(self, split: str, slices: Sequence[Slice], epoch: int, broken: dict[str, str]) -> Iterator[Batch]:
-        """Decode slices in worker processes; clips that are known as broken are not tried again."""
-        clips, wanted = self.clips[split], [place for part in slices for place in part.places]
-        todo = [place for place in wanted if clips[place].id not in broken]
+        """Read slices in worker processes; clips that are known as broken are not tried again."""
+        self.loader.broken = dict(broken)
+        clips = self.clips[split]
+        groups = ([clips[place] for place in part.places] for part in slices)
+        with closing(self.loader.groups(groups, epoch if split == "train" else 0)) as stream:
+            for part, loaded in zip(slices, stream, strict=True):
+                yield self._batch(split, part, loaded)
 
-        def made() -> Iterator[Batch]:
-            arrived: dict[int, Any] = {p: broken[clips[p].id] for p in wanted if clips[p].id in broken}
-            items = [(clips[place], epoch if split == "train" else 0) for place in todo]
-            with closing(isolated_map(self.views, items, workers=self._workers, time_limit=CLIP_LIMIT)) as outcomes:
-                for part in slices:
-                    while not all(place in arrived for place in part.places):
-                        number, outcome = next(outcomes)
-                        arrived[todo[number]] = _reason(outcome) if isinstance(outcome, Failure) else outcome
-                    yield self._batch(split, part, {place: arrived.pop(place) for place in part.places})
-
-        with closing(_ahead(made())) as batches:
-            yield from batches
+    @cached_property
+    def loader(self) -> Loader:
+        """What reads the clips; its processes end with `loader.close()`, or with the task."""
+        pin = self.run.common.device != "cpu" and torch.cuda.is_available()
+        return Loader(self.views, workers=self._workers, ahead=AHEAD * self.recipe.batch_size, pin=pin)
 
     @property
     def _workers(self) -> int:
         """Worker processes of this process: as stated, or its share of the cores of its machine."""
         return self.run.common.workers or max(1, self.run.workers // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
-    def _batch(self, split: str, part: Slice, read: dict[int, Any]) -> Batch:
-        failed = {self.clips[split][place].id: outcome for place, outcome in read.items() if isinstance(outcome, str)}
-        good = [(offset, place) for offset, place in enumerate(part.places) if not isinstance(read[place], str)]
-        count, size = sum(self.frames), self.views.size
-        frames = np.zeros((max(1, len(good)), count, size, size, 3), np.uint8)
-        labels = np.zeros(len(frames), np.int64)
-        for row, (_, place) in enumerate(good):
-            frames[row], labels[row] = read[place]
-        places, rows = [place for _, place in good], [part.offset + offset for offset, _ in good]
-        return Batch((torch.from_numpy(frames),), torch.from_numpy(labels), places, rows, failed)
+    def _batch(self, split: str, part: Slice, loaded: Loaded) -> Batch:
+        broken = {self.clips[split][part.places[offset]].id: reason for offset, reason in loaded.broken.items()}
+        frames, labels = loaded.arrays or self._no_clip()
+        places, rows = [part.places[offset] for offset in loaded.offsets], [part.offset + o for o in loaded.offsets]
+        return Batch((frames,), labels, places, rows, broken)
+
+    def _no_clip(self) -> tuple[Tensor, Tensor]:
+        size = self.views.size
+        return torch.zeros(1, sum(self.frames), size, size, 3, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
 
     def mixed(self, batch: Batch, inputs: tuple[Tensor, ...], labels: Tensor, epoch: int, step: int) -> tuple:
         """Mix frames as `tcar.train.mixing.mix_frames` does."""
@@ -131,9 +134,7 @@ class StreamTask(ClipTask):
 
     def build(self, seed: int) -> ClipModel:
         """Build the streams with their weights, and the fusion from torch's generator."""
-        checkpoints = {f"{role}_checkpoint": getattr(self.run.streams, f"{role}_checkpoint") or None
-                       for role in ("semantic", "motion")}  # fmt: skip
-        return ClipModel(TCA.create(self.config, pretrained=True, seed=seed, **checkpoints))
+        return ClipModel(TCA.create(self.config, pretrained=True, seed=seed, **self.run.stream_checkpoints))
 
     def identity(self) -> dict[str, Any]:
         """Return the configuration of the model, the weights of its streams, clips and views."""
@@ -142,8 +143,8 @@ class StreamTask(ClipTask):
         return {"model": asdict(self.config), "weights": weights, **self._read_from()}
 
     def groups(self, model: ClipModel, learning_rate: float, weight_decay: float) -> list[dict]:
-        """Return those of `decay_groups`, of fusion and adapters."""
-        return decay_groups(nn.ModuleList([model.fusion, model.semantic.adapters]), weight_decay)
+        """Return those of `tcar.train.heads.parameter_groups`, of fusion and adapters."""
+        return parameter_groups(nn.ModuleList([model.fusion, model.semantic.adapters]), weight_decay)
 
     def reverse(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Play each stream's frames backwards."""
@@ -174,7 +175,7 @@ class BaselineTask(ClipTask):
     def build(self, seed: int) -> nn.Module:
         """Build the baseline with the checkpoints that the parameters name, its classes numbered as the run's are."""
         given, known = self.run.baselines.baseline_checkpoints, self.baseline.published
-        taken = {key: checkpoint for key, checkpoint in given.items() if key in known}
+        taken = {key: self.run.checkpoint(stated) for key, stated in given.items() if key in known}
         built = create_baseline(self.name, self.num_classes, taken, seed=seed)
         if built.labels is not None:
             check_label_order({name: index for index, name in enumerate(self.class_names)}, built.labels)
@@ -188,44 +189,4 @@ class BaselineTask(ClipTask):
     def groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict]:
         """Return the groups of the baseline, else those of all other trainings."""
         groups = self.baseline.groups
-        return groups(model, learning_rate, weight_decay) if groups else decay_groups(model, weight_decay)
-
-
-def _reason(failure: Failure) -> str:
-    if failure.kind == "error":
-        return f"reading it failed: {failure.detail.strip().splitlines()[-1]}"
-    return f"reading it {failure.kind}"
-
-
-def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Have a thread ask for batches before they are wanted; it ends, and closes them, when this iterator is closed."""
-    ready: queue.Queue = queue.Queue(AHEAD)
-    left = threading.Event()
-
-    def put(item: Any) -> bool:
-        while not left.is_set():
-            with suppress(queue.Full):
-                ready.put(item, timeout=0.1)
-                return True
-        return False
-
-    def work() -> None:
-        try:
-            with closing(batches):
-                for batch in batches:
-                    if not put(batch):
-                        return
-            put(None)
-        except BaseException as error:  # for the one who asks, in his thread
-            put(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        left.set()
-        thread.join()
+        return groups(model, learning_rate, weight_decay) if groups else parameter_groups(model, weight_decay)

@@ -95,6 +95,9 @@ def fit(fusion: FusionConfig, train: TokenSet, validation: TokenSet, recipe: Tra
             where = f"{name}, epoch {epoch}"
             row |= _train_epoch(model, train, recipe, loss_of, optimiser, schedule, order, where)
             row |= _validate(model, validation)
+            if not math.isfinite(row["validation_loss"]):
+                raise TrainingError(f"{where}: the validation loss is {row['validation_loss']}; see whether the "
+                                    "validation tokens are finite, or lower learning_rate")
             history.append(row)
             score = (row["validation_top1"], -row["validation_loss"])
             if best is None or score > best[0]:
@@ -146,13 +149,19 @@ def epochs_of(fusion: FusionConfig, recipe: Training) -> int:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices of layers decay; norms, biases, embeddings and bare parameters (streams, readout) do not."""
+    """The groups of an optimiser, those of them that are not empty: what decays, and what does not.
+
+    Matrices of layers decay; norms, biases, embeddings, tables of positions and bare parameters (streams, readout) do
+    not.
+    """
     decaying, others = [], []
-    for module in model.modules():
+    for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             matrix = name.endswith("weight") and parameter.ndim > 1 and not isinstance(module, nn.Embedding)
-            (decaying if matrix else others).append(parameter)
-    return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+            # A learned position is a linear layer by its form, and an embedding by what it does.
+            (decaying if matrix and "position" not in f"{path}.{name}" else others).append(parameter)
+    groups = {"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}
+    return [group for group in groups if group["params"]]
 
 
 def rate_factor(step: int, warmup: int, total: int) -> float:

@@ -19,6 +19,7 @@ from accelerate.utils import (
     gather_object,
     patch_environment,
 )
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -27,9 +28,9 @@ from tcar.data.augment import view_seed
 from tcar.params import Params
 from tcar.tokens import TrainingError
 from tcar.train.checkpoints import Snapshot
-from tcar.train.heads import rate_factor
+from tcar.train.heads import parameter_groups, rate_factor
 from tcar.train.learner import Learner, checkpoint_blocks
-from tcar.train.tasks import Batch, Slice, Task, decay_groups
+from tcar.train.tasks import Batch, Slice, Task
 
 LEAST_SCALE = 1e-3  # of the loss in fp16: a gradient that is not finite below it is so at any scale
 
@@ -114,7 +115,7 @@ class Stepper:
         self.learner = Learner(model, recipe.label_smoothing, *losses, self.task.reverse)
         groups = self.task.groups(model, self.rate, recipe.weight_decay)
         if settings.order_weight:
-            groups += decay_groups(self.learner.order_head, recipe.weight_decay)
+            groups += parameter_groups(self.learner.order_head, recipe.weight_decay)
         self.trained = {name: p for name, p in self.learner.named_parameters() if p.requires_grad}
         if settings.compiled:
             getattr(model, "fusion", model).compile()
@@ -194,15 +195,15 @@ class Stepper:
             for place, name in enumerate(self.learner.terms):
                 found.terms[place] = found.terms[place] + terms.get(name, 0.0) * count
 
-    def validate(self, broken: dict[str, str]) -> dict[str, float]:
-        """Score the validation clips, each by one process, with the averaged weights where there are any.
+    def predict(self, broken: dict[str, str]) -> tuple[Float[Tensor, "n c"], Int[Tensor, " n"]]:
+        """Return logits and labels of the validation clips that can be read, on the CPU, on every process.
 
-        Returns `validation_loss` (without smoothing), `validation_top1` and `validation_top5`; of equal logits the one
-        of the lower class comes first. Clips that cannot be read go into `broken`.
+        Each clip is computed by one process, with the averaged weights where there are any. Clips that cannot be read
+        go into `broken`. Raises TrainingError where none can.
         """
-        processes, size, count = self.processes, self.recipe.batch_size, len(self.task.labels["validation"])
-        slices = [Slice(list(range(start, min(start + size, count)))) for start in range(0, count, size)]
-        values = torch.zeros(count, 3, dtype=torch.float32 if processes.device.type == "mps" else torch.float64)
+        processes, size, labels = self.processes, self.recipe.batch_size, self.task.labels["validation"]
+        slices = [Slice(list(range(start, min(start + size, len(labels))))) for start in range(0, len(labels), size)]
+        values = torch.zeros(len(labels), 1 + self.task.num_classes)  # whether it was read, and its logits
         self.learner.eval()
         with self._memory(), self._averaged_weights(), torch.no_grad():
             mine = slices[processes.rank :: processes.count]
@@ -210,22 +211,15 @@ class Stepper:
                 for part in batches:
                     broken.update(part.broken)
                     if part.rows:
-                        values[part.places] = self._score(part).to(values)
-        read, loss, rank = self._whole(values).unbind(dim=1)
-        if not (clips := read.sum()):
+                        inputs = (tensor.to(processes.device, non_blocking=True) for tensor in part.inputs)
+                        with self.accelerator.autocast():
+                            logits = self.learner.model(*inputs).float()
+                        values[part.places] = nn.functional.pad(logits, (1, 0), value=1.0).cpu()
+        values = self._whole(values)
+        read = values[:, 0] > 0
+        if not read.any():
             raise TrainingError(f"{self.task.name}: no validation clip can be read; run the audit again")
-        hits = {f"validation_top{k}": ((rank < k) & (read > 0)).sum() / clips for k in (1, 5)}
-        return {key: value.item() for key, value in ({"validation_loss": loss.sum() / clips} | hits).items()}
-
-    def _score(self, part: Batch) -> Tensor:
-        """For each clip one, its loss, and how many classes come before the true one."""
-        labels = part.labels.to(self.processes.device)
-        with self.accelerator.autocast():
-            logits = self.learner.model(*(tensor.to(self.processes.device) for tensor in part.inputs)).float()
-        own = logits.gather(1, labels[:, None])
-        earlier = torch.arange(logits.shape[1], device=labels.device) < labels[:, None]
-        rank = ((logits > own) | ((logits == own) & earlier)).sum(dim=1)
-        return torch.stack([torch.ones_like(own[:, 0]), cross_entropy(logits, labels, reduction="none"), rank], dim=1)
+        return values[read, 1:], torch.from_numpy(labels)[read].long()
 
     def _whole(self, values: Tensor) -> Tensor:
         """Every row is one process's and zero in the others, so that the sum is exact."""
@@ -296,3 +290,16 @@ class Stepper:
         self.optimiser.load_state_dict(kept.optimiser["optimiser"])
         if self.accelerator.scaler and kept.optimiser["scaler"]:
             self.accelerator.scaler.load_state_dict(kept.optimiser["scaler"])
+
+
+def validation_row(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> dict[str, float]:
+    """Return the `validation_loss`, without smoothing, and the fractions `validation_top1` and `validation_top5`.
+
+    Of equal logits the one of the lower class comes first.
+    """
+    logits = logits.double()
+    own = logits.gather(1, labels[:, None])
+    earlier = torch.arange(logits.shape[1]) < labels[:, None]
+    rank = ((logits > own) | ((logits == own) & earlier)).sum(dim=1)
+    hits = {f"validation_top{k}": (rank < k).double().mean().item() for k in (1, 5)}
+    return {"validation_loss": cross_entropy(logits, labels).item(), **hits}

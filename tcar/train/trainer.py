@@ -2,8 +2,12 @@
 
     python -m tcar.train params/ssv2.yaml                             one process
     python -m tcar.train params/ssv2.yaml task=clips batch_size=8     with other parameters
-    torchrun --nproc-per-node 8 -m tcar.train params/ssv2.yaml        one process a GPU; or with accelerate launch
+    torchrun --nproc-per-node 8 -m tcar.train params/ssv2.yaml        one process a GPU, or so many on a CPU
+    accelerate launch --multi_gpu --num_processes 8 -m tcar.train …   the same (--cpu starts one, unless under MPI)
     accelerate.notebook_launcher(train, (task, run, folder, seed), 8)   the same from a notebook
+
+A notebook that launches processes must neither have used a GPU nor have trained before: they are forks of it. They
+give nothing back; what they trained is in the folder.
 
 A step takes `batch_size` clips times `accumulation` times the number of processes. Which clips these are depends on
 the seed, the epoch and their number alone, and what is drawn in a step on seed, step and process. So neither the number
@@ -14,6 +18,7 @@ generator has a state to be kept.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -25,11 +30,12 @@ from typing import Any
 from torch import Tensor
 
 from tcar import log
+from tcar.evaluate import calibration
 from tcar.params import Params
 from tcar.tokens import TrainingError
 from tcar.train.checkpoints import Checkpoints
 from tcar.train.heads import reproducible
-from tcar.train.stepping import Measured, Processes, Stepper
+from tcar.train.stepping import Measured, Processes, Stepper, validation_row
 from tcar.train.tasks import Batch, Task
 from tcar.train.watch import StopTraining, Watcher
 
@@ -51,13 +57,16 @@ class Trained:
     """A training that has ended, and why (`reason`, one of the words of `tcar.train.watch`).
 
     `history` has the rows that watchers saw after each epoch; `state_dict` the trained weights of the best epoch, the
-    averaged ones where there are any; `broken` says by id why a clip was left out.
+    averaged ones where there are any; `calibration` is that of these weights on the validation clips, as
+    `tcar.evaluate.calibration` gives it (None where no epoch was validated); `broken` says by id why a clip was left
+    out.
     """
 
     reason: str
     history: list[dict]
     best_epoch: int
     state_dict: dict[str, Tensor]
+    calibration: dict[str, Any] | None
     broken: dict[str, str]
 
 
@@ -80,8 +89,10 @@ def train(
         training = _Training(task, run, Path(folder), seed, watchers if processes.main else (), processes)
         reason = training.follow(facts or {})
         state, checkpoints = training.state, training.checkpoints
-        best = checkpoints.read_best(state.best_epoch) if state.best_epoch else training.stepper.best()
-    return Trained(reason, state.history, state.best_epoch, best, state.broken)
+        best, fitted = training.stepper.best(), None
+        if state.best_epoch:
+            best, fitted = checkpoints.read_best(state.best_epoch), checkpoints.read_best_row(state.best_epoch)
+    return Trained(reason, state.history, state.best_epoch, best, fitted and fitted.get("calibration"), state.broken)
 
 
 @dataclass
@@ -170,16 +181,25 @@ class _Training:
             raise TrainingError(
                 f"{where}: no clip to train on is left, {len(self.state.broken)} cannot be read; run the audit again"
             )
+        scored = self.stepper.predict(self.state.broken)
         row = {
             "epoch": epoch,
             "step": self.state.step,
             "train_loss": sums["loss"] / sums["clips"],
             "gradient_norm": sums["norm"] / max(1.0, sums["steps"]),
             "learning_rate": self.stepper.learning_rate((epoch - 1) * self.steps),
-            **self.stepper.validate(self.state.broken),
+            **validation_row(*scored),
             **({} if self.stepper.mixes else {"train_top1": sums["right"] / sums["clips"]}),
+            "seconds": time.perf_counter() - began,
         }
-        return self._end_epoch(row | {"seconds": time.perf_counter() - began}, where) or reason
+        if not math.isfinite(row["validation_loss"]):
+            self._tell("epoch", row)
+            raise NotANumber(
+                f"{where}: the validation loss is {row['validation_loss']}, that of training {row['train_loss']:.4g}; "
+                "see whether the validation clips' tokens are finite, else lower learning_rate or set precision to "
+                "fp32. The checkpoints before are kept"
+            )
+        return self._end_epoch(row, scored, where) or reason
 
     def _step(self, batches: Iterator[Batch], epoch: int, where: str) -> str:
         """One step, and what is told and kept after it; return a reason where a watcher wants an end."""
@@ -227,15 +247,16 @@ class _Training:
         self.since, self.waited, self.clips = now, 0.0, 0.0
         return row
 
-    def _end_epoch(self, row: dict, where: str) -> str:
+    def _end_epoch(self, row: dict, scored: tuple[Tensor, Tensor], where: str) -> str:
         state, epoch, patience = self.state, row["epoch"], self.settings.early_stopping
+        best = next((kept for kept in state.history if kept["epoch"] == state.best_epoch), None)
         state.history.append(row)
         state.sums = dict.fromkeys(_SUMS, 0.0)
-        best = next((kept for kept in state.history if kept["epoch"] == state.best_epoch), None)
         if best is None or _score(row) > _score(best):
             state.best_epoch = epoch
             if self.processes.main:
-                self.checkpoints.write_best(row, self.stepper.best())
+                fitted = calibration(*(values.numpy() for values in scored))
+                self.checkpoints.write_best(row | {"calibration": fitted}, self.stepper.best())
         if epoch == self.recipe.epochs:
             state.ended = FINISHED
         elif patience and epoch - state.best_epoch >= patience:

@@ -15,7 +15,6 @@ class StopTraining(Exception):
 
 
 @runtime_checkable
-@runtime_checkable
 class Watcher(Protocol):
     """Something that follows a training: a tracker, an alarm, a pruner."""
 

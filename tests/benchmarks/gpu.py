@@ -38,6 +38,7 @@ from tcar.train.heads import parameter_groups
 
 STREAMS = {"dinov2_vits14": 8, "i3d_r50": 8, "vjepa2_vitl16_256": 16}  # frames of a clip
 QUICK = {"dinov2_tiny": 8, "i3d_tiny": 16}
+QUICK_CLIPS = 24
 BATCHES = (8, 16, 32, 64)
 CLIPS, TRAINING_CLIPS, CLASSES = 220_847, 168_913, 174
 RESULTS = Path(__file__).parent / "results"
@@ -175,6 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     peak = next((values["bf16"] for gpu, values in PEAKS.items() if gpu in name.split()[1:2] + name.split("-")), None)
     streams, batches = (QUICK, (4,)) if given.quick else (STREAMS, BATCHES)
+    given.clips = min(given.clips, QUICK_CLIPS) if given.quick else given.clips
     run = params.load("params/ssv2.yaml")
     measured = {"gpu": name, "torch": torch.__version__, "bf16_peak_tflops": peak}
     measured["on_device"] = {n: on_device(n, frames, batches, device, peak) for n, frames in streams.items()}
@@ -199,8 +201,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def rendered(folder: Path, given: argparse.Namespace) -> list[Path]:
     """Render clips of the size of the real ones."""
-    sets = 1 if given.quick else max(1, given.clips // 32)
-    render_dataset(folder, train_sets=sets, validation_sets=1, test_sets=1, look=Look(320, 240))
+    sets = max(1, given.clips // 32)
+    render_dataset(folder, train_sets=sets, validation_sets=1, test_sets=1, look=Look(320, 240), limit=given.clips)
     return sorted((folder / "videos").iterdir())[: given.clips]
 
 

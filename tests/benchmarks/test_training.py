@@ -24,19 +24,24 @@ def measured(folder: Path, what: str, processes: int = 0, **arguments) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def load() -> str:
+    """How busy the machine was: what is measured by the clock means little where others want its cores as well."""
+    return f"(load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores)"
+
+
 def test_a_step_against_a_bare_loop(tmp_path, capsys):
     found = measured(tmp_path, "step")
     with capsys.disabled():
         print(f"\na step of the trainer takes {found['trainer'] / found['bare']:.3f} times that of a bare loop, "
-              f"{1000 * found['bare']:.1f} ms")  # fmt: skip
-    assert found["trainer"] < 1.1 * found["bare"]
+              f"{1000 * found['bare']:.1f} ms of processor time {load()}")  # fmt: skip
+    assert found["trainer"] <= 1.05 * found["bare"]
 
 
 def test_waiting_for_tokens(tmp_path, capsys):
     waits = measured(tmp_path, "training")["waits"]
     with capsys.disabled():
         print(f"\nwaiting for kept tokens takes {100 * statistics.mean(waits):.2f}% of a step, "
-              f"at most {100 * max(waits):.2f}%")  # fmt: skip
+              f"at most {100 * max(waits):.2f}% {load()}")  # fmt: skip
     assert statistics.mean(waits) < 0.05
 
 
@@ -58,9 +63,19 @@ def test_a_compiled_fusion_against_a_plain_one(tmp_path, capsys):
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes want two cores")
 def test_two_processes_against_one(tmp_path, capsys):
-    """The same total batch, dealt to two processes of one thread each; what they gain depends on the machine."""
-    one, two = (
-        measured(tmp_path / str(count), "training", count, batch_size=48 // count)["speed"] for count in (1, 2)
-    )
+    """The same total batch by one process or by two, of one thread each, in three pairs that follow one another.
+
+    By the clock they gain what the machine has to give; in processor time a clip may cost little more than alone.
+    """
+    ratios: dict[str, list[float]] = {"speed": [], "cpu": []}
+    for pair in range(3):
+        one = measured(tmp_path / f"one-{pair}", "training", batch_size=48)
+        two = measured(tmp_path / f"two-{pair}", "training", 2, batch_size=24)
+        for key, found in ratios.items():
+            found.append(two[key] / one[key])
+    speed, cpu = (statistics.median(found) for found in ratios.values())
+    each = ", ".join(f"{ratio:.2f}" for ratio in ratios["speed"])
     with capsys.disabled():
-        print(f"\ntwo processes take {two / one:.2f} times as many clips a second as one ({one:.0f})")
+        print(f"\ntwo processes take {speed:.2f} times ({each}) as many clips a second as one, and {cpu:.2f} times its "
+              f"processor time for a clip {load()}")  # fmt: skip
+    assert cpu < 1.5

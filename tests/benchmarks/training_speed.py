@@ -21,9 +21,9 @@ from tcar import log, params
 from tcar.models.fusion import FusionConfig, create_fusion
 from tcar.models.grids import grid_coordinates
 from tcar.tokens import ARRAYS, TokenSet
-from tcar.train.heads import reproducible
+from tcar.train.heads import parameter_groups, reproducible
 from tcar.train.stepping import Processes, Stepper
-from tcar.train.tasks import TokenTask, decay_groups
+from tcar.train.tasks import TokenTask
 from tcar.train.trainer import train
 
 # The demo's fusion and tokens.
@@ -62,7 +62,7 @@ def step(folder: Path) -> dict:
     with reproducible(0):
         made, data = Stepper(task_of(run), run, 0, Processes(run, False)), tokens(BATCH * STEPS)
         model = create_fusion(FUSION)
-        optimiser = torch.optim.AdamW(decay_groups(model, 0.05), 0.001, fused=True)
+        optimiser = torch.optim.AdamW(parameter_groups(model, 0.05), 0.001, fused=True)
         slices = made.slices(1)
         arrays, labels = [torch.from_numpy(getattr(data, name)) for name in ARRAYS[:4]], torch.from_numpy(data.labels)
 
@@ -105,12 +105,18 @@ def memory(folder: Path, checkpointing: bool) -> dict:
 
 
 def training(folder: Path, **changes) -> dict:
-    """A whole training: clips a second, the share of waiting, and its last loss."""
+    """A whole training: clips a second, the processor time of a clip over all processes, the share of waiting, and its
+    last loss.
+    """
     asked = {"batch_size": BATCH, "device": "cpu", "epochs": 3, "log_steps": 5} | changes
     run, seen = params.from_values(asked), Rows()
-    history = train(task_of(run), run, folder, 0, [seen]).history
+    task, before = task_of(run), time.process_time()
+    history = train(task, run, folder, 0, [seen]).history
+    clips = len(history) * (len(task.labels["train"]) + len(task.labels["validation"]))
+    cpu = (time.process_time() - before) * int(os.environ.get("WORLD_SIZE", "1")) / clips
     speed = statistics.median(row["clips_per_second"] for row in seen.rows) if seen.rows else 0.0
-    return {"speed": speed, "waits": [row["data_wait"] for row in seen.rows], "loss": history[-1]["train_loss"]}
+    waits, loss = [row["data_wait"] for row in seen.rows], history[-1]["train_loss"]
+    return {"speed": speed, "cpu": cpu, "waits": waits, "loss": loss}
 
 
 if __name__ == "__main__":
