@@ -14,7 +14,7 @@ wanted := { echo "$(CURDIR)"; cat pyproject.toml; }
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup doctor test paper replicates streams lab lint benchmark clean clean-venv
+.PHONY: help setup doctor test paper replicates terms streams lab lint benchmark clean clean-venv
 
 help:
 	@echo "make paper      render the data, run the stale notebooks, build the paper  [PARAMS=params/demo.yaml]"
@@ -22,6 +22,7 @@ help:
 	@echo "make doctor     what is installed, found and missing, each fault with its fix  [PARAMS=…]"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make replicates the methods on other clips, streams and trainings: half an hour  [PARAMS=params/demo.yaml]"
+	@echo "make terms      each loss term and regulariser against its absence, five seeds each  [PARAMS=params/demo.yaml]"
 	@echo "make streams    train the two small streams that come with the package again"
 	@echo "make setup      create $(venv) and install; every target does so when it has to  [PYTHON=…]"
 	@echo "make lint       check the style"
@@ -57,6 +58,9 @@ paper: setup
 
 replicates: setup
 	@$(py) -m tcar.stages.replicates $(PARAMS)
+
+terms: setup
+	@$(py) -m tcar.stages.loss_terms $(PARAMS)
 
 test: setup
 	OMP_NUM_THREADS=1 $(py) -m pytest tests --ignore=tests/benchmarks $(PYTEST_FLAGS)

@@ -58,7 +58,7 @@ def progress(
     """
     if total is None and hasattr(iterable, "__len__"):
         total = len(iterable)
-    if _interactive():
+    if interactive():
         from tqdm.auto import tqdm
 
         yield from tqdm(iterable, total=total, desc=description or None, unit=f" {unit}" if unit else "it")
@@ -112,7 +112,7 @@ def _kernel() -> bool:
     return shell is not None and hasattr(shell, "kernel")
 
 
-def _interactive() -> bool:
+def interactive() -> bool:
     """Whether somebody sees a bar move: a terminal, or a notebook that is open rather than run headless."""
     if not _kernel():
         return sys.stderr.isatty()

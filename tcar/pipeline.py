@@ -13,17 +13,14 @@ be left, since code cells, modules and targets need hashes of their own.
 
 import argparse
 import difflib
-import fcntl
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tcar import log, notebooks, params, replicates, results
+from tcar import locks, log, notebooks, params, replicates, results
 from tcar.notebooks import Notebook, NotebookError
 from tcar.params import ParameterError, Params
 from tcar.real_plans import plan_files
@@ -48,7 +45,12 @@ TABLE = (
     Step("00_data_audit", (), ("audit",), ("data", "evaluation")),
     Step("01_extractors", ("audit",), ("extractors",), ("data", "streams", "full_size", "evaluation")),
     Step("02_fusion", ("audit", "extractors"), ("fusion",), ("data", "streams", "fusion")),
-    Step("03_training", ("audit", "extractors"), ("training",), (*LEARNING, "baselines", "search", "watching")),
+    Step(
+        "03_training",
+        ("audit", "extractors"),
+        ("training",),
+        (*LEARNING, "trainer", "baselines", "search", "watching"),
+    ),
     Step(
         "04_evaluation",
         ("audit", "extractors", "training"),
@@ -104,12 +106,14 @@ def _parameters(step: Step, run: Params) -> dict[str, Any]:
 def _inputs(step: Step, run: Params) -> list[Path]:
     """The files a step reads that an earlier step or the user has written."""
     found = [run.results_dir / f"{name}.json" for name in step.inputs]
-    if step.name in ("05_ablations", "report") and (measured := replicates.find(run)):
-        found.append(measured)
+    if step.name in ("05_ablations", "report"):
+        found += filter(None, (replicates.find(run, file) for file in (replicates.FILE, replicates.TERMS)))
     if step.name == "02_fusion":
         found += plan_files(run.root).values()
     if step.name == "03_training" and run.search.search_trials:
         found += _files(run.root / "params", "search.yaml")
+    elif step.name == "03_training":
+        found += filter(None, [replicates.find(run, replicates.SEARCH)])
     if step is REPORT:
         found += [run.root / path for s in TABLE for path in _state(s, run).get("outputs", {})]
         return sorted({*found, *_files(run.root / "paper", "*.typ", "*.bib", "*.csv")})
@@ -273,21 +277,6 @@ def show(run: Params, steps: tuple[Step, ...]) -> None:
         _say(f"{step.name:22}{state:12}{'; '.join(detail)}")
 
 
-@contextmanager
-def _alone(run: Params) -> Iterator[None]:
-    """Hold the run's folder: two runs of the same name would write the same files."""
-    path = run.run_dir / "pipeline" / "lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PipelineError(
-                f"{run.run_dir}: another run of this name is going on; wait for it to end"
-            ) from None
-        yield
-
-
 def _select(names: list[str], steps: tuple[Step, ...]) -> tuple[Step, ...]:
     known = {step.name: step for step in steps}
     for name in names:
@@ -335,7 +324,11 @@ def main(arguments: list[str] | None = None, steps: tuple[Step, ...] = (*TABLE, 
         if chosen.list:
             show(run, steps)
         else:
-            with _alone(run):
+            lock = run.run_dir / "pipeline" / "lock"
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            # Two runs of the same name would write the same files.
+            busy = PipelineError(f"{run.run_dir}: another run of this name is going on; wait for it to end")
+            with locks.alone(lock, busy):
                 run_all(run, steps, only=only, force=chosen.force)
     except (ParameterError, NotebookError, PipelineError, results.ResultError) as error:
         _say(f"error: {error}", "31")

@@ -1,40 +1,50 @@
-"""Where the results of replicates are kept, and whether they belong to a run; `tcar.stages.replicates` measures them.
+"""Where results that take a command of their own are kept, and whether they belong to a run.
 
-This is what the pipeline asks before it loads anything heavy.
+`tcar.stages.replicates`, `tcar.stages.loss_terms` and `tcar.search` measure them. This is what the pipeline asks
+before it loads anything heavy.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 from tcar import results
 from tcar.params import FIELDS, STAGES, Params
 
-FILE = "replicates.json"
-# The parameters that decide the numbers: results of others are not shown.
-DECISIVE = (
-    "seed", "replicates", "replicate_methods",
-    *(f.name for stage in ("data", "streams", "fusion", "training") for f in dataclasses.fields(STAGES[stage])),
-)  # fmt: skip
+FILE, TERMS, SEARCH = "replicates.json", "loss_terms.json", "search.json"
+# The parameters that decide the numbers of each, by the stages that they are of: results of others are not shown.
+_STAGES = ("data", "streams", "fusion", "training")
+_DECISIVE = {
+    FILE: (("seed", "replicates", "replicate_methods"), _STAGES),
+    TERMS: (("seed", "loss_terms", "loss_term_seeds"), (*_STAGES, "trainer")),
+    SEARCH: (("seed",), _STAGES),
+}
 
 
-def find(run: Params) -> Path | None:
+def find(run: Params, file: str = FILE) -> Path | None:
     """Find what was measured with the parameters and the streams of a run, by itself or as published.
 
-    None where nothing was, or where the weights of the streams have changed since.
+    file: `FILE`, `TERMS` or `SEARCH`. None where nothing was, or where the weights of the streams have changed since.
     """
-    for path in (run.results_dir / FILE, run.root / "paper" / "results" / FILE):
-        if path.is_file() and _same(results.load(path.with_suffix(".meta.json")), run):
+    for path in (run.results_dir / file, run.root / "paper" / "results" / file):
+        if path.is_file() and _same(results.load(path.with_suffix(".meta.json")), run, decisive(file)):
             return path
     return None
 
 
-def _same(made: dict, run: Params) -> bool:
+def decisive(file: str) -> list[str]:
+    """The parameters that decide what a result file holds."""
+    own, stages = _DECISIVE[file]
+    return [*own, *(f.name for stage in stages for f in dataclasses.fields(STAGES[stage]))]
+
+
+def _same(made: dict, run: Params, keys: Iterable[str]) -> bool:
     """Whether parameters and input files are those that the provenance of a result lists.
 
     A parameter that is younger than the result counts as at its default, which is to do nothing.
     """
     stated = run.as_dict()
-    if any(made["parameters"].get(key, _default(key)) != stated[key] for key in DECISIVE):
+    if any(made["parameters"].get(key, _default(key)) != stated[key] for key in keys):
         return False
     return all(
         (file := run.root / name).is_file() and results.digest(file) == digest

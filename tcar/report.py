@@ -21,6 +21,7 @@ from tcar.tables import (
     outcome,
     parameter,
     percent,
+    readable,
     significant,
     tables,
     to_csv,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 FIGURES = (
     "contact_sheet", "ceilings", "twin_probes", "stream_probes", "concepts", "attention_sanity", "training_curves",
     "methods", "per_group", "confusion", "reliability", "ablation_heads", "ablation_fusions", "ablation_windows",
-    "replicates", "umap",
+    "replicates", "loss_terms", "umap",
     "attention_spacetime", "saliency", "temporal_importance",
 )
 HEADLINE = "cross_attention"
@@ -121,7 +122,22 @@ def sentences(results: dict) -> dict[str, str]:
         said[f"ablation_{factor}"] = ("Twin accuracy runs {}.", spread(levels))
     said["replicates"] = ("In twin accuracy, temporal cross-attention is {}.", over_replicates(results))
     said["additive"] = ("Drawn anew with other clips and streams, it is {}.", over_replicates(results, ("sum",)))
+    said["loss_terms"] = ("{}.", terms_told(results.get("loss_terms", {})))
     return {key: frame.format(text) if text else "" for key, (frame, text) in said.items()}
+
+
+def terms_told(measured: dict) -> str:
+    """`Of 7 terms, drop path raises validation top-1, and no difference can be told of the others`."""
+    terms = measured.get("terms", [])
+    told = {row["term"]: outcome(row) for row in terms if row["holm"] < measured["alpha"]}
+    parts = []
+    for word, verb in (("above", "raise"), ("below", "lower")):
+        names = [readable(term) for term, found in told.items() if found == word]
+        if names:
+            parts.append(f"{' and '.join(names)} {verb}{'s' * (len(names) == 1)} validation top-1")
+    if len(told) < len(terms):
+        parts.append("no difference can be told of " + ("the others" if told else "any"))
+    return f"Of {len(terms)} terms, {', and '.join(parts)}" if terms else ""
 
 
 def over_replicates(results: dict, rivals: tuple[str, ...] = tuple(RIVALS)) -> str:
@@ -195,9 +211,9 @@ def build(params: "Params") -> Path:
     import typst
 
     results = load_results(params.results_dir)
-    measured = replicates.find(params)
-    if measured:
-        results["replicates"] = json.loads(measured.read_text(encoding="utf-8"))
+    measured = [path for file in (replicates.FILE, replicates.TERMS) if (path := replicates.find(params, file))]
+    for path in measured:
+        results[path.stem] = json.loads(path.read_text(encoding="utf-8"))
     made = tables(results, params)
     drawn = [path for name in FIGURES if (path := Path(params.figures_dir) / f"{name}.pdf").is_file()]
     captions = {table.name: table.caption for table in made}
@@ -206,8 +222,8 @@ def build(params: "Params") -> Path:
     folder = fresh(Path(params.run_dir).resolve() / "paper")
     copy([SOURCES / "tcar.typ", SOURCES / "refs.bib"], folder)
     copy(sorted(Path(params.results_dir).glob("*.json")), fresh(folder / "results"))
-    if measured:
-        copy([measured, measured.with_suffix(".meta.json")], folder / "results")
+    for path in measured:
+        copy([path, path.with_suffix(".meta.json")], folder / "results")
     copy(drawn, fresh(folder / "figures"))
     written = fresh(folder / "tables")
     for table in made:

@@ -178,6 +178,7 @@ def tables(results: dict, params: "Params") -> list[Table]:
                         f"seeds {percents} and seeds. GFLOPs of the fusion for one clip (2 a multiply-add).",
                         results),
         *replicate_tables(results.get("replicates"), data, f"{100 * params.evaluation.confidence:g}%"),
+        terms_table(results.get("loss_terms"), data, f"{100 * params.evaluation.confidence:g}%"),
         *streams_tables(results),
         grid_table("ceilings", "Ceilings before any method is trained: how often a probe of one kind of "
                    f"evidence prefers a clip's class to its twin's, {data}: {percents}; chance is 50.",
@@ -256,6 +257,20 @@ def replicate_tables(measured: dict | None, data: str, confidence: str) -> list[
                    "Method", {method: {group: entry["twin_accuracy"] for group, entry in row["per_group"].items()}
                               for method, row in measured["methods"].items()}),
     ]
+
+
+def terms_table(measured: dict | None, data: str, confidence: str) -> Table:
+    """Each loss term and regulariser against its absence; no rows where nothing was measured."""
+    measured = measured or {"terms": [], "seeds": []}
+    rows = [[heading(row["term"]), f"{row['value']:g}", "yes" if row["on_by_default"] else "no",
+             estimate(row["with"]), estimate(row["without"]), f"{percent(row['difference'], '+')} {interval(row)}",
+             significant(row["holm"], 2)] for row in measured["terms"]]
+    return Table(
+        "loss_terms", f"Loss terms and regularisers, each against its absence with all else as in the recipe, {data}: "
+        f"top-1 on the validation clips over {len(measured['seeds'])} seeds in % with {confidence} intervals "
+        "(Student), and paired differences in points, with p of the paired t-test corrected for the number of terms "
+        "(Holm).",
+        ["Term", "Value", "In the recipe", "With", "Without", "With minus without", "p"], rows)
 
 
 def streams_tables(results: dict) -> list[Table]:

@@ -2,6 +2,7 @@
 
 import codecs
 import collections
+import hashlib
 import os
 import pickle
 import sys
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tcar.models import unpickle
-from tcar.models.checkpoints import CheckpointError, load_strict, read_checkpoint, read_state
+from tcar.models.checkpoints import CheckpointError, load_strict, read_checkpoint, read_state, state_digest
 
 
 class Harmful:
@@ -225,3 +226,15 @@ def test_names_of_the_file_are_listed_and_the_rest_is_kept():
         "  unexpected (1): surplus",
         "  misshapen (1): their_weight [4], expected [3]",
     ]
+
+
+def test_a_digest_is_of_the_name_and_of_every_key_type_shape_and_byte():
+    """Digests are kept beside trained models: they must stay what they are."""
+    first, second = nn.Linear(2, 3), nn.BatchNorm1d(3)
+    by_hand = hashlib.sha256(b"both")
+    for module in (first, second):
+        for key, value in sorted(module.state_dict().items()):
+            by_hand.update(f"{key} {value.dtype} {list(value.shape)}".encode() + value.numpy().tobytes())
+    assert state_digest("both", first, second) == by_hand.hexdigest()
+    others = [("other", first, second), ("both", second, first), ("both", first.double(), second)]
+    assert by_hand.hexdigest() not in [state_digest(*other) for other in others]

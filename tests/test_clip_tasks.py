@@ -1,13 +1,17 @@
 """Trainings that read clips: what a view is, what is trained and what stays frozen, and what a broken clip changes."""
 
 import dataclasses
+import gc
 import json
+from functools import partial
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from bright import in_this_process
 from clip_files import coloured_clips
+from crews import BatchedCrew, InlineCrew
 from token_task import Recorder
 
 from tcar import params, results
@@ -17,7 +21,8 @@ from tcar.data.video import read_segments, resize
 from tcar.features import extract
 from tcar.models import TCA
 from tcar.models.fusion import FusionConfig
-from tcar.tokens import token_set
+from tcar.predict import predict
+from tcar.tokens import TrainingError, token_set
 from tcar.train.__main__ import main
 from tcar.train.clip_tasks import BaselineTask, StreamTask
 from tcar.train.clip_views import ClipViews
@@ -47,10 +52,7 @@ def clips(tmp_path_factory):
 @pytest.fixture
 def inline(monkeypatch):
     """Read in this process, where a test is not about processes."""
-    monkeypatch.setattr(
-        "tcar.train.clip_tasks.isolated_map",
-        lambda function, items, **_: ((number, function(item)) for number, item in enumerate(items)),
-    )
+    monkeypatch.setattr("tcar.data.loader.Crew", InlineCrew)
 
 
 def stepper(task) -> Stepper:
@@ -138,7 +140,7 @@ def test_blocks_computed_twice_give_the_same_gradients(clips, inline, kind):
 
 
 def test_a_broken_clip_is_left_out_reported_and_changes_no_other(clips, tmp_path, request):
-    """Read by worker processes; the training then in this one, as it starts new ones for each split."""
+    """Read by worker processes; the training then reads in this one."""
     half = tmp_path / "half.webm"
     half.write_bytes(clips["train"][3].path.read_bytes()[:300])
     damaged = dict(clips, train=list(clips["train"]))
@@ -155,6 +157,39 @@ def test_a_broken_clip_is_left_out_reported_and_changes_no_other(clips, tmp_path
     found = train(StreamTask(damaged, NAMES, asked, 0), asked, tmp_path / "fit", 0, [recorder])
     assert found.broken == {"half": "truncated"} and found.reason == "finished"
     assert [row["step"] for row in recorder.steps] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_clip_asked_for_twice_is_in_both_slices_however_its_readings_come_back(clips, monkeypatch):
+    slices, found = [Slice([2, 3, 4, 5], 0), Slice([3], 4), Slice([], 5), Slice([3, 3], 5)], []
+    for crew in (InlineCrew, BatchedCrew):
+        monkeypatch.setattr("tcar.data.loader.Crew", crew)
+        found.append(list(StreamTask(clips, NAMES, run(), 0).batches("train", slices, 1, {})))
+    for one, other in zip(*found, strict=True):
+        assert (one.places, one.rows, one.broken) == (other.places, other.rows, other.broken)
+        assert torch.equal(one.inputs[0], other.inputs[0]) and torch.equal(one.labels, other.labels)
+    assert [batch.places for batch in found[0]] == [part.places for part in slices]
+    assert torch.equal(found[0][0].inputs[0][1], found[0][1].inputs[0][0])
+
+
+def test_training_and_validation_share_processes_that_end_with_the_task(clips):
+    task = StreamTask(clips, NAMES, run(workers=1), 0)
+    seen = []
+    for epoch in (1, 2):
+        for split in ("train", "validation"):
+            list(task.batches(split, [Slice([0, 1]), Slice([2])], epoch, {}))
+            seen.append(task.loader.processes)
+    (worker,) = seen[0]
+    assert seen == [[worker]] * 4
+    del task
+    gc.collect()
+    assert not psutil.pid_exists(worker)
+
+
+@pytest.mark.parametrize(("device", "cuda", "pin"), [("cpu", True, False), ("auto", True, True), ("auto", False, False),
+                                                     ("cuda:1", True, True)])  # fmt: skip
+def test_batches_are_page_locked_for_a_gpu_alone(clips, monkeypatch, device, cuda, pin):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    assert StreamTask(clips, NAMES, run(device=device), 0).loader.pin is pin
 
 
 def test_a_baseline_learns_what_can_be_told_apart(clips, tmp_path, inline):
@@ -229,6 +264,9 @@ def test_the_command_trains_keeps_a_model_and_goes_on(prepared, monkeypatch, cap
     model = TCA.from_pretrained(folder / "model")
     assert model.config.class_names == tuple(name.replace("[", "").replace("]", "") for name in NAMES)
     assert {"run.json", "steps.csv", "epochs.csv"} <= {path.name for path in folder.iterdir()}
+    kept = json.loads((folder / "model" / "calibration.json").read_text())
+    answer = predict(np.zeros((8, 48, 64, 3), np.uint8), folder / "model")
+    assert answer.trained and answer.temperature == kept["temperature"] and "not calibrated" not in answer.note
     assert main(["x.yaml", f"task={task}", "checkpoint_steps=2", "learning_rate=0.02"]) == 2
     assert "learning_rate was 0.01, is 0.02" in capsys.readouterr().err
 
@@ -246,3 +284,11 @@ def test_the_command_says_what_is_wrong(prepared, monkeypatch, capsys, arguments
     monkeypatch.chdir(prepared[0])
     assert main(["x.yaml", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("make", [StreamTask, partial(BaselineTask, "cast_tiny")])
+def test_a_class_without_its_mirror_image_cannot_be_flipped(clips, make):
+    names = ["Pushing [something] from left to right", "Holding [something]"]
+    with pytest.raises(TrainingError, match="flip is 0.5, and 'Pushing.*left to right' in a mirror is none of the 2"):
+        make(clips, names, run(flip=0.5), 0)
+    make(clips, names, run(flip=0.0), 0)

@@ -145,3 +145,15 @@ class TestNotebook:
         monkeypatch.setenv("TCAR_STAGE", "03_training")
         params.from_notebook(self.namespace(name="y"))
         assert not (project / "runs" / "y").exists()
+
+
+def test_checkpoints_are_found_from_the_project_folder_wherever_one_works(project, monkeypatch):
+    (project / "weights").mkdir()
+    (project / "weights/i3d.pth").touch()
+    values = {"motion_checkpoint": "weights/i3d.pth", "semantic_checkpoint": "facebook/dinov2-small"}
+    run = params.from_values(values)
+    monkeypatch.chdir(project / "notebooks")
+    assert run.stream_checkpoints == {
+        "motion_checkpoint": str(project / "weights/i3d.pth"), "semantic_checkpoint": "facebook/dinov2-small"
+    }  # fmt: skip
+    assert params.from_values({}).stream_checkpoints == {"motion_checkpoint": None, "semantic_checkpoint": None}

@@ -1,5 +1,6 @@
 """The figures show the numbers they are given, say what is synthetic, and are the same bytes every time."""
 
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -83,17 +84,45 @@ def test_every_fusion_has_a_name_and_a_colour_of_its_own():
         plots.label("no_such_method")
 
 
-def test_colours_of_the_streams_differ_to_a_colour_blind_eye():
-    # Deuteranopia in linear RGB (Machado, Oliveira and Fernandes 2009, severity 1.0).
-    blind = np.array(
+# What an eye sees of linear RGB (Machado, Oliveira and Fernandes 2009, severity 1.0).
+EYES = {
+    "usual": np.eye(3),
+    "deuteranope": np.array(
         [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
-    )
-    seen = [
-        blind @ (np.array(mpl.colors.to_rgb(plots.colour(method))) ** 2.2)
-        for method in ("semantic", "motion", "cross_attention", "late_concat")
-    ]
-    distances = [np.linalg.norm(a - b) for number, a in enumerate(seen) for b in seen[:number]]
-    assert min(distances) > 0.15
+    ),
+    "protanope": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+}
+
+
+def lab(colour: str, eye: np.ndarray) -> np.ndarray:
+    """CIE L*a*b* (1976, white of D65) of a colour as an eye sees it."""
+    rgb = np.array(mpl.colors.to_rgb(colour))
+    linear = eye @ np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750],
+                    [0.0193339, 0.1191920, 0.9503041]]) @ linear.clip(0, 1)  # fmt: skip
+    share = xyz / np.array([0.95047, 1, 1.08883])
+    root = np.where(share > (6 / 29) ** 3, np.cbrt(share), share / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.array([116 * root[1] - 16, 500 * (root[0] - root[1]), 200 * (root[1] - root[2])])
+
+
+def test_the_conversion_is_that_of_the_standard():
+    np.testing.assert_allclose(lab("#FFFFFF", np.eye(3)), [100, 0, 0], atol=0.02)
+    np.testing.assert_allclose(lab("#FF0000", np.eye(3)), [53.24, 80.09, 67.20], atol=0.02)
+    np.testing.assert_allclose(lab("#808080", np.eye(3)), [53.59, 0, 0], atol=0.02)
+
+
+@pytest.mark.parametrize("eye", EYES)
+@pytest.mark.parametrize("shown", [plots.METHODS, plots.GROUPS, plots.SPLITS], ids=["methods", "groups", "splits"])
+def test_any_two_colours_of_one_figure_differ_to_every_eye(shown, eye):
+    """A parameter file may put any methods into one figure. A distance of 2 is just seen side by side."""
+    colours = {name: value[1] if isinstance(value, tuple) else value for name, value in shown.items()}
+    seen = {name: lab(colour, EYES[eye]) for name, colour in colours.items()}
+    near = {(a, b): np.linalg.norm(seen[a] - seen[b]) for a, b in itertools.combinations(seen, 2)}
+    pair = min(near, key=near.get)
+    assert near[pair] > 15, (pair, near[pair])
+    assert all(place[0] < 90 for place in seen.values())  # on white paper
 
 
 def test_wrap_keeps_short_names_and_marks_what_it_cuts():

@@ -88,6 +88,18 @@ def test_intermediates_are_named_by_stream_and_lead_back_to_its_tokens():
     torch.testing.assert_close(rolled, expected)
 
 
+@pytest.mark.parametrize("kind", PROBES)
+def test_only_tokens_of_its_stream_are_left_out_and_it_reads_the_others(kind):
+    stream, fusion = PROBES[kind][0], create_fusion(replace(DEMO, kind=kind, token_drop=0.5)).train()
+    xyz = grid_coordinates((2, 2, 2)).flatten(0, 1)
+    tokens = {s: torch.randn(3, 8, DEMO.stream_width(s)) for s in ("semantic", "motion")}
+    logits, steps = fusion(tokens["semantic"], xyz, tokens["motion"], xyz, return_intermediates=True)
+    assert [name for name in steps if name.endswith(".kept")] == [f"{stream}.kept"]
+    kept = steps[f"{stream}.kept"]
+    assert len(kept) == 4
+    torch.testing.assert_close(logits, fusion.probe(tokens[stream][:, kept]))
+
+
 def test_checkpointing_is_passed_on_and_the_cost_is_counted():
     assert create_fusion(replace(DEMO, kind="motion_probe_4", checkpointing=True)).probe.checkpointing
     cost = fusion_cost(replace(DEMO, kind="motion_probe_1"), 8, 8)

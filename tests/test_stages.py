@@ -3,15 +3,18 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from videos import write_video
 
 from tcar import params, results
 from tcar.data.ssv2 import Clip, DatasetError
 from tcar.features import FeatureStore
-from tcar.models.fusion import FusionConfig
+from tcar.models.fusion import FusionConfig, create_fusion
+from tcar.models.grids import grid_coordinates
 from tcar.stages import clips, features, fits, fusion, looking, probing
 from tcar.stages.words import group_sentence, shown, verdict
 from tcar.train.heads import Fit, TokenSet
@@ -179,6 +182,72 @@ def test_received_attention_is_a_mean_over_blocks_heads_and_queries():
     found = looking._received(steps, "semantic", (2, 2, 2))
     torch.testing.assert_close(found.flatten(1), weights.mean(dim=(0, 2, 3)))
     assert looking._received(steps, "motion", (2, 2, 2)) is None
+
+
+GRIDS = {"semantic": (4, 2, 2), "motion": (2, 2, 2)}
+
+
+def looked_at(kind: str, monkeypatch):
+    """A model with a fusion of this kind on small grids, and tokens of six clips."""
+    config = FusionConfig(kind, 12, 10, num_classes=3, width=16, heads=2, mlp_ratio=2)
+    torch.manual_seed(0)
+    model = SimpleNamespace(fusion=create_fusion(config).eval(), config=SimpleNamespace(fusion=config))
+    monkeypatch.setattr(looking, "stores", lambda _: {r: SimpleNamespace(grid=grid) for r, grid in GRIDS.items()})
+    draw = np.random.default_rng(0)
+    arrays = []
+    for role, width in (("semantic", 12), ("motion", 10)):
+        places = grid_coordinates(GRIDS[role]).flatten(0, 1).numpy()
+        arrays += [draw.standard_normal((6, len(places), width), np.float32), places]
+    tokens = TokenSet(*arrays, labels=np.array([0, 1, 2] * 2), ids=["20", "21", "22", "23", "20", "21"])
+    return model, tokens
+
+
+@pytest.mark.parametrize(
+    ("kind", "read"),
+    [("cross_attention", set(GRIDS)), ("late_concat", set(GRIDS)), ("semantic", {"semantic"}),
+     ("motion_probe_1", {"motion"}), ("motion_probe_4", {"motion"})],
+)  # fmt: skip
+def test_only_what_the_headline_model_reads_is_looked_at(run, monkeypatch, kind, read):
+    model, tokens = looked_at(kind, monkeypatch)
+    looked = looking.look(run, model, tokens, list(range(6)))
+    assert set(looked.rollout) == read
+    assert set(looked.received) == (read if kind == "cross_attention" else set())
+    assert len(looked.readout) == 6
+    for role, maps in looked.rollout.items():
+        assert maps.shape == (6, *GRIDS[role])
+    together = sum(maps.sum(axis=(1, 2, 3)) for maps in looked.rollout.values())
+    np.testing.assert_allclose(together, 2 if kind == "late_concat" else 1, rtol=1e-5)
+    (rows,) = looking.importance_by_group(run, model, tokens, list(range(6))).values()
+    assert [row["time"] for row in rows] == ([0.125, 0.375, 0.625, 0.875] if kind == "semantic" else [0.25, 0.75])
+
+
+def test_a_headline_without_attention_is_an_error_that_says_so(run, monkeypatch):
+    model, tokens = looked_at("late_concat_raw", monkeypatch)
+    with pytest.raises(params.ParameterError, match="fusion is late_concat_raw, which has no attention"):
+        looking.look(run, model, tokens, [0])
+
+
+class Bright(torch.nn.Module):
+    """A model whose logits are how bright the frames of one stream are."""
+
+    config = SimpleNamespace(semantic_frames=2, motion_frames=4)
+
+    def __init__(self, stream: str):
+        super().__init__()
+        self.stream, self.fusion = stream, SimpleNamespace(streams=(stream,))
+
+    def forward(self, semantic, motion):
+        frames = {"semantic": semantic, "motion": motion}[self.stream]
+        return torch.stack([frames.mean(dim=(1, 2, 3, 4))] * 2, dim=1)
+
+
+@pytest.mark.parametrize(("stream", "frames"), [("semantic", 2), ("motion", 4)])
+def test_pixels_are_attributed_through_the_streams_that_are_read_alone(run, tmp_path, stream, frames):
+    one = Clip("1", write_video(tmp_path / "1.webm", 12, width=64, height=48), 0, "", "", ())
+    found = looking.pixel_saliency(run, Bright(stream), one)
+    assert set(found) == {stream}
+    assert found[stream]["map"].shape[0] == frames
+    assert found[stream]["error"] < 1e-4
 
 
 def test_neighbours_are_counted_without_the_clip_itself():

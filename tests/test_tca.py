@@ -5,11 +5,11 @@ import http.server
 import json
 import threading
 from dataclasses import asdict, fields, replace
-from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from hub_files import COMMIT
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
@@ -193,16 +193,6 @@ def test_weights_that_do_not_belong_to_the_configuration_are_refused(config, mod
 
 
 # --- by name on the Hub
-
-COMMIT = "0" * 39 + "1"
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
-    """An empty local cache of the Hub."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
-
 
 @pytest.fixture
 def hub(model, cache, tmp_path, monkeypatch):

@@ -317,3 +317,10 @@ class TestRuns:
         live.end("finished")
         assert [how for how, _ in shown] == ["new"] * 2 + ["update"] * 4
         assert len(shown[-2][1].axes[0].lines[1].get_xdata()) == 3 and "plateau" in shown[-1][1].data
+        for watcher in (table, live):  # resumed: the same place
+            watcher.start({**ABOUT, "step": 3 * STEPS})
+        live.epoch({})
+        assert [how for how, _ in shown[6:]] == ["update"] * 2
+        live.start(ABOUT)
+        live.epoch({})
+        assert [how for how, _ in shown[8:]] == ["new"] * 2

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -107,5 +108,19 @@ def main(folder: str, changes: dict) -> None:
     torch.save(found.state_dict, Path(folder, f"weights-of-{os.environ.get('RANK', '0')}.pt"))
 
 
+def from_a_notebook(folder: str, changes: dict) -> None:
+    """Do the same in two processes forked from this one, which has used torch's threads before, as a notebook does."""
+    from accelerate import notebook_launcher
+
+    torch.set_num_threads(2)
+    weights = torch.randn(512, 512, requires_grad=True)
+    (weights @ weights).square().mean().backward()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    notebook_launcher(main, (folder, changes), 2, use_port=port)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]))
+    started = from_a_notebook if "notebook" in sys.argv else main
+    started(sys.argv[1], json.loads(sys.argv[2]))

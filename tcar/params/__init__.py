@@ -104,6 +104,17 @@ class Params:
         stated = Path(self.data.data_root).expanduser()
         return self.root / stated if self.data.data_root else self.run_dir / "data"
 
+    def checkpoint(self, stated: str) -> str:
+        """A checkpoint as stated: a path from the project's folder where there is something, else a name on the Hub."""
+        path = self.root / Path(stated).expanduser()
+        return str(path) if path.exists() else stated
+
+    @property
+    def stream_checkpoints(self) -> dict[str, str | None]:
+        """The checkpoints of the streams, for `TCA.create`; None is what the stream's name stands for."""
+        stated = {f"{role}_checkpoint": getattr(self.streams, f"{role}_checkpoint") for role in ("semantic", "motion")}
+        return {key: self.checkpoint(value) if value else None for key, value in stated.items()}
+
     @property
     def workers(self) -> int:
         """Worker processes: as stated, or the cores this process may use."""

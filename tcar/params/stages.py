@@ -68,6 +68,8 @@ class Streams:
     batch_clips: int = _bounded(32, minimum=1)
     views: int = _bounded(1, minimum=1)  # of each clip: 1 = the middles of equal segments, more = random frames of them
     view_seed: int = _bounded(0, minimum=0)
+    # Probability that a view but the first is mirrored; its class is then that of its mirror image.
+    view_flip: float = _bounded(0.0, minimum=0.0, maximum=1.0)
     token_type: str = _bounded("fp16", choices=("fp16", "bf16"))  # of the stored tokens
     stream_precision: str = _bounded("fp32", choices=("fp32", "bf16"))  # in which a stream computes
     # Trained adapters in so many last blocks of the semantic stream; tokens that change with them cannot be cached.
@@ -172,6 +174,7 @@ class Trainer:
 class Watching:
     """Where a training is written down while it runs, and when somebody is told of it (tcar.train.alert_rules)."""
 
+    watched_training: bool = True  # notebook 03 trains the headline method by the trainer too, with live curves
     trackers: list[str] = _bounded(["csv"], choices=("csv", "tensorboard", "wandb"))  # CSV is always written
     wandb_project: str = _bounded("tcar", pattern=r"[\w.-]+")
     # "" = none; an address, or $NAME of an environment variable that holds it, which keeps a secret out of results.
@@ -202,7 +205,7 @@ class Baselines:
 class Search:
     """Whether notebook 03 searches for better parameters, as params/search.yaml says."""
 
-    search_trials: int = _bounded(0, minimum=0)  # 0 = no search
+    search_trials: int = _bounded(0, minimum=0)  # 0 = none: what the command has found for these parameters is shown
 
 
 @dataclass(frozen=True)
@@ -222,11 +225,18 @@ class Ablations:
     ablation_fusions: list[str] = _bounded(["cross_attention", "late_concat", "late_concat_raw"])
     ablation_windows: list[str] = _bounded([])
     ablation_seeds: list[int] = _bounded([0, 1, 2], minimum=0)
-    # What `python -m tcar.replicates` measures: each replicate has clips, streams and trainings of its own.
+    # What `python -m tcar.stages.replicates` measures: each replicate has clips, streams and trainings of its own.
     replicates: int = _bounded(4, minimum=2)
     replicate_methods: list[str] = _bounded(
         ["cross_attention", "late_concat", "late_concat_raw", "sum", "semantic", "semantic_bag", "motion"]
     )
+    # What `python -m tcar.stages.loss_terms` measures: each term against its absence, all else as in the recipe. What
+    # the recipe has is taken away; what it lacks is added with the value here.
+    loss_terms: dict[str, float] = _bounded({
+        "label_smoothing": 0.1, "mixup": 0.2, "cutmix": 1.0, "contrastive_weight": 0.1, "drop_path": 0.1,
+        "token_drop": 0.1, "weight_averaging": 0.99,
+    }, minimum=0.0)  # fmt: skip
+    loss_term_seeds: list[int] = _bounded([0, 1, 2, 3, 4], minimum=0)
 
 
 @dataclass(frozen=True)

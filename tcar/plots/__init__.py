@@ -23,29 +23,30 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tueplots import figsizes, fontsizes
 
-# Okabe and Ito (2008), readable with every common colour blindness. A method that reads one stream has
-# that stream's colour, so the reader learns two colours once.
+# Okabe and Ito (2008), readable with every common colour blindness; those of methods beyond them were searched for,
+# so that any two differ to a deuteranope and a protanope too (tests/test_plots.py). A method that reads one stream
+# has that stream's colour or one near it, so the reader learns two colours once.
 SEMANTIC, MOTION, FUSED = "#0072B2", "#D55E00", "#009E73"
 METHODS: dict[str, tuple[str, str]] = {
     "semantic_bag": ("Semantic, frames as a set", "#56B4E9"),
     "semantic": ("Semantic stream", SEMANTIC),
     "motion": ("Motion stream", MOTION),
-    "semantic_probe_1": ("Semantic probe, 1 block", "#88A9D8"),
-    "semantic_probe_4": ("Semantic probe, 4 blocks", "#003F66"),
-    "motion_probe_1": ("Motion probe, 1 block", "#F4A582"),
-    "motion_probe_4": ("Motion probe, 4 blocks", "#A04000"),
+    "semantic_probe_1": ("Semantic probe, 1 block", "#6993FB"),
+    "semantic_probe_4": ("Semantic probe, 4 blocks", "#122B3C"),
+    "motion_probe_1": ("Motion probe, 1 block", "#91553E"),
+    "motion_probe_4": ("Motion probe, 4 blocks", "#591404"),
     "late_concat_raw": ("Late concatenation, raw", "#E69F00"),
     "late_concat": ("Late concatenation", "#CC79A7"),
-    "semantic_from_motion": ("Semantic reads motion", "#44AA99"),
-    "motion_from_semantic": ("Motion reads semantic", "#882255"),
+    "semantic_from_motion": ("Semantic reads motion", "#93DFCD"),
+    "motion_from_semantic": ("Motion reads semantic", "#900377"),
     "cross_attention": ("Cross-attention", FUSED),
-    "sum": ("Sum of scores (additive)", "#999933"),
-    "gated": ("Gated", "#AA4499"),
-    "bottleneck": ("Bottleneck tokens", "#332288"),
-    "cast": ("CAST-style exchange", "#661100"),
-    "timesformer_vitb16": ("TimeSformer (end to end)", "#B8860B"),
+    "sum": ("Sum of scores (additive)", "#3D007D"),
+    "gated": ("Gated", "#FBD17A"),
+    "bottleneck": ("Bottleneck tokens", "#1F4BC2"),
+    "cast": ("CAST-style exchange", "#AAD099"),
+    "timesformer_vitb16": ("TimeSformer (end to end)", "#0E21EC"),
     "cast_b16": ("CAST-B/16 (end to end)", "#000000"),
-    "cast_tiny": ("CAST, tiny (end to end)", "#777777"),
+    "cast_tiny": ("CAST, tiny (end to end)", "#505051"),
 }
 SPLITS = {"train": "#4D4D4D", "validation": "#999999", "test": "#D0D0D0"}
 GROUPS = {

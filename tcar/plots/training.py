@@ -39,12 +39,14 @@ def _curve(axes, history: list[dict[str, float]], kept: int, color: str) -> None
 def watched(
     steps: list[dict[str, float]], epochs: list[dict[str, float]], alerts: list[tuple[str, float]], name: str = ""
 ) -> Figure:
-    """Show what a training wrote down while it ran, against the epoch: six panels, and a line for every alert.
+    """Show what a training wrote down while it ran, against the epoch: a panel for each value, a line for every alert.
 
     `steps` and `epochs` are the rows of `tcar.train.tracking.read`; `alerts` holds kind and epoch (fraction) of each.
+    Speed and memory have panels of their own, unless there are rows and none says how fast it was.
     """
-    fig, axes = canvas(2, 3, width="full", height=3.0, sharex=True)
-    loss, top1, rate, norm, speed, memory = axes.flat
+    machine = not (steps or epochs) or any("clips_per_second" in row for row in steps)
+    fig, axes = canvas(2, 3 if machine else 2, width="full", height=3.0, sharex=True)
+    loss, top1, rate, norm, *others = axes.flat
     _line(loss, steps, "loss", "#BBBBBB", "a step", linewidth=0.5)
     _line(loss, epochs, "train_loss", SPLITS["train"], "training")
     _line(loss, epochs, "validation_loss", FUSED, "validation")
@@ -53,17 +55,12 @@ def watched(
     _line(top1, epochs, "validation_top5", FUSED, "validation, top-5", linestyle=":")
     _line(rate, steps or epochs, "learning_rate", SPLITS["train"])
     _line(norm, steps or epochs, "gradient_norm", SPLITS["train"])
-    _line(speed, steps, "clips_per_second", SPLITS["train"], "clips a second")
-    _line(memory, steps, "memory_mb", SPLITS["train"], "memory")
     if any(row.get("gradient_norm", 0) > 0 for row in steps or epochs):
         norm.set_yscale("log")
-    if any("data_wait" in row for row in steps):
-        waiting = speed.twinx()
-        _line(waiting, steps, "data_wait", MOTION, linewidth=0.5)
-        waiting.set(ylim=(0, 1))
-        waiting.set_ylabel("waiting for data", color=MOTION)
+    if machine:
+        _machine(*others, steps)
     labels = "loss", "top-1", "learning rate", "gradient norm", "clips a second", "memory (MB)"
-    for axis, text in zip(axes.flat, labels, strict=True):
+    for axis, text in zip(axes.flat, labels, strict=False):
         axis.set_ylabel(text)
         for _, when in alerts:
             axis.axvline(when, color="#CC0000", linewidth=0.6, linestyle="--")
@@ -77,6 +74,17 @@ def watched(
         axis.set_xlabel("epoch")
     loss.set_title(name, fontsize=6, loc="left")
     return fig
+
+
+def _machine(speed, memory, steps: list[dict[str, float]]) -> None:
+    """Draw how fast a training was, how much of that it waited for data, and how much memory it held."""
+    _line(speed, steps, "clips_per_second", SPLITS["train"], "clips a second")
+    _line(memory, steps, "memory_mb", SPLITS["train"], "memory")
+    if any("data_wait" in row for row in steps):
+        waiting = speed.twinx()
+        _line(waiting, steps, "data_wait", MOTION, linewidth=0.5)
+        waiting.set(ylim=(0, 1))
+        waiting.set_ylabel("waiting for data", color=MOTION)
 
 
 def _line(axes, rows: list[dict[str, float]], key: str, color: str, text: str | None = None, **style) -> None:
@@ -102,4 +110,23 @@ def compared(histories: dict[str, list[dict[str, float]]], *, named: int = 8) ->
     if best:
         handles, names = axes[0, 0].get_legend_handles_labels()
         axes[0, 0].legend(handles[::-1], names[::-1], fontsize=5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return fig
+
+
+@styled()
+def loss_terms(rows: list[dict], confidence: float = 0.95) -> Figure:
+    """Show what each term adds to validation top-1: with minus without, in points, with its interval over seeds.
+
+    `rows` are the `terms` of loss_terms.json. A filled dot is a term that the recipe has, an open one that it lacks.
+    """
+    fig, axes = canvas(height=0.7 + 0.17 * len(rows))
+    axis = axes[0, 0]
+    axis.axvline(0, color="black", linewidth=0.6)
+    for place, row in enumerate(rows):
+        axis.plot([100 * row["low"], 100 * row["high"]], [place, place], color=FUSED, linewidth=1.0)
+        filled = "full" if row["on_by_default"] else "none"
+        axis.plot(100 * row["difference"], place, "o", color=FUSED, markersize=3.5, fillstyle=filled)
+    names = [f"{row['term'].replace('_', ' ')} {row['value']:g}" for row in rows]
+    axis.set_yticks(range(len(rows)), names, fontsize=6)
+    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"validation top-1, points gained, {confidence:.0%} interval")
     return fig

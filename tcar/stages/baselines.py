@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
-from tcar.models.baselines import BASELINES, baseline_cost, find_baseline
-from tcar.params import ParameterError, Training
+from tcar.models.baselines import BASELINES, baseline_cost, check_names, find_baseline
+from tcar.params import Training
 from tcar.plots import label
 from tcar.results import load
 from tcar.stages.clips import class_names, healthy_clips
@@ -28,7 +27,7 @@ def train_baselines(run: Params) -> dict[str, list[ClipFit]]:
     One of 0 epochs is only loaded, once. Raises ParameterError for an unknown baseline or checkpoint.
     """
     settings = run.baselines
-    _check_names(run)
+    check_names(settings)
     jobs = {}
     for name in settings.baselines:
         epochs = settings.baseline_epochs.get(name, run.training.epochs)
@@ -113,19 +112,6 @@ def baseline_text(fits: dict[str, list[ClipFit]]) -> str:
     return "\n".join(lines)
 
 
-def _check_names(run: Params) -> None:
-    settings = run.baselines
-    keys = {key for baseline in BASELINES.values() for key in baseline.published}
-    for parameter, given, known in (
-        ("baselines", settings.baselines, BASELINES),
-        ("baseline_epochs", settings.baseline_epochs, BASELINES),
-        ("baseline_checkpoints", settings.baseline_checkpoints, keys),
-    ):
-        unknown = [name for name in given if name not in known]
-        if unknown:
-            raise ParameterError(f"{parameter} names {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-
-
 def _stated(run: Params, name: str) -> dict[str, str]:
     given = run.baselines.baseline_checkpoints
     return {key: given[key] for key in BASELINES[name].published if key in given}
@@ -139,7 +125,7 @@ def _fits(run: Params, made: dict[str, dict], recipe: Training) -> dict[str, lis
     where = {"workers": run.workers, "device": run.common.device}
     for name, entry in made.items():
         given = {key: entry[key] for key in ("epochs", "batch_size", "learning_rate")}
-        given["checkpoints"] = {key: _located(run, stated) for key, stated in entry["checkpoints"].items()}
+        given["checkpoints"] = {key: run.checkpoint(stated) for key, stated in entry["checkpoints"].items()}
         fits[name] = [
             fit_clips(
                 ClipJob(name, classes, seed, **given),
@@ -152,12 +138,6 @@ def _fits(run: Params, made: dict[str, dict], recipe: Training) -> dict[str, lis
             for seed in entry["seeds"]
         ]
     return fits
-
-
-def _located(run: Params, stated: str) -> str:
-    """A checkpoint as stated: a path from the project's folder where there is something, else a name on the Hub."""
-    path = run.root / Path(stated).expanduser()
-    return str(path) if path.exists() else stated
 
 
 def _only(tokens: TokenSet, kept: np.ndarray) -> TokenSet:

@@ -55,7 +55,7 @@ def variants(run: Params, role: str) -> dict[str, Stream]:
         if packaged(name, seed).is_file()
     }
     if name in SMALLER:
-        checkpoint = getattr(run.streams, f"{role}_checkpoint") or None
+        checkpoint = run.stream_checkpoints[f"{role}_checkpoint"]
         made[f"{SMALLER[name]} pixels"] = create_stream(name, True, checkpoint, input_size=SMALLER[name])
     return made | {"untrained": create_stream(name, seed=run.common.seed)}
 

@@ -12,6 +12,7 @@ from tcar import features, results
 from tcar.data.ssv2 import SPLITS, Clip
 from tcar.data.video import read_segments
 from tcar.features import FeatureStore
+from tcar.features.views import SegmentView
 from tcar.models import create_stream, stream_cost
 from tcar.params import ParameterError
 
@@ -26,8 +27,9 @@ def stream(run: Params, role: str) -> Stream:
     """Create the frozen stream that the parameters name for a role, with its published or packaged
     weights.
     """
-    name, checkpoint = getattr(run.streams, role), getattr(run.streams, f"{role}_checkpoint")
-    return create_stream(name, pretrained=True, checkpoint=checkpoint or None)
+    return create_stream(
+        getattr(run.streams, role), pretrained=True, checkpoint=run.stream_checkpoints[f"{role}_checkpoint"]
+    )
 
 
 def describe(made: Stream, frames: int | None = None) -> dict:
@@ -47,9 +49,15 @@ def describe(made: Stream, frames: int | None = None) -> dict:
 
 def extract(run: Params, role: str, found: dict[str, list[Clip]]) -> FeatureStore:
     """Compute the tokens of every clip of every split with the stream of a role, or open the finished
-    store. Raises ParameterError for a run with adapters.
+    store. Raises ParameterError for a run with adapters, or that mirrors views and has none to mirror.
     """
     settings = run.streams
+    if settings.view_flip and settings.views == 1:
+        raise ParameterError(
+            f"view_flip is {settings.view_flip}, but views is 1, and the first view of a clip is never mirrored: set "
+            "views to 2 or more, or view_flip to 0"
+        )
+    frames = getattr(settings, f"{role}_frames")
     if settings.semantic_adapters:
         raise ParameterError(
             f"semantic_adapters is {settings.semantic_adapters}, but tokens that are kept do not change with "
@@ -59,14 +67,15 @@ def extract(run: Params, role: str, found: dict[str, list[Clip]]) -> FeatureStor
         [clip for split in SPLITS for clip in found[split]],
         getattr(settings, role),
         getattr(settings, f"{role}_grid"),
-        getattr(settings, f"{role}_frames"),
+        frames,
         run.run_dir / "features",
-        checkpoint=getattr(settings, f"{role}_checkpoint"),
+        checkpoint=run.stream_checkpoints[f"{role}_checkpoint"] or "",
         workers=run.common.workers,
         batch_clips=settings.batch_clips,
         device=run.common.device,
         views=settings.views,
         view_seed=settings.view_seed,
+        view=SegmentView(frames, settings.view_flip),
         token_type=settings.token_type,
         precision=settings.stream_precision,
     )

@@ -14,6 +14,7 @@ from torch.nn.functional import avg_pool2d
 from tcar.data.ssv2 import Clip
 from tcar.data.video import read_segments
 from tcar.explain import attention_rollout, mass_inside, saliency, temporal_importance
+from tcar.params import ParameterError
 from tcar.stages.clips import ground_truth
 from tcar.stages.features import ROLES, stores
 
@@ -28,10 +29,10 @@ _COARSE = 5  # masks and attributions are compared and shown at a fifth of the f
 
 @dataclass(frozen=True)
 class Look:
-    """What the fusion did with each clip: readouts, and per stream maps over its grid that sum to one.
+    """What the fusion did with each clip: readouts, and per stream that it reads maps over its grid that sum to one.
 
     `received` is the attention that the tokens of a stream get from the other one, over blocks, heads and
-    queries; a stream that nobody reads has none. `rollout` follows the readout's attention back to the
+    queries; a stream that the other does not read has none. `rollout` follows the readout's attention back to the
     tokens.
     """
 
@@ -48,21 +49,27 @@ def choose(run: Params, tokens: TokenSet, count: int) -> list[int]:
 
 @torch.no_grad()
 def look(run: Params, model: TCA, tokens: TokenSet, places: list[int]) -> Look:
-    """Run the fusion on the cached tokens of some clips and keep what it looked at."""
-    grids = {role: store.grid for role, store in stores(run).items()}
-    parts = []
+    """Run the fusion on the cached tokens of some clips and keep what it looked at.
+
+    Raises ParameterError for a kind of fusion without attention.
+    """
+    opened, parts = stores(run), []
+    grids = {role: opened[role].grid for role in model.fusion.streams}
     for start in range(0, len(places), _BATCH):
         _, steps = model.fusion(*inputs(tokens, places[start : start + _BATCH]), return_intermediates=True)
+        if not any(name.endswith(".weights") for name in steps):
+            kind = model.config.fusion.kind
+            raise ParameterError(f"fusion is {kind}, which has no attention to look at; train another kind as headline")
         received = {role: _received(steps, role, grid) for role, grid in grids.items()}
         parts.append((steps["readout"], received, attention_rollout(steps, grids)))
     return Look(
         torch.cat([readout for readout, _, _ in parts]).numpy(),
         {
             r: torch.cat([part[r] for _, part, _ in parts]).numpy()
-            for r in ROLES
+            for r in grids
             if parts[0][1][r] is not None
         },
-        {r: torch.cat([part[r] for _, _, part in parts]).numpy() for r in ROLES},
+        {r: torch.cat([part[r] for _, _, part in parts]).numpy() for r in grids},
     )
 
 
@@ -90,8 +97,8 @@ def on_moving(run: Params, seen: Look, ids: list[str]) -> dict[str, dict[str, di
     sets = [ground_truth(run)[ids[place]]["set"] for place in masks]
     area = np.array([mask.mean() for mask in masks.values()])
     found = {}
-    for role in ROLES:
-        maps = {"received": seen.received.get(role), "rollout": seen.rollout[role]}
+    for role, rollout in seen.rollout.items():
+        maps = {"received": seen.received.get(role), "rollout": rollout}
         shares = {
             name: np.array([mass_inside(values[place], mask) for place, mask in masks.items()])
             for name, values in maps.items()
@@ -132,7 +139,8 @@ def importance_by_group(
     """
     index, ids = ground_truth(run), [tokens.ids[place] for place in places]
     target = torch.from_numpy(tokens.labels[places])
-    moments, falls = temporal_importance(model.fusion, *inputs(tokens, places), target)
+    read = model.fusion.streams
+    moments, falls = temporal_importance(model.fusion, *inputs(tokens, places), target, streams=read)
     groups = np.array([index[clip]["group"] if index else "all" for clip in ids])
     sets = np.array([index[clip]["set"] if index else clip for clip in ids])
     return {
@@ -153,8 +161,8 @@ def pixel_saliency(run: Params, model: TCA, clip: Clip) -> dict[str, dict]:
     """Attribute the logit of a clip's class to the pixels that each stream saw, the other stream's frames
     as they are.
 
-    Gives, per stream, `map` [t y x] in coarse cells, and `error`, how far the attributions miss the
-    logit's change from a grey clip (integrated gradients' completeness).
+    Gives, per stream that the fusion reads, `map` [t y x] in coarse cells, and `error`, how far the attributions miss
+    the logit's change from a grey clip (integrated gradients' completeness).
     """
     config = model.config
     frames = {
@@ -166,9 +174,9 @@ def pixel_saliency(run: Params, model: TCA, clip: Clip) -> dict[str, dict]:
         "motion": lambda x: model(frames["semantic"], x),
     }
     found = {}
-    for role, path in paths.items():
+    for role in model.fusion.streams:
         made = saliency(
-            path, frames[role], clip.label, steps=run.interpretability.attribution_steps, baseline=0.5
+            paths[role], frames[role], clip.label, steps=run.interpretability.attribution_steps, baseline=0.5
         )
         found[role] = {
             "map": avg_pool2d(made.map, _COARSE)[0].numpy(),

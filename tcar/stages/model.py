@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tcar import params
-from tcar.evaluate import fit_temperature
+from tcar.evaluate import calibration
 from tcar.models.checkpoints import CheckpointError
 from tcar.models.fusion import FusionConfig
 from tcar.models.tca import TCA, TCAConfig
@@ -61,13 +61,17 @@ def save_model(run: Params, fit: Fit, validation: TokenSet) -> dict:
 
     Gives the `temperature` and the model's table of `parameters`.
     """
-    model = TCA.create(model_config(run, fit.fusion), pretrained=True, **_checkpoints(run))
+    model = TCA.create(model_config(run, fit.fusion), pretrained=True, **run.stream_checkpoints)
     model.fusion.load_state_dict(fit.state_dict)
     model.save_pretrained(model_folder(run), card=card_facts(run, fit))
-    temperature = fit_temperature(logits(fit, validation), validation.labels)
-    calibration = {"temperature": temperature, "fitted_on": "validation", "clips": len(validation)}
-    (model_folder(run) / "calibration.json").write_text(json.dumps(calibration, indent=1) + "\n")
-    return {"temperature": temperature, "parameters": model.parameter_table()}
+    fitted = calibration(logits(fit, validation), validation.labels)
+    write_calibration(model_folder(run), fitted)
+    return {"temperature": fitted["temperature"], "parameters": model.parameter_table()}
+
+
+def write_calibration(folder: Path, fitted: dict) -> None:
+    """Put what `tcar.evaluate.calibration` gave beside the model in a folder, where `tcar.predict` looks for it."""
+    (folder / "calibration.json").write_text(json.dumps(fitted, indent=1) + "\n", encoding="utf-8")
 
 
 def card_facts(run: Params, fit: Fit) -> dict:
@@ -88,7 +92,7 @@ def open_model(run: Params) -> TCA:
     """Open the model that `save_model` kept; raises CheckpointError where there is none, its streams changed, or its
     classes are not those of the run.
     """
-    model = TCA.from_pretrained(model_folder(run), **_checkpoints(run))
+    model = TCA.from_pretrained(model_folder(run), **run.stream_checkpoints)
     kept, wanted = model.config.class_names, class_names(run)
     if list(kept) != wanted:
         raise CheckpointError(
@@ -101,11 +105,3 @@ def open_model(run: Params) -> TCA:
 def model_folder(run: Params) -> Path:
     """Give the folder of the run's model."""
     return run.run_dir / "model"
-
-
-def _checkpoints(run: Params) -> dict[str, str | None]:
-    streams = run.streams
-    return {
-        "semantic_checkpoint": streams.semantic_checkpoint or None,
-        "motion_checkpoint": streams.motion_checkpoint or None,
-    }

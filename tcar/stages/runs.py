@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Where a run is kept and who is told of it makes no difference to what is compared.
 _ASIDE = {f.name for stage in (Common, Watching) for f in fields(stage)} - {"seed"}
+SIDE_BY_SIDE, TRAINER = "side by side", "trainer"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Record:
     commit: str = ""
     alerts: list[Alert] = field(default_factory=list)
     steps: list[dict[str, float]] = field(default_factory=list)
+    by: str = SIDE_BY_SIDE
+    folder: Path | None = None
 
 
 def of_fits(run: Params, fits: Mapping[str, Sequence[Fit]]) -> list[Record]:
@@ -78,6 +81,8 @@ def _tracked(folder: Path) -> Record:
         commit=about.get("commit") or "",
         alerts=alerts.raised(folder),
         steps=steps,
+        by=TRAINER,
+        folder=folder,
     )
 
 
@@ -108,6 +113,7 @@ def _row(record: Record, names: Sequence[str]) -> dict[str, Any]:
     kinds = dict.fromkeys(alert.kind for alert in record.alerts)
     return {
         "training": record.name,
+        "by": record.by,
         **{name: record.settings[name] for name in names},
         "trained parameters": record.trained_parameters,
         "epochs": len(record.history),
@@ -133,8 +139,8 @@ class LiveCurves:
         self.folder, self.name, self.shown = Path(folder), "", {}
 
     def start(self, run: Mapping[str, Any]) -> None:
-        """Begin with an empty place."""
-        self.name, self.shown = run["name"], {}
+        """Begin with an empty place; a training that goes on does so in the place that it had."""
+        self.name, self.shown = run["name"], self.shown if run.get("step") else {}
 
     def step(self, row: Mapping[str, float]) -> None:
         """Do nothing: a picture takes longer than a step."""

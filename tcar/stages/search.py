@@ -9,15 +9,17 @@ import numpy as np
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState
 
-from tcar import results
+from tcar import replicates, results
 from tcar.models.fusion import fusion_cost
+from tcar.models.packaged import packaged
 from tcar.search import Found, Score, search
 from tcar.search.space import SearchSettings, described, load_settings, write_params
 from tcar.search.study import Report, SearchError
 from tcar.stages.clips import class_names
+from tcar.stages.features import ROLES
 from tcar.stages.fits import token_sets
 from tcar.stages.fusion import fusion_config
-from tcar.stages.replicates import paired, student
+from tcar.stages.replicates import holm, paired, student
 from tcar.tokens import TokenSet
 from tcar.train.heads import fit
 
@@ -73,17 +75,44 @@ def run_search(settings: SearchSettings, workers: int = 1, make_score=token_scor
     return record
 
 
+def publish(settings: SearchSettings, record: dict) -> Path:
+    """Write an outcome where notebooks and paper look for it, in the run's results and, if it publishes, in the
+    paper's; gives the path.
+    """
+    base = settings.base
+    stated = {role for role in ROLES if getattr(base.streams, f"{role}_checkpoint")}
+    weights = [packaged(getattr(base.streams, role)) for role in ROLES if role not in stated]
+    inputs = [path for path in weights if path.is_file()]
+    for folder in (base.results_dir, base.root / "paper" / "results")[: 1 + base.common.publish]:
+        written = results.save(folder / replicates.SEARCH, record, params=base, seeds=settings.seeds, inputs=inputs)
+    return written
+
+
+def published(run: Params) -> dict | None:
+    """Give the outcome of the search that `python -m tcar.search` made for these parameters, or None."""
+    path = replicates.find(run, replicates.SEARCH)
+    return results.load(path) if path else None
+
+
 def settings_of(run: Params) -> SearchSettings:
     """The search that the parameter `search_trials` of a run asks for: params/search.yaml, about this run."""
     return load_settings(Path(run.root, FILE), base=run, trials=run.search.search_trials)
+
+
+def searched(run: Params) -> dict | None:
+    """Search where `search_trials` of a run asks for it, else give what the command has found for its parameters.
+
+    None where it has found nothing. Raises what `run_search` raises.
+    """
+    return run_search(settings_of(run), run.workers) if run.search.search_trials else published(run)
 
 
 def outcome(settings: SearchSettings, found: Found) -> dict[str, Any]:
     """Write down a finished search as values: its trials, what mattered, the finalists, and winner against base.
 
     The winner is the finalist of the best mean over the seeds, the base not among them. Mean and interval are by
-    Student's t, the comparison by a paired t-test over the same seeds, on validation. The winner was picked by the
-    same scores, which flatters it a little the more finalists there are.
+    Student's t, the comparison by a paired t-test over the same seeds, on validation. As the winner was picked by the
+    same scores, it beats the base only if the p corrected for the number of finalists (Holm 1979) says so too.
     Raises SearchError: a training of the base or of all finalists failed.
     """
     rows = [{"changes": changes, "scores": dict(zip(map(str, settings.seeds), scores, strict=True))}
@@ -95,15 +124,17 @@ def outcome(settings: SearchSettings, found: Found) -> dict[str, Any]:
     for row in whole:
         row |= student(np.array(list(row["scores"].values())), confidence)
     base, *others = whole
-    winner = max(others, key=lambda row: row["value"])
-    first, second = (np.array(list(row["scores"].values())) for row in (winner, base))
-    comparison = paired(first, second, confidence)
+    tops = [np.array(list(row["scores"].values())) for row in whole]
+    comparisons = [paired(top1, tops[0], confidence) for top1 in tops[1:]]
+    for row, corrected in zip(comparisons, holm([row["p"] for row in comparisons]), strict=True):
+        row["holm"] = corrected
+    winner, comparison = max(zip(others, comparisons, strict=True), key=lambda pair: pair[0]["value"])
     return {
         "name": settings.name, "dataset": settings.base.data.dataset, "sampler": settings.sampler,
         "pruner": settings.pruner, "trial": settings.trial, "space": settings.shown_space,
         "seeds": list(settings.seeds), "confidence": confidence, "trials": [_trial(trial) for trial in found.trials],
         "importance": importance(found, settings), "base": base, "finalists": rows[1:], "winner": winner,
-        "comparison": comparison, "beats_base": bool(comparison["low"] > 0),
+        "comparison": comparison, "beats_base": bool(comparison["low"] > 0 and comparison["holm"] < 1 - confidence),
     }  # fmt: skip
 
 
@@ -124,10 +155,11 @@ def sentence(record: dict) -> str:
     states = [trial["state"] for trial in record["trials"]]
     words = {"complete": "finished", "pruned": "pruned", "fail": "failed"}
     counts = ", ".join(f"{states.count(state)} {word}" for state, word in words.items() if state in states)
-    winner, base, test = record["winner"], record["base"], record["comparison"]
+    winner, base, test, finalists = (record[key] for key in ("winner", "base", "comparison", "finalists"))
     compared = (f"{winner['value']:.1%} against {base['value']:.1%} validation top-1, {len(record['seeds'])} seeds: "
                 f"{100 * test['difference']:+.1f} points ({100 * test['low']:+.1f} to {100 * test['high']:+.1f}, "
-                f"p = {test['p']:.2g}, paired)")  # fmt: skip
+                f"p = {test['p']:.2g}, paired; {test['holm']:.2g} corrected for {len(finalists)} "
+                f"finalist{'s' * (len(finalists) > 1)})")  # fmt: skip
     verdict = "The winner beats the base" if record["beats_base"] else "The winner does not beat the base"
     if not record["beats_base"] and test["high"] < 0:
         verdict = "The winner is worse than the base"

@@ -1,0 +1,182 @@
+"""Measure which loss terms and regularisers earn their place in the recipe of the headline method.
+
+    python -m tcar.stages.loss_terms params/demo.yaml
+
+Each term is compared with its absence, all else as in the recipe: a term that the recipe has is taken away, one that it
+lacks is added with the value in `loss_terms`. Every configuration is trained by the trainer on the stored tokens with
+the same seeds, and scored on validation. Means have Student's interval over the seeds; with and without are compared by
+the paired t-test over them, corrected for the number of terms (Holm 1979). The seeds share clips and streams, so the
+intervals say nothing of others. What is there already, after a kill too, is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tcar import log, params, results
+from tcar.data.ssv2 import DatasetError
+from tcar.data.workers import Failure, isolated_map
+from tcar.features import FeatureError
+from tcar.models.packaged import packaged
+from tcar.params import ParameterError, Params
+from tcar.replicates import TERMS
+from tcar.stages.clips import class_names, healthy_clips
+from tcar.stages.features import ROLES, stores
+from tcar.stages.fusion import fusion_config
+from tcar.stages.replicates import holm, paired, student
+from tcar.stages.watched import training_key
+from tcar.tokens import TrainingError
+from tcar.train.tasks import StoredTokens, Task, TokenTask
+from tcar.train.trainer import train
+
+LOG = log.get("loss_terms")
+# What cannot be measured on stored tokens, and why.
+LEFT_OUT = {"order_weight": "needs clips that are played backwards, which stored tokens cannot be: off by default"}
+
+MakeTask = Callable[[Params, int], Task]
+
+
+def token_task(run: Params, seed: int) -> TokenTask:
+    """The headline method on the stored tokens. Raises TrainingError, FeatureError, ResultError (no tokens yet)."""
+    opened, clips, names = stores(run), healthy_clips(run), class_names(run)
+    tokens = [StoredTokens.of(*opened.values(), clips[split], names) for split in ("train", "validation")]
+    return TokenTask(fusion_config(run), *tokens, run, seed)
+
+
+def changed(run: Params, term: str) -> Params:
+    """The parameters with a term taken away where the recipe has it, else added. Raises ParameterError: no such term.
+    """
+    values, added = run.as_dict(), run.ablations.loss_terms[term]
+    known = {**asdict(run.fusion), **asdict(run.training), **asdict(run.trainer)}
+    if term in LEFT_OUT or not isinstance(known.get(term), float):
+        why = LEFT_OUT.get(term, "is no weight or share of the fusion, the recipe or the trainer")
+        raise ParameterError(f"loss_terms: {term} {why}; remove it")
+    if not values[term] and not added:
+        raise ParameterError(f"loss_terms: {term} is 0 in the recipe and here; give it a value to be added with")
+    made = params.from_values(values | {term: 0.0 if values[term] else added}, source="loss_terms")
+    return replace(made, root=run.root)
+
+
+def measure(run: Params, make_task: MakeTask = token_task) -> dict[str, list[dict]]:
+    """Train the recipe and every change of it with every seed, side by side.
+
+    Gives term -> for each seed `seed`, `validation_top1` (a fraction, of the best epoch), `best_epoch`; the recipe's
+    own term is "". Raises TrainingError: a training failed (named).
+    """
+    variants = {"": run} | {term: changed(run, term) for term in run.ablations.loss_terms}
+    jobs = [(term, seed) for term in variants for seed in run.ablations.loss_term_seeds]
+    items = [(variants[term], seed, str(run.run_dir / "loss_terms")) for term, seed in jobs]
+    done: dict[tuple[str, int], dict] = {}
+    outcomes = isolated_map(partial(_score, make_task), items, workers=run.workers)
+    for number, outcome in log.progress(outcomes, len(items), "loss terms", "trainings"):
+        term, seed = jobs[number]
+        if isinstance(outcome, Failure):
+            raise TrainingError(f"{term or 'the recipe'}, seed {seed}: {outcome.kind}: {outcome.detail}")
+        done[term, seed] = outcome
+        LOG.info(f"{term or 'recipe'}, seed {seed}: validation top-1 {outcome['validation_top1']:.4f}")
+    return {term: [done[term, seed] for seed in run.ablations.loss_term_seeds] for term in variants}
+
+
+def _score(make_task: MakeTask, item: tuple[Params, int, str]) -> dict[str, Any]:
+    """Train once and keep what came of it; the checkpoints go when they are needed no more. For a process of its own.
+    """
+    log.configure("WARNING")  # several trainings at once would tell their epochs across one another
+    run, seed, root = item
+    task = make_task(run, seed)
+    folder = Path(root, training_key(task, run, seed))
+    kept = folder.with_suffix(".json")
+    if not kept.is_file():
+        found = train(task, run, folder, seed)
+        best = found.history[found.best_epoch - 1]
+        results.write(kept, {"seed": seed, "validation_top1": best["validation_top1"], "best_epoch": found.best_epoch})
+    shutil.rmtree(folder, ignore_errors=True)
+    return results.load(kept)
+
+
+def summary(run: Params, scores: Mapping[str, Sequence[Mapping]]) -> dict[str, Any]:
+    """Put the scores of `measure` together.
+
+    Gives `recipe` (its scores, mean and interval) and `terms`: for each `term`, `value` (that it has where it is on),
+    `on_by_default`, `with` and `without` (mean and interval), and `difference` (with minus without; a fraction) with
+    `low`, `high`, `p` and `holm`.
+    """
+    confidence = run.evaluation.confidence
+    tops = {term: np.array([row["validation_top1"] for row in rows]) for term, rows in scores.items()}
+    recipe, own = tops.pop(""), run.as_dict()
+    rows = []
+    for term, other in tops.items():
+        on = bool(own[term])
+        present, absent = (recipe, other) if on else (other, recipe)
+        rows.append({
+            "term": term, "value": own[term] or run.ablations.loss_terms[term], "on_by_default": on,
+            "with": student(present, confidence), "without": student(absent, confidence),
+            **paired(present, absent, confidence),
+        })  # fmt: skip
+    for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["holm"] = corrected
+    return {"recipe": {"scores": list(scores[""]), **student(recipe, confidence)}, "terms": rows}
+
+
+def verdict(row: Mapping[str, Any], alpha: float) -> str:
+    """Say whether a term helps, harms, or neither can be told, by its corrected p; and what follows for the recipe."""
+    told = row["holm"] < alpha and row["low"] * row["high"] > 0
+    word = ("helps" if row["difference"] > 0 else "harms") if told else "makes no difference that can be told"
+    if row["on_by_default"]:
+        return f"{word}; the recipe has it"
+    return f"{word}; the recipe does without"
+
+
+def sentence(row: Mapping[str, Any], alpha: float) -> str:
+    """Say in one line what a term did: `label_smoothing 0.1: +0.3 points [-0.5, +1.1], corrected p = 0.6: …`."""
+    return (f"`{row['term']}` {row['value']:g}: {100 * row['difference']:+.1f} points "
+            f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}], corrected p = {row['holm']:.2g}: "
+            f"{verdict(row, alpha)}")  # fmt: skip
+
+
+def build(run: Params, make_task: MakeTask = token_task) -> Path:
+    """Measure the terms and write `loss_terms.json`; gives its path. Raises ParameterError, TrainingError."""
+    if len(set(run.ablations.loss_term_seeds)) < 2:
+        raise ParameterError(f"loss_term_seeds is {run.ablations.loss_term_seeds}: name at least two different ones")
+    if not run.ablations.loss_terms:
+        raise ParameterError("loss_terms is empty: name a term, with the value to add it with")
+    scores = measure(run, make_task)
+    values = {
+        "headline": run.fusion.fusion, "dataset": run.data.dataset, "seeds": run.ablations.loss_term_seeds,
+        "alpha": round(1 - run.evaluation.confidence, 6), "scores": scores, **summary(run, scores),
+        "left_out": LEFT_OUT,
+    }  # fmt: skip
+    weights = [packaged(getattr(run.streams, role)) for role in ROLES if not getattr(run.streams, f"{role}_checkpoint")]
+    inputs = [path for path in weights if path.is_file()]
+    for folder in (run.results_dir, run.root / "paper" / "results")[: 1 + run.common.publish]:
+        written = results.save(folder / TERMS, values, params=run, seeds=run.ablations.loss_term_seeds, inputs=inputs)
+    return written
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; gives the exit status."""
+    parser = argparse.ArgumentParser("python -m tcar.stages.loss_terms", description=__doc__.splitlines()[0])
+    parser.add_argument("params", type=Path, help="parameter file, e.g. params/demo.yaml")
+    chosen = parser.parse_args(arguments)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        run = params.load(chosen.params)
+        log.configure(run.common.log_level, run.logs_dir / "loss_terms.log")
+        print(f"written: {results.relative(build(run), run.root)}")
+    except (ParameterError, DatasetError, FeatureError, TrainingError, results.ResultError) as error:
+        print(f"error: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Loss terms against their absence: what is changed, that nothing is trained twice, and what the numbers bear."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+from test_report import read_table, run_in, write_results
+from token_task import run, token_task
+
+from tcar import params, replicates, report, results, tables
+from tcar.params import ParameterError
+from tcar.plots import training as figures
+from tcar.stages import loss_terms as stage
+
+TERMS = {"label_smoothing": 0.1, "mixup": 0.2}
+
+
+def asked(project, **changes):
+    """A run whose recipe smooths labels and mixes nothing."""
+    made = run(name="small", workers=2, loss_terms=TERMS, loss_term_seeds=[3, 5, 8], epochs=2, **changes)
+    return dataclasses.replace(made, root=project)
+
+
+def test_a_term_of_the_recipe_is_taken_away_and_any_other_added(project):
+    base = asked(project)
+    for term, value in (("label_smoothing", 0.0), ("mixup", 0.2)):
+        changed = stage.changed(base, term)
+        differing = {key for key, given in changed.as_dict().items() if given != base.as_dict()[key]}
+        assert differing == {term} and changed.as_dict()[term] == value and changed.root == base.root
+
+
+@pytest.mark.parametrize(("terms", "named"), [
+    ({"order_weight": 0.5}, "order_weight needs clips"),
+    ({"epochs": 3.0}, "epochs is no weight"),
+    ({"no_such": 1.0}, "no_such is no weight"),
+    ({"mixup": 0.0}, "mixup is 0 in the recipe and here"),
+    ({"drop_path": 3.0}, "drop_path"),
+])  # fmt: skip
+def test_what_cannot_be_compared_is_refused_by_name(project, terms, named):
+    base = run(loss_terms=terms)
+    with pytest.raises(ParameterError, match=named):
+        stage.changed(base, next(iter(terms)))
+
+
+@pytest.mark.parametrize("changes", [{"loss_term_seeds": [1]}, {"loss_term_seeds": [1, 1]}, {"loss_terms": {}}])
+def test_too_little_to_compare_is_refused_by_name(changes):
+    with pytest.raises(ParameterError, match=next(iter(changes))):
+        stage.build(run(**changes))
+
+
+def test_the_default_terms_can_be_compared_in_every_run_that_comes_with_the_project():
+    for file in sorted((stage.results.PACKAGE.parent / "params").glob("*.yaml")):
+        if file.stem != "search":
+            base = params.load(file)
+            for term in base.ablations.loss_terms:
+                before, after = (made.as_dict()[term] for made in (base, stage.changed(base, term)))
+                assert (before == 0.0) != (after == 0.0), (file, term)
+
+
+def test_measured_kept_and_summed_up_as_the_trainer_gives_them(project):
+    base = asked(project)
+    written = stage.build(base, token_task_of_seed)
+    made = results.load(written)
+    assert written == base.results_dir / replicates.TERMS and replicates.find(base, replicates.TERMS) == written
+    assert {term: [row["seed"] for row in rows] for term, rows in made["scores"].items()} == {
+        "": [3, 5, 8], "label_smoothing": [3, 5, 8], "mixup": [3, 5, 8],
+    }  # fmt: skip
+    # One of them by the trainer itself, and nothing left but the scores.
+    alone = stage.train(token_task_of_seed(stage.changed(base, "mixup"), 5), stage.changed(base, "mixup"),
+                        project / "alone", 5)  # fmt: skip
+    reached = alone.history[alone.best_epoch - 1]["validation_top1"]
+    assert made["scores"]["mixup"][1]["validation_top1"] == pytest.approx(reached, rel=1e-9)
+    kept = list((base.run_dir / "loss_terms").iterdir())
+    assert len(kept) == 9 and {path.suffix for path in kept} == {".json"}
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    again = results.load(stage.build(base, token_task_of_seed))
+    assert again == made and {path: path.stat().st_mtime_ns for path in kept} == before
+
+
+def token_task_of_seed(made, seed):
+    """In a module, so that the processes that train can be told of it."""
+    return token_task(made, seed=seed)
+
+
+def test_a_training_that_fails_is_named(project):
+    with pytest.raises(stage.TrainingError, match=r"the recipe|label_smoothing|mixup"):
+        stage.build(asked(project, warmup_epochs=2), token_task_of_seed)
+
+
+def scores() -> dict[str, list[dict]]:
+    """The recipe with smoothing; without it clearly worse, and mixing of no use that can be told."""
+    draw = np.random.default_rng(0)
+    values = {"": 0.7 + draw.normal(0, 0.02, 5)}
+    values["label_smoothing"] = values[""] - 0.05 + draw.normal(0, 0.004, 5)
+    values["mixup"] = values[""] + draw.normal(0, 0.02, 5)
+    return {term: [{"seed": seed, "validation_top1": float(top1), "best_epoch": 2} for seed, top1 in enumerate(some)]
+            for term, some in values.items()}  # fmt: skip
+
+
+def test_each_term_is_with_minus_without_whichever_the_recipe_is(project):
+    base, given = asked(project), scores()
+    smoothing, mixup = stage.summary(base, given)["terms"]
+    tops = {term: np.array([row["validation_top1"] for row in rows]) for term, rows in given.items()}
+    assert (smoothing["on_by_default"], smoothing["value"]) == (True, 0.1)
+    assert (mixup["on_by_default"], mixup["value"]) == (False, 0.2)
+    for row, gained in ((smoothing, tops[""] - tops["label_smoothing"]), (mixup, tops["mixup"] - tops[""])):
+        low, high = stats.t.interval(0.95, 4, gained.mean(), stats.sem(gained))
+        assert (row["difference"], row["low"], row["high"]) == pytest.approx((gained.mean(), low, high))
+    assert smoothing["with"]["value"] == mixup["without"]["value"] == pytest.approx(tops[""].mean())
+    assert smoothing["holm"] == pytest.approx(2 * smoothing["p"]) and mixup["holm"] == mixup["p"]
+    assert stage.verdict(smoothing, 0.05) == "helps; the recipe has it"
+    assert stage.verdict(mixup, 0.05) == "makes no difference that can be told; the recipe does without"
+    harmful = smoothing | {key: -smoothing[key] for key in ("difference", "low", "high")}
+    assert stage.verdict(harmful, 0.05).startswith("harms")
+    assert stage.sentence(smoothing, 0.05).startswith("`label_smoothing` 0.1: +")
+
+
+def test_what_was_measured_with_another_trainer_is_not_shown(project):
+    base = asked(project)
+    path = results.save(base.results_dir / replicates.TERMS, {}, params=base)
+    assert replicates.find(base, replicates.TERMS) == path
+    other = dataclasses.replace(base, trainer=dataclasses.replace(base.trainer, weight_averaging=0.9))
+    assert replicates.find(other, replicates.TERMS) is None
+    reseeded = dataclasses.replace(base, ablations=dataclasses.replace(base.ablations, loss_term_seeds=[1, 2]))
+    assert replicates.find(reseeded, replicates.TERMS) is None
+
+
+def test_table_figure_and_sentence_show_the_same_numbers(project):
+    made = stage.summary(asked(project), scores()) | {"seeds": [0, 1, 2, 3, 4], "alpha": 0.05}
+    table = tables.terms_table(json.loads(json.dumps(made)), "synthetic (Tabletop)", "95%")
+    smoothing, mixup = made["terms"]
+    assert [row[:3] for row in table.rows] == [["Label smoothing", "0.1", "yes"], ["Mixup", "0.2", "no"]]
+    assert table.rows[0][5].startswith(f"{100 * smoothing['difference']:+.1f} [")
+    assert "synthetic" in table.caption and "5 seeds" in table.caption
+    assert tables.terms_table(None, "", "").rows == []
+    axis = figures.loss_terms(made["terms"]).axes[0]
+    dots = [line for line in axis.lines if line.get_marker() == "o"]
+    assert [dot.get_xdata()[0] for dot in dots] == pytest.approx([100 * row["difference"] for row in made["terms"]])
+    assert [dot.get_fillstyle() for dot in dots] == ["full", "none"]
+    ends = [line.get_xdata() for line in axis.lines if line.get_marker() == "None" and len(set(line.get_xdata())) == 2]
+    assert ends[1] == pytest.approx([100 * mixup["low"], 100 * mixup["high"]])
+    assert report.terms_told(made) == (
+        "Of 2 terms, label smoothing raises validation top-1, and no difference can be told of the others"
+    )
+    assert report.terms_told({"terms": [mixup], "alpha": 0.05}) == "Of 1 terms, no difference can be told of any"
+    assert report.terms_told({}) == ""
+
+
+def test_the_paper_shows_what_was_measured_with_its_parameters(project):
+    made_for = run_in(project)
+    write_results(made_for.results_dir)
+    values = stage.summary(asked(project), scores()) | {"seeds": [0, 1, 2, 3, 4], "alpha": 0.05}
+    results.save(made_for.results_dir / replicates.TERMS, values, params=made_for)
+    folder = report.build(made_for).parent
+    assert [row["Term"] for row in read_table(folder / "tables", "loss_terms")] == ["Label smoothing", "Mixup"]
+    said = json.loads((folder / "tables" / "numbers.json").read_text())["text"]["loss_terms"]
+    assert said == report.terms_told(values) + "."
+    assert (folder / "results" / "loss_terms.meta.json").is_file()
+    other = dataclasses.replace(made_for, trainer=dataclasses.replace(made_for.trainer, mixup=0.5))
+    folder = report.build(other).parent
+    assert read_table(folder / "tables", "loss_terms") == []
+    assert json.loads((folder / "tables" / "numbers.json").read_text())["text"]["loss_terms"] == ""
