@@ -49,7 +49,11 @@ def many(request, tmp_path_factory) -> Path:
 
 def start(downloads: Path, dataset: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "tcar.data.prepare", str(downloads), str(dataset)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1])
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1],
+        # A shell that starts the tests in the background has them ignore an interrupt, and what they start as well.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def stored(dataset: Path) -> int:
