@@ -65,6 +65,28 @@ def folders(tmp_path) -> tuple[Path, Path]:
     return tmp_path / "downloads", tmp_path / "dataset"
 
 
+@pytest.fixture
+def here(project) -> Path:
+    """An empty project with the base of a small search."""
+    from searches import BASE
+
+    (project / "params").mkdir()
+    (project / "params" / "small.yaml").write_text(BASE)
+    return project
+
+
+@pytest.fixture
+def extraction_inline(monkeypatch):
+    """Extract features in this process, where a test is not about processes."""
+    import torch
+    from bright import in_this_process
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr("tcar.features.extraction.isolated_map", in_this_process)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def _fresh_logging():
     """No test sees the log handlers of another."""

@@ -45,15 +45,6 @@ def expected(clips: list[Clip]) -> np.ndarray:
     return np.stack(tokens)
 
 
-@pytest.fixture
-def inline(monkeypatch):
-    """Do the work of the processes in this one, where a test is not about processes."""
-    threads = torch.get_num_threads()
-    monkeypatch.setattr("tcar.features.extraction.isolated_map", in_this_process)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def store(clips, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
@@ -83,7 +74,7 @@ def test_the_numbers_do_not_depend_on_the_workers(clips, store, tmp_path):
     assert contents(other) == contents(store)
 
 
-def test_a_complete_store_is_opened_and_not_made_again(clips, store, inline):
+def test_a_complete_store_is_opened_and_not_made_again(clips, store, extraction_inline):
     before = {path: path.stat().st_mtime_ns for path in store.root.iterdir()}
     again = extract(clips, Brightness(), GRID, FRAMES, store.root.parent, workers=1, batch_clips=3)
     assert {path: path.stat().st_mtime_ns for path in again.root.iterdir()} == before
@@ -94,7 +85,7 @@ def test_a_complete_store_is_opened_and_not_made_again(clips, store, inline):
 @pytest.mark.parametrize(
     "change", ["nothing", "weights", "grid", "frames", "batch", "clips", "order", "quarantine", "repaired"]
 )
-def test_whatever_makes_the_tokens_changes_the_key(clips, store, tmp_path, inline, change):
+def test_whatever_makes_the_tokens_changes_the_key(clips, store, tmp_path, extraction_inline, change):
     chosen = {"clips": clips[:6], "order": clips[::-1]}.get(change, list(clips))
     if change == "repaired":
         chosen[3] = Clip("3", write_video(tmp_path / "3.webm", 20, width=160, height=96), 0, "", "", ())
@@ -111,7 +102,7 @@ def test_whatever_makes_the_tokens_changes_the_key(clips, store, tmp_path, inlin
     assert other.root.name == f"brightness-{other.key[:16]}"
 
 
-def test_broken_and_quarantined_clips_are_left_out_and_named(clips, tmp_path, inline):
+def test_broken_and_quarantined_clips_are_left_out_and_named(clips, tmp_path, extraction_inline):
     broken = {reason: clip(path) for reason, path in write_broken(tmp_path).items()}
     mixed = [*clips[:2], *broken.values(), *clips[2:4]]
     store = extract(mixed, Brightness(), GRID, FRAMES, tmp_path / "store", workers=2, batch_clips=2,
@@ -148,7 +139,7 @@ def test_a_run_that_dies_is_continued(clips, store, tmp_path, monkeypatch):
     assert contents(resumed) == contents(store)
 
 
-def test_half_a_shard_does_not_count(clips, store, tmp_path, monkeypatch, inline):
+def test_half_a_shard_does_not_count(clips, store, tmp_path, monkeypatch, extraction_inline):
     """The disk is full halfway through the second shard."""
     sync, calls = os.fsync, []
 
@@ -168,7 +159,7 @@ def test_half_a_shard_does_not_count(clips, store, tmp_path, monkeypatch, inline
     np.testing.assert_array_equal(resumed.load(), store.load())
 
 
-def test_a_store_made_by_other_code_is_made_again(clips, store, tmp_path, inline):
+def test_a_store_made_by_other_code_is_made_again(clips, store, tmp_path, extraction_inline):
     made = extract(clips, Rescaled(), GRID, FRAMES, tmp_path, batch_clips=3)
     assert not np.array_equal(made.load(), store.load())
     again = extract(clips, Brightness(), GRID, FRAMES, tmp_path, workers=1, batch_clips=3)
@@ -195,7 +186,7 @@ def test_the_stream_in_this_process_gives_the_same(clips, store, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dinov2_tiny", "i3d_tiny"])
-def test_registered_streams(clips, tmp_path, inline, name):
+def test_registered_streams(clips, tmp_path, extraction_inline, name):
     build = partial(create_stream, name, seed=3)
     store = extract(clips[:2], build, (2, 2, 2), 16, tmp_path)
     frames = torch.from_numpy(read_segments(clips[1].path, 16))[None]
@@ -214,7 +205,7 @@ def test_registered_streams(clips, tmp_path, inline, name):
     ({"clips": "twice"}, "same id"),
     ({"clips": "missing"}, "none of the 1 clips can be read, the first because: missing"),
 ])  # fmt: skip
-def test_what_cannot_be_extracted(clips, tmp_path, inline, arguments, message):
+def test_what_cannot_be_extracted(clips, tmp_path, extraction_inline, arguments, message):
     chosen = {"twice": clips[:1] * 2, "missing": [clip(tmp_path / "x.webm")]}.get(
         arguments.pop("clips", ""), clips[:1]
     )

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from bright import FRAMES, GRID, Brightness, contents, in_this_process, seven_clips
+from bright import FRAMES, GRID, Brightness, contents, seven_clips
 
 from tcar import params, results
 from tcar.data.augment import AugmentConfig
@@ -30,6 +30,8 @@ from tcar.stages.clips import healthy_clips
 from tcar.tokens import TrainingError
 from tcar.train.__main__ import task_of
 from tcar.train.tasks import Slice, StoredTokens, TokenTask
+
+pytestmark = pytest.mark.usefixtures("extraction_inline")
 
 RIGHT, LEFT, STILL = NAMES = ("Pushing something from left to right", "Pushing something from right to left", "Holding")
 SWAPPED = {0: 1, 1: 0, 2: 2}
@@ -74,14 +76,6 @@ def task(semantic: FeatureStore, motion: FeatureStore, clips: list[Clip], **chan
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     return blocks(tmp_path_factory.mktemp("videos") / "plain")
-
-
-@pytest.fixture(autouse=True)
-def _inline(monkeypatch):
-    threads = torch.get_num_threads()
-    monkeypatch.setattr("tcar.features.extraction.isolated_map", in_this_process)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bright import FRAMES, GRID, Brightness, contents, in_this_process, seven_clips
+from bright import FRAMES, GRID, Brightness, contents, seven_clips
 from torch import nn
 
 from tcar.data.augment import AugmentConfig
@@ -26,6 +26,8 @@ from tcar.features.frames import Frames, together
 from tcar.features.shards import as_npy, replace_file
 from tcar.features.views import SegmentView
 from tcar.models import Tokens
+
+pytestmark = pytest.mark.usefixtures("extraction_inline")
 
 
 class Backwards:
@@ -52,14 +54,6 @@ class InLowPrecision(Brightness):
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     return seven_clips(tmp_path_factory.mktemp("videos"))
-
-
-@pytest.fixture(autouse=True)
-def _inline(monkeypatch):
-    threads = torch.get_num_threads()
-    monkeypatch.setattr("tcar.features.extraction.isolated_map", in_this_process)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -11,8 +11,6 @@ intervals say nothing of others. What is there already, after a kill too, is not
 
 from __future__ import annotations
 
-import argparse
-import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -24,13 +22,12 @@ from typing import Any
 import numpy as np
 
 from tcar import log, params, results
-from tcar.data.ssv2 import DatasetError
 from tcar.data.workers import Failure, isolated_map
-from tcar.features import FeatureError
 from tcar.models.packaged import packaged
 from tcar.params import ParameterError, Params
 from tcar.replicates import TERMS
 from tcar.stages.clips import class_names, healthy_clips
+from tcar.stages.command import run_command
 from tcar.stages.features import ROLES, stores
 from tcar.stages.fusion import fusion_config
 from tcar.stages.replicates import holm, paired, student
@@ -162,20 +159,9 @@ def build(run: Params, make_task: MakeTask = token_task) -> Path:
     return written
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; gives the exit status."""
-    parser = argparse.ArgumentParser("python -m tcar.stages.loss_terms", description=__doc__.splitlines()[0])
-    parser.add_argument("params", type=Path, help="parameter file, e.g. params/demo.yaml")
-    chosen = parser.parse_args(arguments)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        run = params.load(chosen.params)
-        log.configure(run.common.log_level, run.logs_dir / "loss_terms.log")
-        print(f"written: {results.relative(build(run), run.root)}")
-    except (ParameterError, DatasetError, FeatureError, TrainingError, results.ResultError) as error:
-        print(f"error: {error}")
-        return 1
-    return 0
+    return run_command("loss_terms", __doc__.splitlines()[0], build, arguments)
 
 
 if __name__ == "__main__":

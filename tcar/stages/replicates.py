@@ -11,8 +11,6 @@ by the paired t-test on the same replicates, corrected for the number of rivals 
 independent; those whose streams are of the same training share that.
 """
 
-import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,18 +20,18 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from tcar import log, params, results
-from tcar.data.ssv2 import SPLITS, DatasetError, load_labels, load_split
+from tcar import log, results
+from tcar.data.ssv2 import SPLITS, load_labels, load_split
 from tcar.data.tabletop import load_index
 from tcar.evaluate import annotations, metrics
-from tcar.features import FeatureError
 from tcar.models.packaged import SEEDS, packaged
 from tcar.params import ParameterError, Params
 from tcar.replicates import FILE
 from tcar.stages.clips import dataset_folder
+from tcar.stages.command import run_command
 from tcar.stages.features import ROLES, extract
 from tcar.stages.fusion import fusion_config
-from tcar.tokens import TokenSet, TrainingError, token_set
+from tcar.tokens import TokenSet, token_set
 from tcar.train.heads import Job, fit_many, logits
 
 METRICS = ("top1", "twin_accuracy")
@@ -205,20 +203,9 @@ def build(run: Params) -> Path:
     return written
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; gives the exit status."""
-    parser = argparse.ArgumentParser("python -m tcar.stages.replicates", description=build.__doc__.splitlines()[0])
-    parser.add_argument("params", type=Path, help="parameter file, e.g. params/demo.yaml")
-    chosen = parser.parse_args(arguments)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        run = params.load(chosen.params)
-        log.configure(run.common.log_level, run.logs_dir / "replicates.log")
-        print(f"written: {results.relative(build(run), run.root)}")
-    except (ParameterError, DatasetError, FeatureError, TrainingError, results.ResultError) as error:
-        print(f"error: {error}")
-        return 1
-    return 0
+    return run_command("replicates", build.__doc__.splitlines()[0], build, arguments)
 
 
 if __name__ == "__main__":
