@@ -198,6 +198,8 @@ class TestWeightsAndBiases:
         assert tracking.wandb_mode() == "online"
 
     def test_offline_it_keeps_values_parameters_and_alerts(self, tmp_path):
+        import wandb
+
         watchers = tracking.watchers(Watching(trackers=["wandb"], throughput_collapse=0.0), tmp_path)
         rows = [row for kind, row in changed(0, 20, 1, loss=lambda value, since: float("nan")) if kind == "step"]
         for watcher in watchers:
@@ -212,6 +214,7 @@ class TestWeightsAndBiases:
             alarm.step(rows[20])
         for watcher in watchers:
             watcher.end("not a number")
+        wandb.teardown()  # its service writes from a process of its own, and may still be at it after the end of a run
         (kept,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
         content = kept.read_bytes()
         for wanted in (b"step/gradient_norm", b"trained_parameters", ABOUT["commit"].encode(), b"not a number: first"):
