@@ -19,7 +19,9 @@ TERMS = {"label_smoothing": 0.1, "mixup": 0.2}
 
 def asked(project, **changes):
     """A run whose recipe smooths labels and mixes nothing."""
-    made = run(name="small", workers=2, loss_terms=TERMS, loss_term_seeds=[3, 5, 8], epochs=2, **changes)
+    made = run(
+        name="small", workers=2, loss_terms=TERMS, loss_term_seeds=[3, 5, 8], epochs=2, label_smoothing=0.1, **changes
+    )
     return dataclasses.replace(made, root=project)
 
 

@@ -132,7 +132,7 @@ class Training:
     learning_rate: float = _bounded(0.0015, minimum=0.0)
     weight_decay: float = _bounded(0.05, minimum=0.0)
     warmup_epochs: int = _bounded(2, minimum=0)
-    label_smoothing: float = _bounded(0.1, minimum=0.0, maximum=0.95)
+    label_smoothing: float = _bounded(0.0, minimum=0.0, maximum=0.95)
     clip_norm: float = _bounded(1.0, minimum=0.0)
     seeds: list[int] = _bounded([0, 1, 2], minimum=0)
     methods: list[str] = _bounded(["cross_attention", "late_concat", "late_concat_raw", "semantic", "motion"])
