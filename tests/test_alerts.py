@@ -280,12 +280,13 @@ def test_a_sender_that_fails_stops_nothing(tmp_path, caplog):
     assert any("broken could not pass an alert on" in record.message for record in caplog.records)
 
 
-def test_finished_fits_are_reviewed_by_their_epochs():
+def test_finished_fits_are_reviewed_by_their_epochs(caplog):
+    caplog.set_level("DEBUG", logger="tcar")
     rows = [row for kind, row in changed(1, AFTER, **FAULTS["plateau"]) if kind == "epoch"]
     old = [{k: v for k, v in row.items() if k not in ("step", "train_top1", "seconds")} for row in rows]
     (found,) = alerts.review(old, Watching(), "motion, seed 1")
     assert (found.kind, found.run, found.step) == ("plateau", "motion, seed 1", 0) and found.epoch > 12
-    assert alerts.review(old, Watching(plateau_epochs=100)) == []
+    assert alerts.review(old, Watching(plateau_epochs=100)) == [] and not caplog.records
 
 
 def test_text_for_a_notebook():

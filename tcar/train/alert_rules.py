@@ -15,7 +15,6 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from tcar import log
 from tcar.params import Watching
 
 # Normal noise goes so many deviations beyond its median once in 10^9 rows.
@@ -223,15 +222,12 @@ class Overfitting:
     kind, fatal = "overfitting", ""
 
     def __init__(self, gap: float):
-        self.gap, self.losses, self.lowest, self.told = gap, deque(maxlen=RISING_EPOCHS), math.inf, False
+        self.gap, self.losses, self.lowest = gap, deque(maxlen=RISING_EPOCHS), math.inf
 
     def see(self, row: Mapping[str, float]) -> str:
         self.losses.append(row["validation_loss"])
         self.lowest = min(self.lowest, row["validation_loss"])
         if "train_top1" not in row:
-            if not self.told:
-                log.get(__name__).info("no alert for overfitting: this training has no accuracy on its own clips")
-                self.told = True
             return ""
         gap, loss = row["train_top1"] - row["validation_top1"], float(np.mean(self.losses))
         if gap <= self.gap or len(self.losses) < RISING_EPOCHS or loss <= self.lowest * (1 + RISE):

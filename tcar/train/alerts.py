@@ -56,7 +56,7 @@ class Alarm:
         earlier: Callable[[int], tuple[Iterable[dict], Iterable[dict]]] | None = None,
     ):
         self.limits, self.folder, self.senders, self.earlier = limits, Path(folder), list(senders), earlier
-        self.name, self.rules, self.active = "", {}, set()
+        self.name, self.rules, self.active, self.told = "", {}, set(), False
 
     def start(self, run: Mapping[str, Any]) -> None:
         """Begin with rules that know nothing but what the rows up to `run["step"]` teach."""
@@ -75,6 +75,9 @@ class Alarm:
 
     def epoch(self, row: Mapping[str, float]) -> None:
         """Judge an epoch row."""
+        if "train_top1" not in row and not self.told:
+            log.get(__name__).info(f"{self.name}: no alert for overfitting: no accuracy on the training clips is known")
+            self.told = True
         self._raise(self._judge("epoch", row))
 
     def end(self, reason: str) -> None:
