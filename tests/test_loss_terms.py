@@ -61,6 +61,15 @@ def test_the_default_terms_can_be_compared_in_every_run_that_comes_with_the_proj
                 assert (before == 0.0) != (after == 0.0), (file, term)
 
 
+def test_no_term_is_on_by_default_that_has_not_earned_its_place():
+    root = stage.results.PACKAGE.parent
+    measured = results.load(root / "paper" / "results" / replicates.TERMS)
+    demo = params.load(root / "params" / "demo.yaml")
+    assert {row["term"] for row in measured["terms"]} == set(demo.ablations.loss_terms)
+    for row in measured["terms"]:
+        assert not demo.as_dict()[row["term"]] or stage.verdict(row, measured["alpha"]).startswith("helps"), row["term"]
+
+
 def test_measured_kept_and_summed_up_as_the_trainer_gives_them(project):
     base = asked(project)
     written = stage.build(base, token_task_of_seed)
