@@ -94,7 +94,7 @@ def test_what_matters_is_found_and_drawn(record):
     fig = figures.importance(made["importance"], 12)
     bars = {tick.get_text(): bar.get_width() for tick, bar in zip(fig.axes[0].get_yticklabels(), fig.axes[0].patches,
                                                                     strict=True)}  # fmt: skip
-    assert bars == made["importance"]
+    assert bars == {name.replace("_", " "): share for name, share in made["importance"].items()}
     lines = figures.parallel(made["trials"], made["space"]).axes[0].get_lines()
     drawn = [line.get_ydata() for line in lines if len(line.get_ydata()) == 3 and line.get_zorder() in (1, 2)]
     assert len(drawn) == 12

@@ -72,7 +72,8 @@ def confusion(matrix, classes: list[str], groups: list[str] | None = None) -> Fi
     order = sorted(range(len(classes)), key=lambda index: (rank(groups[index]) if groups else 0, index))
     counts = np.asarray(matrix, float)[np.ix_(order, order)]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    fig, axes = canvas(width="full", height=4.6)
+    # Long names beside a square do not settle in the plain constrained layout: it would cut them off.
+    fig, axes = canvas(width="full", height=4.6, layout="compressed")
     image = axes[0, 0].imshow(shares, vmin=0, vmax=1, cmap="Greens")
     fig.colorbar(image, ax=axes[0, 0], label="share of the true class", shrink=0.6)
     axes[0, 0].set(xlabel="predicted class", ylabel="true class", xticks=[], yticks=[])

@@ -50,7 +50,7 @@ def importance(shares: dict[str, float], trials: int) -> Figure:
     fig, axes = canvas(height=max(0.8, 0.18 * len(shares) + 0.5))
     axis = axes[0, 0]
     names = sorted(shares, key=shares.get)
-    axis.barh(names, [shares[name] for name in names], color=FUSED, height=0.6)
+    axis.barh([name.replace("_", " ") for name in names], [shares[name] for name in names], color=FUSED, height=0.6)
     axis.set_xlabel(f"share of the variance of the scores ({trials} trials)")
     axis.set_xlim(0, None)
     return fig

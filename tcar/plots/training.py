@@ -119,7 +119,7 @@ def loss_terms(rows: list[dict], confidence: float = 0.95) -> Figure:
 
     `rows` are the `terms` of loss_terms.json. A filled dot is a term that the recipe has, an open one that it lacks.
     """
-    fig, axes = canvas(height=0.7 + 0.17 * len(rows))
+    fig, axes = canvas(height=0.8 + 0.17 * len(rows))
     axis = axes[0, 0]
     axis.axvline(0, color="black", linewidth=0.6)
     for place, row in enumerate(rows):
@@ -128,5 +128,5 @@ def loss_terms(rows: list[dict], confidence: float = 0.95) -> Figure:
         axis.plot(100 * row["difference"], place, "o", color=FUSED, markersize=3.5, fillstyle=filled)
     names = [f"{row['term'].replace('_', ' ')} {row['value']:g}" for row in rows]
     axis.set_yticks(range(len(rows)), names, fontsize=6)
-    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"validation top-1, points gained, {confidence:.0%} interval")
+    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"points of validation top-1\ngained ({confidence:.0%} interval)")
     return fig
