@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -82,7 +82,7 @@ class Clock:
         return time.process_time() + sum(self.workers.values())
 
 
-def steady(outcomes: Iterator, batches: list[Batch]) -> Speed:
+def steady(outcomes: Iterator, batches: list[Batch], workers: int = CORES) -> Speed:
     """The speed while all workers are at work: neither their start is part of it nor the end, which needs no decoding.
 
     As many batches are on their way when the reading begins as when it ends.
@@ -93,15 +93,36 @@ def steady(outcomes: Iterator, batches: list[Batch]) -> Speed:
             assert not isinstance(outcome, Failure), outcome
             clips += len(batches[number].clips)
             readings.append(np.array([time.perf_counter(), clock(), clips]))
-            if full is None and len(clock.workers) == CORES:
+            if full is None and len(clock.workers) == workers:
                 full = len(readings) + 2 * CORES
     seconds, processor, clips = readings[-1 - 2 * CORES] - readings[full - 1]
     return Speed(clips / seconds, processor / clips)
 
 
-def speed(function: Callable, batches: list[Batch]) -> Speed:
-    """The speed of work done wholly in `CORES` processes."""
-    return steady(isolated_map(function, batches, workers=CORES), batches)
+def speed(function: Callable, batches: list[Batch], workers: int = CORES) -> Speed:
+    """The speed of work done wholly in other processes."""
+    return steady(isolated_map(function, batches, workers=workers), batches, workers)
+
+
+def case(name: str, folder: Path) -> tuple[Job, Builder, list[Batch], int]:
+    """What is extracted: the job, the stream, the batches, and how often to measure it."""
+    grid, frames, count, batch_clips, (width, height) = CASES[name]
+    files = [write_video(folder / f"{n}.webm", 36, width=width, height=height) for n in range(8)]
+    clips = [Clip(str(n), files[n % 8], 0, "", "", ()) for n in range(count)]
+    batches = [Batch(n, clips[n * batch_clips : (n + 1) * batch_clips], {}) for n in range(count // batch_clips)]
+    build = Builder(partial(create_stream, name), "")
+    return Job(folder, grid, weights_digest(build()), SegmentView(frames)), build, batches, 3 if width < 200 else 1
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A model in this process computes on one core meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def load() -> str:
@@ -110,15 +131,10 @@ def load() -> str:
 
 @pytest.mark.parametrize("name", CASES)
 def test_extraction_against_decoding_and_model_alone(name, tmp_path, capsys):
-    grid, frames, count, batch_clips, (width, height) = CASES[name]
-    files = [write_video(tmp_path / f"{n}.webm", 36, width=width, height=height) for n in range(8)]
-    clips = [Clip(str(n), files[n % 8], 0, "", "", ()) for n in range(count)]
-    batches = [Batch(n, clips[n * batch_clips : (n + 1) * batch_clips], {}) for n in range(count // batch_clips)]
-    build = Builder(partial(create_stream, name), "")
-    job = Job(tmp_path, grid, weights_digest(build()), SegmentView(frames))
+    job, build, batches, rounds = case(name, tmp_path)
     kinds = {"decoding": Decoding(job), "model": Modelling(job, build), "both": Extractor(job, build)}
     found = {kind: [] for kind in kinds}
-    for _ in range(3 if width < 200 else 1):
+    for _ in range(rounds):
         for kind, function in kinds.items():
             found[kind].append(speed(function, batches))
     rate = {kind: max(speed.rate for speed in speeds) for kind, speeds in found.items()}
@@ -132,6 +148,24 @@ def test_extraction_against_decoding_and_model_alone(name, tmp_path, capsys):
               f"{rate['both'] / shared:.2f} of what sharing the cores allows; by processor time "
               f"{max(spent['decoding'], spent['model']) / spent['both']:.2f} and "
               f"{(spent['decoding'] + spent['model']) / spent['both']:.2f} ({load()})")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_extraction_with_a_core_for_decoding_and_one_for_the_model(name, tmp_path, capsys):
+    """The way of a GPU, where the two do not share what they compute on: a worker decodes, this process computes."""
+    job, build, batches, rounds = case(name, tmp_path)
+    model, frames, found = build(), Reader(job)(batches[0]), {"decoding": [], "model": [], "both": []}
+    with one_thread():
+        for _ in range(rounds):
+            found["decoding"].append(speed(Decoding(job), batches, 1))
+            computed = ((number, compute(job, model, frames)) for number in range(len(batches)))
+            found["model"].append(steady(computed, batches, 0))
+            found["both"].append(steady(_in_this_process(job, batches, model, 1), batches, 1))
+    rate = {kind: max(speed.rate for speed in speeds) for kind, speeds in found.items()}
+    with capsys.disabled():
+        print(f"\n{name}, a core for each: decoding {rate['decoding']:.1f}, model {rate['model']:.1f}, extraction "
+              f"{rate['both']:.1f} clips/s: {rate['both'] / min(rate['decoding'], rate['model']):.2f} of the slower "
+              f"alone ({load()})")
 
 
 class Waiting(Brightness):
