@@ -47,8 +47,10 @@ def test_what_is_finished_is_only_opened_and_what_is_of_other_parameters_removed
     own = first.folder.parent / "cross_attention-on-tokens-seed0"
     own.mkdir()
     before = tracking.read(first.folder)  # with the seconds that each epoch took
+    about = (first.folder / tracking.RUN).read_bytes()
     again = watched.watch(asked, both(), 5)
     assert again.folder == first.folder and tracking.read(again.folder) == before
+    assert (again.folder / tracking.RUN).read_bytes() == about  # the commit in it is that of the training
     assert again.trained.history == first.trained.history
     changed = dataclasses.replace(asked, training=dataclasses.replace(asked.training, learning_rate=0.02))
     other = watched.watch(changed, both(), 5)

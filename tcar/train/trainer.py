@@ -124,6 +124,9 @@ class _Training:
 
     def follow(self, facts: dict[str, Any]) -> str:
         """Train to the end with the watchers told of beginning and end, and return the reason."""
+        if self.state.ended:  # what was written down of it, its commit too, is of those who trained it
+            logger.info(f"{self.name}: is finished ({self.state.ended}) and only opened, from {self.checkpoints.root}")
+            return self.state.ended
         facts = {**facts, **self._facts()}
         logger.info(
             f"{self.name}: {self.recipe.batch_size} clips x {self.settings.accumulation} x {self.processes.count} "
