@@ -15,7 +15,7 @@ from tcar.tokens import TokenSet, TrainingError, token_set
 from tcar.train import heads as training
 from tcar.train.heads import Job, converged, fit, fit_many, improvement, logits
 
-RECIPE = Training(epochs=4, batch_size=16, warmup_epochs=1, learning_rate=0.01)
+RECIPE = Training(label_smoothing=0.1, epochs=4, batch_size=16, warmup_epochs=1, learning_rate=0.01)
 
 
 def fusion(kind="cross_attention", **change):
