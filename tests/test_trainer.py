@@ -1,7 +1,6 @@
-"""The trainer against slow references: the loop, the step, the schedule, averaged weights, mixing, and bad input."""
+"""The trainer against slow references: the loop, the step, the schedule, averaged weights, mixing, and refusals."""
 
 import dataclasses
-import json
 import math
 
 import numpy as np
@@ -21,7 +20,6 @@ from tcar.train.heads import parameter_groups, reproducible
 from tcar.train.mixing import TokenMix, mix_frames, partners
 from tcar.train.stepping import Processes, Stepper, validation_row
 from tcar.train.trainer import train
-from tcar.train.watch import StopTraining
 
 
 def stepper(seed: int = 0, fusion=FUSION, **changes) -> Stepper:
@@ -297,107 +295,3 @@ def test_aligned_streams_are_embedded_tokens_before_the_exchange():
 def test_what_cannot_be_trained_is_refused(changes, fusion, message):
     with pytest.raises(TrainingError, match=message):
         stepper(fusion=fusion, **changes)
-
-
-# --- ends ---------------------------------------------------------------------------------------------------
-
-
-class Stops(Recorder):
-    def __init__(self, kind: str, at: int):
-        super().__init__()
-        self.kind, self.at = kind, at
-
-    def step(self, row):
-        super().step(row)
-        if self.kind == "step" and row["step"] == self.at:
-            raise StopTraining("pruned")
-
-    def epoch(self, row):
-        super().epoch(row)
-        if self.kind == "epoch" and row["epoch"] == self.at:
-            raise StopTraining("pruned")
-
-
-@pytest.mark.parametrize(("kind", "at", "validated"), [("step", 13, 1), ("step", 20, 2), ("epoch", 2, 2)])
-def test_a_watcher_ends_it_in_order_and_the_next_start_goes_on(tmp_path, kind, at, validated):
-    asked, watcher, after = run(), Stops(kind, at), Recorder()
-    stopped = train(token_task(asked), asked, tmp_path / "a", 0, [watcher])
-    assert (stopped.reason, watcher.ended, len(stopped.history)) == ("pruned", "pruned", validated)
-    assert stopped.state_dict
-    done = train(token_task(asked), asked, tmp_path / "a", 0, [after])
-    whole = train(token_task(asked), asked, tmp_path / "b", 0)
-    assert after.begun["step"] == watcher.steps[-1]["step"]
-    assert all(torch.equal(value, whole.state_dict[name]) for name, value in done.state_dict.items())
-    assert after.epochs[-1] | {"seconds": 0} == whole.history[-1] | {"seconds": 0}
-
-
-def test_it_stops_early_where_nothing_becomes_better(tmp_path):
-    asked = run(learning_rate=0.0, early_stopping=2, epochs=5)
-    found = train(token_task(asked), asked, tmp_path, 0)
-    assert (found.reason, len(found.history), found.best_epoch) == ("stopped early", 3, 1)
-    again = train(token_task(asked), asked, tmp_path, 0)
-    assert (again.reason, again.history) == (found.reason, found.history)
-
-
-def test_not_a_number_ends_it_with_the_checkpoint_before(tmp_path, monkeypatch):
-    asked, recorder = run(checkpoint_steps=4), Recorder()
-    task = token_task(asked)
-    read, calls = task._read, []
-
-    def poisoned(split, places, epoch):
-        found, labels = read(split, places, epoch)
-        calls.append(split)
-        return [tokens + np.float16(np.nan) if calls.count("train") == 14 else tokens for tokens in found], labels
-
-    monkeypatch.setattr(task, "_read", poisoned)
-    monkeypatch.setattr("tcar.train.tasks.THREADS", 1)
-    with pytest.raises(TrainingError, match=r"epoch 2/5, step 14: the gradient's norm is nan, the loss nan; lower"):
-        train(task, asked, tmp_path, 0, [recorder])
-    assert recorder.ended == "not a number" and math.isnan(recorder.steps[-1]["loss"])
-    kept = Checkpoints(tmp_path).newest()
-    assert kept.name == "step-000000012"
-    assert all(value.isfinite().all() for value in Checkpoints(tmp_path).read(kept).weights.values())
-
-
-def test_a_batch_that_does_not_fit_names_what_would_help(tmp_path, monkeypatch):
-    asked, recorder = run(), Recorder()
-    task = token_task(asked)
-    build = task.build
-
-    def greedy(seed):
-        model = build(seed)
-        model.register_forward_pre_hook(lambda *_: torch.empty(1 << 55))
-        return model
-
-    monkeypatch.setattr(task, "build", greedy)
-    with pytest.raises(TrainingError) as error:
-        train(task, asked, tmp_path, 0, [recorder])
-    assert all(word in str(error.value) for word in ("batch_size", "accumulation", "checkpointing", "precision"))
-    assert recorder.ended.startswith("failed: ")
-
-
-def test_other_parameters_are_refused_by_name(tmp_path):
-    asked = run(epochs=2)
-    train(token_task(asked), asked, tmp_path, 0)
-    other = run(epochs=2, learning_rate=0.02, mixup=0.5, batch_size=16)
-    with pytest.raises(TrainingError) as error:
-        train(token_task(other, train=79), other, tmp_path, 0)
-    for some in ("learning_rate was 0.01, is 0.02", "mixup was 0.0, is 0.5", "batch_size x accumulation", "train was"):
-        assert some in str(error.value)
-    same = run(epochs=2, batch_size=4, accumulation=2, log_steps=3)
-    assert train(token_task(same), same, tmp_path, 0).reason == "finished"
-
-
-def test_watchers_learn_what_is_trained(tmp_path):
-    asked, recorder = run(epochs=2), Recorder()
-    train(token_task(asked), asked, tmp_path, 0, [recorder], {"commit": "abc"})
-    count = sum(p.numel() for p in create_fusion(FUSION).parameters())
-    assert recorder.begun["trained_parameters"] == count
-    assert recorder.begun["commit"] == "abc" and recorder.begun["parameters"]["learning_rate"] == 0.01
-    json.dumps(recorder.begun)
-    wanted = {"step", "epoch", "loss", "loss/classes", "learning_rate", "gradient_norm", "clips_per_second",
-              "data_wait", "memory_mb"}  # fmt: skip
-    assert wanted == set(recorder.steps[0])
-    assert all(0 <= row["data_wait"] <= 1 and row["clips_per_second"] > 0 for row in recorder.steps)
-    means = np.mean([row["gradient_norm"] for row in recorder.steps[:10]])
-    assert recorder.epochs[0]["gradient_norm"] == pytest.approx(means)
