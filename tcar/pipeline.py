@@ -324,11 +324,9 @@ def main(arguments: list[str] | None = None, steps: tuple[Step, ...] = (*TABLE, 
         if chosen.list:
             show(run, steps)
         else:
-            lock = run.run_dir / "pipeline" / "lock"
-            lock.parent.mkdir(parents=True, exist_ok=True)
             # Two runs of the same name would write the same files.
-            busy = PipelineError(f"{run.run_dir}: another run of this name is going on; wait for it to end")
-            with locks.alone(lock, busy):
+            busy = f"{run.run_dir}: another run of this name is going on; wait for it to end"
+            with locks.alone(run.run_dir / "pipeline" / "lock", PipelineError, busy):
                 run_all(run, steps, only=only, force=chosen.force)
     except (ParameterError, NotebookError, PipelineError, results.ResultError) as error:
         _say(f"error: {error}", "31")

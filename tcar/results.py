@@ -10,7 +10,6 @@ import importlib.metadata
 import itertools
 import json
 import math
-import os
 import platform
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tcar import files
 from tcar.params import Params
 
 DIGITS = 10  # significant ones kept: below what two machines agree on anyway
@@ -163,9 +163,7 @@ def write(path: Path, values: Mapping[str, Any]) -> None:
     """Write stable JSON in one step: a run that dies leaves the old file or the new one, not half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_plain(values), sort_keys=True, ensure_ascii=False, allow_nan=False, indent=1)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(path)
+    files.write_text(path, text + "\n")
 
 
 def _plain(value: Any, where: str = "values") -> Any:

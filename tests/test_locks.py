@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from tcar import locks
-with locks.alone(Path(sys.argv[1]), RuntimeError("busy")):
+with locks.alone(Path(sys.argv[1]), RuntimeError, "busy"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -27,20 +28,21 @@ def test_another_process_is_kept_out_until_the_first_one_is_gone_killed_or_not(t
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         with subprocess.Popen(command, **pipes, cwd=Path(__file__).parents[1]) as other:
             assert other.stdout.readline() == b"held\n"
-            with pytest.raises(ValueError, match="wait for it"), locks.alone(lock, ValueError("wait for it")):
+            with pytest.raises(ValueError, match="wait for it") as found, locks.alone(lock, ValueError, "wait for it"):
                 pass
+            assert f"held by process {other.pid} on {socket.gethostname()}" in str(found.value)
             if kill:
                 other.kill()
             else:
                 other.stdin.close()
             other.wait()
-        with locks.alone(lock, ValueError("wait for it")):
+        with locks.alone(lock, ValueError, "wait for it"):
             pass
 
 
 def test_an_error_inside_comes_out_as_it_is_and_frees_the_folder(tmp_path):
     for _ in range(2):
-        with pytest.raises(KeyError, match="inside"), locks.alone(tmp_path / "lock", ValueError("busy")):
+        with pytest.raises(KeyError, match="inside"), locks.alone(tmp_path / "lock", ValueError, "busy"):
             raise KeyError("inside")
 
 
@@ -49,5 +51,5 @@ def test_a_disk_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with locks.alone(tmp_path / "lock", ValueError("busy")):
+    with locks.alone(tmp_path / "lock", ValueError, "busy"):
         assert "this disk knows no locks (No locks available)" in caplog.text

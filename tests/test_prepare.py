@@ -259,7 +259,7 @@ def test_a_second_call_at_the_same_time_is_turned_away(folders, capsys):
     downloads, dataset = folders
     write(downloads, one_file() | labels_zip())
     dataset.mkdir()
-    with locks.alone(dataset / prepare.LOCK, AssertionError()):
+    with locks.alone(dataset / prepare.LOCK, AssertionError, "busy"):
         assert run(*folders) == 2
     assert "another call is at work" in capsys.readouterr().err
     assert run(*folders) == 0

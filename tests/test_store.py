@@ -23,8 +23,9 @@ from tcar.features.__main__ import main
 from tcar.features.augmented import AugmentedView
 from tcar.features.buffers import KEPT, LARGEST, Buffers
 from tcar.features.frames import Frames, together
-from tcar.features.shards import as_npy, replace_file
+from tcar.features.shards import as_npy
 from tcar.features.views import SegmentView
+from tcar.files import replace_file
 from tcar.models import Tokens
 
 pytestmark = pytest.mark.usefixtures("extraction_inline")

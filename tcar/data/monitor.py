@@ -45,8 +45,8 @@ def monitor(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Two audits at once would write into each other's journal.
-    busy = DatasetError(f"{folder}: another audit is at work there; wait or choose another --into")
-    with locks.alone(folder / ".lock", busy):
+    busy = f"{folder}: another audit is at work there; wait or choose another --into"
+    with locks.alone(folder / ".lock", DatasetError, busy):
         clips = list({clip.id: clip for listed in splits.values() for clip in listed}.values())
         before = {name: found for name, (found, _) in read_journal(folder / "findings.jsonl").items()}
         journal = folder / "unfinished.jsonl"

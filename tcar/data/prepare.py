@@ -84,8 +84,8 @@ def prepare(downloads: str | Path, dataset: str | Path, allow_missing: bool = Fa
     if downloads.exists():
         dataset.mkdir(parents=True, exist_ok=True)
     found = survey(downloads, leave_out=dataset / "videos")
-    busy = DatasetError(f"{dataset}: another call is at work in this folder; wait for it or end it")
-    with locks.alone(dataset / LOCK, busy):
+    busy = f"{dataset}: another call is at work in this folder; wait for it or end it"
+    with locks.alone(dataset / LOCK, DatasetError, busy):
         _install(found, dataset)
         ids = _listed(dataset, allow_missing)
         videos = dataset / "videos"

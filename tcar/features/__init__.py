@@ -38,15 +38,14 @@ from tcar.features.shards import (
     Job,
     Precision,
     TokenType,
-    drop_drafts,
     from_stored,
     pooled_tokens,
     read_record,
-    replace_file,
     shard_path,
 )
 from tcar.features.store import DESCRIPTION, FeatureStore, finish, key_of, verify
 from tcar.features.views import SegmentView, View
+from tcar.files import drop_drafts, replace_file
 
 __all__ = ["FeatureError", "FeatureStore", "extract", "verify"]
 

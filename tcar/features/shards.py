@@ -5,15 +5,12 @@ clips it holds follows from their order alone, so its bytes do not depend on who
 cut off. Nothing carries its final name before it is whole and on the disk.
 """
 
-import hashlib
 import io
 import json
-import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,6 +25,7 @@ from tcar.data.ssv2 import Clip
 from tcar.data.video import VideoError
 from tcar.features.frames import Frames, alike, together
 from tcar.features.views import View
+from tcar.files import replace_file
 
 TokenType = Literal["fp16", "bf16"]
 Precision = Literal["fp32", "bf16"]
@@ -242,54 +240,3 @@ def as_npy(array: np.ndarray) -> tuple[bytes, memoryview]:
     head, rows = io.BytesIO(), np.ascontiguousarray(array)
     np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(rows))
     return head.getvalue(), memoryview(rows).cast("B")
-
-
-def replace_file(path: Path, *content: bytes | memoryview, durable: bool = True) -> dict:
-    """Write beside the target, on to the disk where `durable`, and rename: no reader ever meets half a file.
-
-    Drafts carry machine and process in their name: two processes on the same file cannot get in each other's way.
-    Returns the SHA-256 and the bytes of the content, which may come in parts.
-    """
-    draft, digest = path.with_name(f"{_draft_prefix()}{os.getpid()}~{path.name}"), hashlib.sha256()
-    with draft.open("wb") as file:
-        for part in content:
-            file.write(part)
-            digest.update(part)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(draft, path)
-    return {"sha256": digest.hexdigest(), "bytes": sum(map(len, content))}
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the renames in a folder survive a power cut; where a file system cannot, nothing is lost by trying."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def drop_drafts(folder: Path) -> None:
-    """Delete what processes of this machine left behind that are gone."""
-    prefix = _draft_prefix()
-    for draft in folder.glob(f"{prefix}*"):
-        process = draft.name.removeprefix(prefix).partition("~")[0]
-        if process.isdecimal() and not _alive(int(process)):
-            draft.unlink(missing_ok=True)
-
-
-def _draft_prefix() -> str:
-    return f".{socket.gethostname()}~"
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -33,10 +33,9 @@ from tcar.features.shards import (
     from_stored,
     one_place_each,
     read_record,
-    replace_file,
     shard_path,
-    sync_folder,
 )
+from tcar.files import replace_file, sync_folder
 
 INDEX, SHARDS, COORDINATES, DESCRIPTION = "index.parquet", "shards.parquet", "coordinates.npy", "store.json"
 # np.save pads the description of an array to a multiple of 64 bytes; that of three axes takes 128.

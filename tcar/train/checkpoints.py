@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from tcar import log
-from tcar.features.shards import sync_folder
+from tcar.files import sync_folder
 from tcar.tokens import TrainingError
 
 KEPT = 3
