@@ -3,13 +3,17 @@
 Nothing carries its final name before all of it is written, so a process that is killed leaves the old file or the new
 one, never half of one. Drafts carry machine and process in their name: two processes on the same file cannot get in
 each other's way, and what a process left behind can be told from the work of one that lives.
+
+Nothing is deleted but by the names that we give: what else lies in a folder is somebody's.
 """
 
 import hashlib
 import os
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 
@@ -63,6 +67,30 @@ def drop_drafts(folder: Path) -> None:
         process = draft.name.removeprefix(prefix).partition("~")[0]
         if process.isdecimal() and not _alive(int(process)):
             draft.unlink(missing_ok=True)
+
+
+def foreign(folder: Path, names: Sequence[str]) -> list[str]:
+    """The names in a folder that are none of these (patterns of the shell) and no draft of one; folders always are."""
+    return sorted(entry.name for entry in os.scandir(folder) if not _ours(entry, names))
+
+
+def remove_folder(folder: Path, names: Sequence[str]) -> None:
+    """Delete the files of these names (patterns of the shell) and their drafts, and the folder if that empties it.
+
+    What is `foreign` stays, and so does all that lies behind a link.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for entry in list(os.scandir(folder)):
+        if _ours(entry, names):
+            Path(entry).unlink(missing_ok=True)
+    with suppress(OSError):  # something foreign is in it
+        folder.rmdir()
+
+
+def _ours(entry: os.DirEntry, names: Sequence[str]) -> bool:
+    name = re.sub(r"^\.[^~]+~\d+~", "", entry.name)
+    return not entry.is_dir(follow_symlinks=False) and any(fnmatchcase(name, pattern) for pattern in names)
 
 
 def _draft_prefix() -> str:

@@ -19,11 +19,18 @@ with files.drafted(Path(sys.argv[1])) as draft:
 """
 
 
-def test_an_error_while_writing_leaves_what_was_there_and_no_draft(tmp_path, unchecked):
+def test_an_error_while_writing_leaves_what_was_there_and_no_draft(tmp_path):
     target = tmp_path / "x.json"
     files.write_text(target, "old")
-    with pytest.raises(TypeError, match="int"):
-        files.replace_file(target, b"half", 1)
+
+    def stop_half_way():
+        with files.drafted(target) as draft:
+            draft.write_text("half")
+            assert draft.suffix == ".json"
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        stop_half_way()
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
     assert target.read_text() == "old"
 
@@ -46,3 +53,18 @@ def test_a_killed_writer_leaves_the_old_file_and_its_draft_is_dropped_once_it_is
 def test_text_is_written_as_it_is(tmp_path):
     files.write_text(tmp_path / "x", "a\r\nü\n")
     assert (tmp_path / "x").read_bytes() == b"a\r\n\xc3\xbc\n"
+
+
+def test_only_files_of_the_names_given_are_deleted_and_none_behind_a_link(tmp_path):
+    folder = tmp_path / "store"
+    folder.mkdir()
+    for name in ("a.json", ".host~123~a.json", ".a.json", "b.json", ".b~a.json"):
+        (folder / name).write_text(name)
+    (folder / "a-1.json").mkdir()
+    assert files.foreign(folder, ["a*.json"]) == [".a.json", ".b~a.json", "a-1.json", "b.json"]
+    files.remove_folder(folder, ["a*.json"])
+    assert sorted(path.name for path in folder.iterdir()) == [".a.json", ".b~a.json", "a-1.json", "b.json"]
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    files.remove_folder(link, ["*"])
+    assert len(list(folder.iterdir())) == 4

@@ -2,8 +2,10 @@
 
 import csv
 import hashlib
+import io
 import json
-import shutil
+import zipfile
+import zlib
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -15,15 +17,17 @@ import av  # before decord anywhere in the process: the other way round the VP9 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from ... import log, results
+from ... import files, log, results
+from ..ssv2 import DatasetError
 from ..workers import worker_count
+from . import folder
 from .controls import CONTROLS, apply
+from .folder import DATASHEET, INDEX, TRUTH, VIDEOS
 from .scene import Rendering, Scene, render
 from .stage import DIFFICULTY, LENGTHS, Stage
 from .templates import FAMILIES, LABELS, Family
 
 SPLITS = ("train", "validation", "test")
-DATASHEET = "DATASHEET.md"
 FLOW_STRIDE = 8  # pixels between the places at which the ground truth keeps the flow
 
 
@@ -121,12 +125,12 @@ def render_dataset(
     """Render Tabletop to `root` in the layout of the real dataset and return the folder.
 
     Sets are counted per twin family; each renders every class of its family once. `train_sets_by_family` names families
-    that have another number of training sets. Nothing is done where the folder
-    already holds the dataset of these parameters and this code. Sets already rendered by an interrupted run are kept.
-    `workers` 0 means all cores; the result does not depend on it. `limit` above 0 stops after so many clips: the videos
-    and their ground truth are there, the annotation files come when a later call without a limit completes the set.
+    that have another number of training sets. What the folder already holds of the dataset of these parameters and this
+    code is kept; clips of another are deleted, and nothing else is. `workers` 0 means all cores; the result does not
+    depend on it. `limit` above 0 stops after so many clips: the videos and their ground truth are there, the annotation
+    files come when a later call without a limit completes the set.
 
-    Raises ValueError for a class or a family that Tabletop lacks.
+    Raises ValueError for a class or a family that Tabletop lacks, DatasetError for a folder that holds other things.
     """
     unknown = sorted(set(train_sets_by_family) - set(FAMILIES))
     if unknown:
@@ -140,30 +144,19 @@ def render_dataset(
                                           "tcar.data.tabletop.assets", "tcar.data.tabletop.stage",
                                           "tcar.data.tabletop.controls")}
     fingerprint = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
-    marker = root / "fingerprint.json"
-    if marker.exists() and json.loads(marker.read_text()) == {"fingerprint": fingerprint, "complete": True}:
-        return root
-    if marker.exists() and json.loads(marker.read_text())["fingerprint"] != fingerprint or not marker.exists():
-        shutil.rmtree(root, ignore_errors=True)
-    for folder in ("videos", "ground_truth"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    marker.write_text(json.dumps({"fingerprint": fingerprint, "complete": False}))
-
     plans = plan_sets(families, counts, seed, train_sets_by_family)
+    folder.take(root, fingerprint, sum(len(p.ids) for p in plans))
     if limit:
         ends = np.cumsum([len(p.ids) for p in plans])
         plans = plans[: int(np.searchsorted(ends, limit)) + 1]
-    todo = [p for p in plans if not (root / "ground_truth" / f"{p.ids[-1]}.json").exists()]
+    todo = [p for p in plans if folder.missing(root, p.ids)]
     # a forked copy of a process that has threads may hang, so workers are spawned
     with ProcessPoolExecutor(worker_count(workers), get_context("spawn")) as pool:
         jobs = pool.map(_render_set, todo, [root] * len(todo), [look] * len(todo), chunksize=4)
-        for _ in log.progress(jobs, total=len(todo), description="rendering sets"):
+        for _ in log.progress(jobs, total=len(todo), description="rendering sets") if todo else ():
             pass
-    if limit:
-        return root
-    _write_annotations(root, plans)
-    shutil.copy(Path(__file__).with_name(DATASHEET), root)
-    marker.write_text(json.dumps({"fingerprint": fingerprint, "complete": True}))
+    if not limit and (todo or not folder.annotated(root)):
+        _write_annotations(root, plans)
     return root
 
 
@@ -185,16 +178,16 @@ def _render_set(plan: SetPlan, root: Path, look: Look) -> None:
             scene, rendering = apply(look.control, scene, family, plan.seed, *size)
         else:
             rendering = render(scene, *size)
-        partial = root / "videos" / f".{clip}.webm"
-        write_video(partial, rendering.frames, look.frame_rate)
-        partial.rename(root / "videos" / f"{clip}.webm")
         truth = describe(scene, rendering, clip) | {
             "template": LABELS[index], "class": index, "group": family.group, "family": family.name,
             "set": f"{plan.split}-{plan.family}-{plan.number}", "twin": ids[twin[index]], "seed": list(plan.seed),
         }
         flow = rendering.flow(stride=FLOW_STRIDE).astype(np.float16)
-        np.savez_compressed(root / "ground_truth" / f"{clip}.npz", instances=rendering.instances, flow=flow)
-        (root / "ground_truth" / f"{clip}.json").write_text(json.dumps(truth))
+        with files.drafted(root / TRUTH / f"{clip}.npz") as draft:
+            np.savez_compressed(draft, instances=rendering.instances, flow=flow)
+        files.write_text(root / TRUTH / f"{clip}.json", json.dumps(truth))
+        with files.drafted(root / VIDEOS / f"{clip}.webm") as draft:  # last: a video is never without its truth
+            write_video(draft, rendering.frames, look.frame_rate)
 
 
 def describe(scene: Scene, rendering: Rendering, clip: str) -> dict:
@@ -226,11 +219,11 @@ def describe(scene: Scene, rendering: Rendering, clip: str) -> dict:
 
 def _write_annotations(root: Path, plans: list[SetPlan]) -> None:
     texts = sorted(LABELS[c] for f in {p.family for p in plans} for c in FAMILIES[f].classes)
-    (root / "labels.json").write_text(json.dumps({text: str(i) for i, text in enumerate(texts)}, indent=1))
+    files.write_text(root / "labels.json", json.dumps({text: str(i) for i, text in enumerate(texts)}, indent=1))
     index, entries = {}, {split: [] for split in SPLITS}
     for plan in plans:
         for clip in plan.ids:
-            truth = json.loads((root / "ground_truth" / f"{clip}.json").read_text())
+            truth = _read(root / TRUTH / f"{clip}.json")
             template, words = truth["template"], truth["placeholders"]
             bracketed = template.replace("something", "[something]").replace("Something", "[Something]")
             caption = template
@@ -243,30 +236,49 @@ def _write_annotations(root: Path, plans: list[SetPlan]) -> None:
         # the order of the file must not tell the class: the ids are already random
         rows = sorted(entries[split], key=lambda e: int(e["id"]))
         if split == "test":
-            with open(root / "test-answers.csv", "w", newline="") as file:
-                csv.writer(file, delimiter=";").writerows((r["id"], r["template"].replace("[", "").replace("]", ""))
-                                                          for r in rows)
+            answers = io.StringIO()
+            csv.writer(answers, delimiter=";").writerows((r["id"], r["template"].replace("[", "").replace("]", ""))
+                                                         for r in rows)
+            files.write_text(root / "test-answers.csv", answers.getvalue())
             rows = [{"id": r["id"]} for r in rows]
-        (root / f"{split}.json").write_text(json.dumps(rows))
-    (root / "ground_truth" / "index.json").write_text(json.dumps(index))
+        files.write_text(root / f"{split}.json", json.dumps(rows))
+    files.write_text(root / DATASHEET, Path(__file__).with_name(DATASHEET).read_text(encoding="utf-8"))
+    files.write_text(root / TRUTH / INDEX, json.dumps(index))
 
 
 def load_index(root: Path | str) -> dict[str, dict]:
     """What every clip is: id -> split, class (template text), group, set, twin (id) and seed."""
-    path = Path(root) / "ground_truth" / "index.json"
+    path = Path(root) / TRUTH / INDEX
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: this folder is no Tabletop dataset; render one with notebook 00")
-    return json.loads(path.read_text())
+    return _read(path)
 
 
 def load_truth(root: Path | str, clip: str) -> tuple[dict, UInt8[np.ndarray, "t h w"]]:
     """The ground truth of one clip and its instance map (0 is the background)."""
-    folder = Path(root) / "ground_truth"
-    with np.load(folder / f"{clip}.npz", allow_pickle=False) as arrays:
-        return json.loads((folder / f"{clip}.json").read_text()), arrays["instances"]
+    path = Path(root) / TRUTH / f"{clip}.json"
+    return _read(path), _array(path.with_suffix(".npz"), "instances")
 
 
 def load_flow(root: Path | str, clip: str) -> Float[np.ndarray, "s h2 w2 2"]:
     """The true flow (x, y) from each frame to the next, in pixels, at every FLOW_STRIDE-th pixel."""
-    with np.load(Path(root) / "ground_truth" / f"{clip}.npz", allow_pickle=False) as arrays:
-        return arrays["flow"].astype(np.float32)
+    return _array(Path(root) / TRUTH / f"{clip}.npz", "flow").astype(np.float32)
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
+def _array(path: Path, name: str) -> np.ndarray:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays[name]
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DatasetError:
+    return DatasetError(f"{path}: damaged ({error}); delete it and render again (notebook 00)")
