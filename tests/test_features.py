@@ -14,6 +14,7 @@ from tcar.data.ssv2 import Clip
 from tcar.data.video import read_segments
 from tcar.data.workers import Failure
 from tcar.features import FeatureError, FeatureStore, extract
+from tcar.features.__main__ import main
 from tcar.features.shards import Extractor
 from tcar.models import Tokens, create_stream
 
@@ -146,11 +147,11 @@ def test_half_a_shard_does_not_count(clips, store, tmp_path, monkeypatch, extrac
     def fail(file):
         calls.append(file)
         if len(calls) == 3:  # tokens and coordinates of the first shard come before
-            os.ftruncate(file, 100)
+            os.truncate(f"/proc/self/fd/{file}", 100)
             raise OSError("no space left")
         sync(file)
 
-    monkeypatch.setattr("tcar.features.shards.os.fsync", fail)
+    monkeypatch.setattr("tcar.files.os.fsync", fail)
     with pytest.raises(OSError, match="no space left"):
         extract(clips, Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
     monkeypatch.undo()
@@ -159,12 +160,38 @@ def test_half_a_shard_does_not_count(clips, store, tmp_path, monkeypatch, extrac
     np.testing.assert_array_equal(resumed.load(), store.load())
 
 
-def test_a_store_made_by_other_code_is_made_again(clips, store, tmp_path, extraction_inline):
+def test_a_store_made_by_other_code_is_kept_until_it_is_to_be_made_again(clips, store, tmp_path, extraction_inline):
+    plainly = partial(extract, clips, Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
     made = extract(clips, Rescaled(), GRID, FRAMES, tmp_path, batch_clips=3)
-    assert not np.array_equal(made.load(), store.load())
-    again = extract(clips, Brightness(), GRID, FRAMES, tmp_path, workers=1, batch_clips=3)
-    assert again.root == made.root
-    np.testing.assert_array_equal(again.load(), store.load())
+    before = contents(made)
+    # 1.1 times the tokens of now: the store has to change by 1 - 1 / 1.1 of its size.
+    with pytest.raises(FeatureError, match=r"first clip, 0, comes out 9\.\d+% differently \(0\.5% may be\).*--remake"):
+        plainly()
+    assert contents(made) == before and len(list(tmp_path.iterdir())) == 1
+
+    (made.root / "notes.txt").write_text("mine")
+    with pytest.raises(FeatureError, match=r"notes\.txt"):
+        plainly(remake=True)
+    assert contents(made) == before | {"notes.txt": b"mine"}
+    (made.root / "notes.txt").unlink()
+    again = plainly(remake=True)
+    assert again.root == made.root and [path.name for path in tmp_path.iterdir()] == [made.root.name]
+    assert contents(again) == contents(store)
+    kept = again.root.stat().st_ino
+    assert plainly(remake=True).root.stat().st_ino == kept  # the flag alone deletes nothing
+
+
+@pytest.mark.usefixtures("extraction_inline")
+def test_the_command_makes_a_store_of_other_code_again_when_asked(clips, project, monkeypatch, capsys):
+    (project / "p.yaml").write_text("name: t\nsemantic_grid: [2, 3, 4]\nsemantic_frames: 4\nbatch_clips: 3\n")
+    found = {"train": clips[:3], "validation": clips[3:5], "test": clips[5:]}
+    monkeypatch.setattr("tcar.features.__main__.healthy_clips", lambda run: found)
+    for made, arguments, status in ((Rescaled, [], 0), (Brightness, [], 2), (Brightness, ["--remake"], 0)):
+        monkeypatch.setattr("tcar.models.create_stream", lambda *_, made=made, **__: made())
+        assert main(["extract", "p.yaml", "--role", "semantic", *arguments]) == status
+        assert ("--remake" in capsys.readouterr().err) == (status == 2)
+    (store,) = (project / "runs" / "t" / "features").iterdir()
+    np.testing.assert_allclose(FeatureStore.open(store).load(), expected(clips), atol=1e-3)
 
 
 def test_a_clip_that_kills_its_reader_is_set_aside(clips, tmp_path, monkeypatch):

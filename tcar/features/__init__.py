@@ -3,6 +3,7 @@
     python -m tcar.features plan params/ssv2.yaml --gpu A100      bytes and hours, before anything starts
     python -m tcar.features extract params/ssv2.yaml              both streams of a run, or what is missing of them
     torchrun --nproc-per-node 2 -m tcar.features extract params/ssv2.yaml
+    python -m tcar.features extract params/ssv2.yaml --remake     also what other code made, which is deleted
     python -m tcar.features verify runs/ssv2/features/STORE       every byte read again
 
 What a store holds is in `tcar.features.store`, how it is filled in `tcar.features.extraction`. Its name carries the
@@ -43,9 +44,9 @@ from tcar.features.shards import (
     read_record,
     shard_path,
 )
-from tcar.features.store import DESCRIPTION, FeatureStore, finish, key_of, verify
+from tcar.features.store import DESCRIPTION, FILES, META, FeatureStore, finish, key_of, verify
 from tcar.features.views import SegmentView, View
-from tcar.files import drop_drafts, replace_file
+from tcar.files import drop_drafts, foreign, remove_folder, replace_file
 
 __all__ = ["FeatureError", "FeatureStore", "extract", "verify"]
 
@@ -75,6 +76,7 @@ def extract(
     token_type: TokenType = "fp16",
     precision: Precision = "fp32",
     patience: float = PATIENCE,
+    remake: bool = False,
 ) -> FeatureStore:
     """Compute the pooled tokens of every clip, or open the store that already holds them.
 
@@ -86,7 +88,8 @@ def extract(
     each. Tokens are averaged to `grid` (t, h, w) and kept as `token_type`; `precision` bf16 runs the stream under
     autocast. Clips in `quarantine` (ids, or id to reason) and clips that cannot be read are left out and listed in
     `store.broken`. Under torchrun every rank makes its share and returns when all is there, or fails when nothing new
-    came for `patience` seconds. Raises FeatureError when nothing can be read, the disk is too small, or the stream
+    came for `patience` seconds. A store whose first clip the present code would not give so is made again only with
+    `remake`. Raises FeatureError for such a store, and when nothing can be read, the disk is too small, or the stream
     fails.
     """
     named = isinstance(quarantine, Mapping)
@@ -110,7 +113,7 @@ def extract(
     name = model.name.replace(":", "-").replace("/", "-")
     job = replace(job, folder=job.folder / f"{name}-{key_of(made)[:16]}")
     batches = _batches(clips, batch_clips, left_out)
-    _drop_other_code(job, model, batches, ranks, patience)
+    _make_way(job, model, batches, ranks, patience, remake)
     if not (job.folder / DESCRIPTION).is_file():
         job.folder.mkdir(parents=True, exist_ok=True)
         _check_room(job, batches, getattr(model, "width", 0))
@@ -180,46 +183,68 @@ def _fingerprint(clips: Sequence[Clip]) -> str:
     return digest.hexdigest()
 
 
-def _drop_other_code(job: Job, model: nn.Module, batches: list[Batch], ranks: Ranks, patience: float) -> None:
-    """Remove a store that the present code would not make again; the other ranks wait until rank 0 has.
+def _make_way(
+    job: Job, model: nn.Module, batches: list[Batch], ranks: Ranks, patience: float, remake: bool
+) -> None:
+    """Raise FeatureError where a store stands that the present code would not make again; with `remake`, remove it.
 
-    It is renamed first: no rank ever adds to a folder that is being deleted.
+    Rank 0 removes it, and the others wait until it has. It is renamed first: no rank ever adds to a folder that is
+    being deleted.
     """
     until = time.monotonic() + patience
-    while job.folder.is_dir() and not _still_true(job, model, batches):
+    while job.folder.is_dir() and (difference := _difference(job, model, batches)):
+        if not remake:
+            raise FeatureError(
+                f"{job.folder}: {difference}: the code, a library, the device or the video has changed since it was "
+                "made. It is left as it is; to delete it and make it again: python -m tcar.features extract PARAMS "
+                "--remake (from Python: remake=True)"
+            )
         if ranks.rank == 0:
-            logger.warning("%s is made again: its first clip comes out differently with the present code", job.folder)
-            with suppress(FileNotFoundError):  # another process, started by mistake, was faster
-                job.folder.rename(job.folder.with_name(f".stale-{os.getpid()}-{job.folder.name}"))
+            _set_aside(job.folder, difference)
             break
         if time.monotonic() > until:
             raise FeatureError(f"rank 0 has not removed the outdated {job.folder} within {patience:g} s")
         time.sleep(POLL)
     if ranks.rank == 0:
         for stale in job.folder.parent.glob(f".stale-*-{job.folder.name}"):
-            shutil.rmtree(stale, ignore_errors=True)
+            remove_folder(stale, FILES)
 
 
-def _still_true(job: Job, model: nn.Module, batches: list[Batch]) -> bool:
-    """Whether the first clip of an existing store comes out as it stands there.
+def _set_aside(folder: Path, difference: str) -> None:
+    if folder.is_symlink() or (others := foreign(folder, FILES)):
+        what = "is a link" if folder.is_symlink() else f"holds {', '.join(others[:3])}, which no extraction wrote"
+        raise FeatureError(f"{folder}: {what}, so it is not deleted; move that away, then extract again")
+    logger.warning("%s is made again: %s", folder, difference)
+    with suppress(FileNotFoundError):  # another process, started by mistake, was faster
+        folder.rename(folder.with_name(f".stale-{os.getpid()}-{folder.name}"))
+
+
+def _difference(job: Job, model: nn.Module, batches: list[Batch]) -> str:
+    """In what the first clip of an existing store comes out otherwise than it stands there; empty where it does not.
 
     The key covers weights and settings; this covers the code that reads, scales and pools.
     """
     clips = {clip.id: clip for batch in batches for clip in batch.clips}
     try:
         first, kept = _first_tokens(job, batches)
-    except FileNotFoundError:  # another rank has removed the folder at this moment
-        return not job.folder.is_dir()
+    except FileNotFoundError:
+        if job.folder.is_dir():
+            raise
+        return ""  # another rank has removed the folder at this moment
     if first is None:
-        return True
+        return ""
     try:
         tokens, _ = pooled_tokens(model, [job.view(clips[first], 0, job.view_seed)], job)
-    except VideoError:
-        return False
+    except VideoError as error:
+        return f"its first clip, {first}, cannot be read any more ({error.reason})"
     tokens, kept = from_stored(tokens[0]).astype(np.float32), kept.astype(np.float32)
     if tokens.shape != kept.shape:
-        return False
-    return bool(np.linalg.norm(tokens - kept) <= SAME_TOKENS[job.precision] * np.linalg.norm(kept))
+        return f"its first clip, {first}, now gives tokens of shape {tokens.shape}, not {kept.shape}"
+    distance, size = np.linalg.norm(tokens - kept), np.linalg.norm(kept)
+    if distance <= SAME_TOKENS[job.precision] * size:
+        return ""
+    share = float(distance) / max(float(size), 1e-12)
+    return f"its first clip, {first}, comes out {share:.2%} differently ({SAME_TOKENS[job.precision]:.1%} may be)"
 
 
 def _first_tokens(job: Job, batches: list[Batch]) -> tuple[str | None, np.ndarray | None]:
@@ -263,7 +288,7 @@ def _note_speed(job: Job, spent: Spent, ranks: Ranks, workers: int, device: str)
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    replace_file(job.folder / "store.meta.json", (json.dumps(about, indent=1) + "\n").encode(), durable=False)
+    replace_file(job.folder / META, (json.dumps(about, indent=1) + "\n").encode(), durable=False)
 
 
 def _tidy(job: Job) -> None:

@@ -40,6 +40,9 @@ def _parser() -> argparse.ArgumentParser:
     extracted = commands.add_parser("extract", help="make the stores of a run, or what is missing of them")
     extracted.add_argument("params", type=Path)
     extracted.add_argument("--role", choices=ROLES, action="append", help="one stream only")
+    extracted.add_argument(
+        "--remake", action="store_true", help="delete a store that comes out differently now, and make it again"
+    )
     verified = commands.add_parser("verify", help="read every byte of a store again")
     verified.add_argument("store", type=Path, nargs="+")
     return parser
@@ -55,7 +58,7 @@ def _extract(asked: argparse.Namespace) -> int:
     run = params.load(asked.params)
     clips = healthy_clips(run)
     for role in asked.role or ROLES:
-        store = extract(run, role, clips)
+        store = extract(run, role, clips, asked.remake)
         if Ranks.here().rank == 0:
             print(f"{role}: {len(store.ids):,} clips in {store.root}, {len(store.broken)} left out")
     return 0

@@ -38,6 +38,8 @@ from tcar.features.shards import (
 from tcar.files import replace_file, sync_folder
 
 INDEX, SHARDS, COORDINATES, DESCRIPTION = "index.parquet", "shards.parquet", "coordinates.npy", "store.json"
+META = "store.meta.json"
+FILES = ("tokens-[0-9]*.npy", "tokens-[0-9]*.json", COORDINATES, INDEX, SHARDS, DESCRIPTION, META)
 # np.save pads the description of an array to a multiple of 64 bytes; that of three axes takes 128.
 HEADER = 128
 

@@ -47,9 +47,10 @@ def describe(made: Stream, frames: int | None = None) -> dict:
     }
 
 
-def extract(run: Params, role: str, found: dict[str, list[Clip]]) -> FeatureStore:
+def extract(run: Params, role: str, found: dict[str, list[Clip]], remake: bool = False) -> FeatureStore:
     """Compute the tokens of every clip of every split with the stream of a role, or open the finished
-    store. Raises ParameterError for a run with adapters, or that mirrors views and has none to mirror.
+    store. `remake` allows to delete one that comes out differently now. Raises ParameterError for a run with
+    adapters, or that mirrors views and has none to mirror.
     """
     settings = run.streams
     if settings.view_flip and settings.views == 1:
@@ -78,6 +79,7 @@ def extract(run: Params, role: str, found: dict[str, list[Clip]]) -> FeatureStor
         view=SegmentView(frames, settings.view_flip),
         token_type=settings.token_type,
         precision=settings.stream_precision,
+        remake=remake,
     )
 
 
