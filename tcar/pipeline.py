@@ -139,7 +139,8 @@ def _outputs(step: Step, run: Params) -> list[Path]:
 
 
 def _files(folder: Path, *patterns: str) -> list[Path]:
-    return sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+    found = (path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+    return sorted(path for path in found if not path.name.startswith("."))  # hidden ones may be drafts of the killed
 
 
 def _content(path: Path) -> str | None:

@@ -72,9 +72,12 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ResultError(f"{path}: no such result; the notebook that writes it has not run")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ResultError(f"{path}: not JSON ({error}); delete it and run the pipeline again") from None
+    if not isinstance(found, dict):
+        raise ResultError(f"{path}: has no named values; delete it and run the pipeline again")
+    return found
 
 
 def digest(source: Any) -> str:

@@ -128,7 +128,7 @@ def load_results(folder: Path) -> dict[str, dict]:
             raise ReportError(f"{path} is missing: {fix}")
         try:
             results[stage] = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise ReportError(f"{path} is not JSON ({error}): delete it and {fix}") from None
     return results
 

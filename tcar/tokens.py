@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
-from tcar import log, results
+from tcar import files, log, results
 
 if TYPE_CHECKING:  # what these do shows in the tokens: their code is no part of what a fit depends on
     from tcar.data.ssv2 import Clip
@@ -50,7 +50,7 @@ class TokenSet:
         folder.mkdir(parents=True)
         for name in ARRAYS:
             np.save(folder / f"{name}.npy", getattr(self, name))
-        (folder / "ids.json").write_text(json.dumps(self.ids))
+        files.write_text(folder / "ids.json", json.dumps(self.ids))
 
     @classmethod
     def load(cls, folder: Path) -> TokenSet:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+from tcar.models import CheckpointError
 from tcar.models.card import RANDOM, SYNTHETIC, model_card
 from tcar.models.fusion import FusionConfig
 from tcar.models.streams import weights_digest
@@ -102,6 +103,9 @@ def test_the_card_lies_beside_the_model_and_its_call_is_the_real_one(model, tmp_
     model.save_pretrained(tmp_path, FACTS)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert text == model_card(model, FACTS)
+    (tmp_path / "README.md").write_text("edited")
+    with pytest.raises(CheckpointError, match="edited"):
+        model.save_pretrained(tmp_path, FACTS)
     (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
     video = torch.zeros(8, 24, 32, 3, dtype=torch.uint8).numpy()
     names = {"path/to/this/folder": str(tmp_path), '"clip.mp4"': "video"}

@@ -93,6 +93,17 @@ def test_weights_of_ones_own_are_neither_replaced_nor_given_the_published_classe
     assert not (tmp_path / "config.json").exists()
 
 
+def test_another_file_in_the_place_of_a_published_one_is_named_and_left_alone(hub, tmp_path):
+    need = Need("x", Checkpoint("a", (), "hub", "owner/name", WEIGHTS, "", ""), tmp_path / "model")
+    need.target.mkdir()
+    (need.target / "config.json").write_text("mine")
+    with pytest.raises(FetchError, match="config.json: is there, and is not the published file"):
+        fetch(need)
+    assert [(path.name, path.read_text()) for path in need.target.iterdir()] == [("config.json", "mine")]
+    (need.target / "config.json").write_bytes(b"{}")
+    assert fetch(need).is_file() and fetch(need).parent == need.target
+
+
 def test_weights_in_several_files_are_whole_only_with_all_of_them(hub):
     index = json.dumps({"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}).encode()
     publish(hub, **{"model.safetensors.index.json": index, "part-1.safetensors": b"1", "part-2.safetensors": b"2"})

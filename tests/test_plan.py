@@ -74,6 +74,8 @@ def test_decoding_is_measured_here_and_an_extraction_speaks_for_itself(dataset, 
     assert said.count("measured   0.8 clips/s on a card") == 1
     assert "in each of its 4 process(es), their start included: 1 s" in said
     assert said.index("motion: i3d_tiny") < said.index("0.8 clips/s")
+    (folder / "store.meta.json").write_text("")
+    assert main(["plan", "p.yaml"]) == 2 and "store.meta.json: not JSON" in capsys.readouterr().err
 
 
 def test_what_cannot_be_planned(project):

@@ -145,6 +145,22 @@ def test_a_full_disk_leaves_the_checkpoints_before_whole(tmp_path):
     assert torch.equal(checkpoints.read(checkpoints.newest()).weights["w"], large["w"])
 
 
+def test_copies_and_notes_beside_checkpoints_are_left_alone(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.write_best({"epoch": 1}, {"w": torch.ones(1)})
+    first = checkpoints.write(1, Snapshot({}, {}, {}, {"best_epoch": 1}))
+    mine = [shutil.copytree(first, first.with_name("step-000000001-copy")),
+            shutil.copytree(tmp_path / "best-00001", tmp_path / "best-00001-copy")]  # fmt: skip
+    (first / "notes.txt").write_text("mine")
+    for step in range(2, 6):
+        checkpoints.write(step, Snapshot({}, {}, {}, {"best_epoch": step}))
+    assert not any(map(find_fault, mine)) and checkpoints.newest().name == "step-000000005"
+    assert [path.name for path in first.iterdir()] == ["notes.txt"] and not (tmp_path / "best-00001").exists()
+    checkpoints.remove()
+    assert not any(map(find_fault, mine)) and {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
+        first.name, mine[0].name}  # fmt: skip
+
+
 def test_best_weights_stay_while_a_kept_checkpoint_means_them(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for epoch, best in enumerate((1, 1, 3, 4, 4, 4), start=1):

@@ -44,9 +44,12 @@ def test_the_winner_is_a_parameter_file_that_differs_from_the_base_where_it_says
     assert "12 trials" in text
     assert "synthetic" in text
     assert stage.run_search(settings, 1, make_curve, {"tokens": "none"}) == made  # nothing is trained again
-    (here / "params" / "found.yaml").write_text("name: found\n")
-    with pytest.raises(ParameterError, match="not written by a search"):
-        stage.run_search(settings, 1, make_curve, {"tokens": "none"})
+    for other in ("name: found\n", text + "# and what I think of it\n", text.replace("heads: ", "heads:  ")):
+        (here / "params" / "found.yaml").write_text(other)
+        with pytest.raises(ParameterError, match=r"found\.yaml: was not written by a search, or edited since"):
+            stage.run_search(settings, 1, make_curve, {"tokens": "none"})
+        assert (here / "params" / "found.yaml").read_text() == other
+        assert not list((here / "params").glob(".*"))
 
 
 def test_the_outcome_compares_winner_and_base_over_the_same_seeds(record):

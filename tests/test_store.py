@@ -169,6 +169,16 @@ def test_verify_finds_whatever_has_changed(make, damage, fault, capsys):
     assert fault in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["store.json", "index.parquet", "coordinates.npy"])
+def test_a_file_that_was_cut_off_is_named(make, name):
+    store = make()
+    content = (store.root / name).read_bytes()
+    for length in (0, 1, len(content) // 2):
+        (store.root / name).write_bytes(content[:length])
+        with pytest.raises(FeatureError, match=f"{store.root.name}.*{name}.*extract again"):
+            make()
+
+
 def test_a_store_under_another_name_is_not_read(make, clips):
     one, other = make(), make(views=2)
     shutil.rmtree(other.root)

@@ -116,6 +116,10 @@ def test_a_file_that_is_no_table_is_named(tmp_path):
     (tmp_path / "steps.csv").write_text("step,loss\n1,much\n")
     with pytest.raises(results.ResultError, match="steps.csv: not a table of numbers"):
         tracking.read(tmp_path)
+    for line in ("{", "[]", '{"mine": 1}'):
+        (tmp_path / "alerts.jsonl").write_text(f"{line}\n")
+        with pytest.raises(results.ResultError, match="alerts.jsonl: not a list of alerts"):
+            alerts.raised(tmp_path)
 
 
 def test_an_unknown_tracker_is_refused_and_the_known_ones_are_named(tmp_path):

@@ -44,8 +44,9 @@ def test_the_interruption_leaves_no_trace_but_in_what_was_written_down(asked, tm
 
 def test_what_is_finished_is_only_opened_and_what_is_of_other_parameters_removed(asked):
     first = watched.watch(asked, both(), 5)
-    own = first.folder.parent / "cross_attention-on-tokens-seed0"
-    own.mkdir()
+    own, mine = first.folder.parent / "cross_attention-on-tokens-seed0", first.folder.parent / "watched-by-me"
+    for folder in (own, mine):
+        folder.mkdir()
     before = tracking.read(first.folder)  # with the seconds that each epoch took
     about = (first.folder / tracking.RUN).read_bytes()
     again = watched.watch(asked, both(), 5)
@@ -54,9 +55,12 @@ def test_what_is_finished_is_only_opened_and_what_is_of_other_parameters_removed
     assert again.trained.history == first.trained.history
     changed = dataclasses.replace(asked, training=dataclasses.replace(asked.training, learning_rate=0.02))
     other = watched.watch(changed, both(), 5)
-    assert other.folder != first.folder and not first.folder.exists() and own.is_dir()
+    assert other.folder != first.folder and not first.folder.exists() and own.is_dir() and mine.is_dir()
     (row,) = runs.table(runs.tracked(asked.run_dir / "trainings"))
     assert (row["by"], row["epochs"], row["ended"]) == ("trainer", 4, "finished")
+    (other.folder / "notes.txt").write_text("mine")
+    watched.watch(asked, both(), 5)
+    assert [path.name for path in other.folder.iterdir()] == ["notes.txt"]
 
 
 def fits(*top1: float) -> list[Fit]:

@@ -5,7 +5,6 @@ found, and says what has changed since the last time (`tcar.data.monitor`).
 """
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tcar import files
 from tcar.data.health import ClipHealth, check_within_limits, mend, note, read_journal, stamp
 from tcar.data.ssv2 import Clip, DatasetError
 from tcar.data.workers import Failure, isolated_map
@@ -65,9 +65,7 @@ def save_quarantine(health: Iterable[ClipHealth], path: str | Path) -> None:
     """Write the quarantine list as JSON."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(json.dumps(quarantine_list(health), indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    files.write_text(path, json.dumps(quarantine_list(health), indent=1) + "\n")
 
 
 def load_quarantine(path: str | Path) -> dict[str, str]:

@@ -8,7 +8,6 @@ from which the next one goes on.
 import argparse
 import datetime
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tcar import locks, log
+from tcar import files, locks, log
 from tcar.data import census
 from tcar.data.audit import audit, require_healthy, save_quarantine, statistics
 from tcar.data.health import ClipHealth, note, read_journal
@@ -47,25 +46,24 @@ def monitor(
     # Two audits at once would write into each other's journal.
     busy = f"{folder}: another audit is at work there; wait or choose another --into"
     with locks.alone(folder / ".lock", DatasetError, busy):
+        files.drop_drafts(folder)
         clips = list({clip.id: clip for listed in splits.values() for clip in listed}.values())
         before = {name: found for name, (found, _) in read_journal(folder / "findings.jsonl").items()}
         journal = folder / "unfinished.jsonl"
         health = audit(clips, workers, time_limit, journal)
         health = [compare_bytes(found, before.get(found.id), accept) for found in health]
         report = describe(splits, health, compare(before, health))
-        _write(folder / "health.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        files.write_text(folder / "health.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
         save_quarantine(health, folder / "quarantine.json")
         with (folder / "history.jsonl").open("a", encoding="utf-8") as file:
             kept = {key: report[key] for key in ("when", "checked", "broken", "reasons")}
             counts = {kind: len(ids) for kind, ids in report["changes"].items()}
             file.write(json.dumps({**kept, "changes": counts}) + "\n")
         # Last, and in one step: until then a killed audit can be repeated from its journal.
-        draft = folder / "findings.jsonl.tmp"
-        draft.unlink(missing_ok=True)
-        draft.touch()
-        for found in health:
-            note(draft, found)
-        os.replace(draft, folder / "findings.jsonl")
+        with files.drafted(folder / "findings.jsonl") as draft:
+            draft.touch()
+            for found in health:
+                note(draft, found)
         journal.unlink(missing_ok=True)
     return report
 
@@ -146,12 +144,6 @@ def _unlisted(splits: Mapping[str, Sequence[Clip]]) -> list[str]:
     folders = {path.parent for path in paths if path.parent.is_dir()}
     there = {entry for folder in folders for entry in folder.iterdir() if entry.is_file()}
     return sorted(entry.name for entry in there - paths if entry.suffix in {path.suffix for path in paths})
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
 
 
 def summary(report: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tcar import locks, log
+from tcar import files, locks, log
 from tcar.data.archives import ANNOTATIONS, VIDEO, Archive, Downloads, Source, survey
 from tcar.data.ssv2 import SPLITS, DatasetError, find_annotation, load_labels, load_split
 from tcar.data.unpack import DRAFT, MEGABYTE, ArchiveError, CutShortError, Joined, Zipped, store_videos, video_name
@@ -86,6 +86,7 @@ def prepare(downloads: str | Path, dataset: str | Path, allow_missing: bool = Fa
     found = survey(downloads, leave_out=dataset / "videos")
     busy = f"{dataset}: another call is at work in this folder; wait for it or end it"
     with locks.alone(dataset / LOCK, DatasetError, busy):
+        files.drop_drafts(dataset)
         _install(found, dataset)
         ids = _listed(dataset, allow_missing)
         videos = dataset / "videos"
@@ -97,7 +98,7 @@ def prepare(downloads: str | Path, dataset: str | Path, allow_missing: bool = Fa
         report.unread = _unread(dataset)
         if not report.complete:
             _unpack(found, dataset, ids, report, allow_missing)
-        _write(dataset / REPORT, _json(report))
+        files.replace_file(dataset / REPORT, _json(report))
     return report
 
 
@@ -131,7 +132,7 @@ def _install(found: Downloads, dataset: Path) -> None:
             first, second, *_ = digests.values()
             raise DatasetError(f"{first} and {second} differ; remove the one that is not of your release")
         if not target.is_file():
-            _write(target, contents[0])
+            files.replace_file(target, contents[0])
 
 
 def _content(source: Source) -> bytes:
@@ -213,7 +214,7 @@ def _unpack(found: Downloads, dataset: Path, ids: dict[str, set[str]], report: R
     for archive in sound:
         _check_disk(dataset, report, archive)
         report.unread, report.problem, report.cut_short, report.refused = archive.name, "", False, []
-        _write(dataset / REPORT, _json(report))  # whatever happens now, the next call knows
+        files.replace_file(dataset / REPORT, _json(report))  # whatever happens now, the next call knows
         parts = archive.beginning() if archive.problems else [archive.parts[n] for n in sorted(archive.parts)]
         try:
             with nullcontext(Zipped(parts[0])) if archive.zipped else Joined(parts) as stream:
@@ -278,13 +279,6 @@ def _check_disk(dataset: Path, report: Report, archive: Archive) -> None:
 
 def _json(report: Report) -> bytes:
     return (json.dumps(report.as_dict(), indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that exists whole or not at all."""
-    draft = path.with_name(f".{path.name}{DRAFT}")
-    draft.write_bytes(content)
-    draft.replace(path)
 
 
 def main(arguments: list[str] | None = None) -> int:

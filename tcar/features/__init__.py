@@ -293,6 +293,6 @@ def _note_speed(job: Job, spent: Spent, ranks: Ranks, workers: int, device: str)
 
 def _tidy(job: Job) -> None:
     """Drop the records of a complete store, and the drafts of processes that were killed."""
-    for record in job.folder.glob("tokens-*.json"):
+    for record in job.folder.glob("tokens-[0-9]*.json"):
         record.unlink(missing_ok=True)
     drop_drafts(job.folder)

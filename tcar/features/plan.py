@@ -4,7 +4,6 @@ The hours of a model are its multiplications and additions over the peak of a GP
 an estimate that nobody has measured. Decoding can be measured here, and an extraction that was measured says so itself.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -13,7 +12,7 @@ from math import ceil, prod
 
 import torch
 
-from tcar import log
+from tcar import log, results
 from tcar.data.ssv2 import SPLITS, Clip, DatasetError, load_split
 from tcar.data.video import VideoError
 from tcar.data.workers import Failure, isolated_map, worker_count
@@ -150,7 +149,7 @@ def _measured(run: Params, stream: str) -> dict | None:
     folder = run.run_dir / "features"
     found = folder.glob(f"{stream.replace(':', '-').replace('/', '-')}-*/store.meta.json")
     newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
-    return json.loads(newest.read_text(encoding="utf-8")) if newest else None
+    return results.load(newest) if newest else None
 
 
 def _decoding_speed(clips: list[Clip] | int, frames: int) -> float:

@@ -76,7 +76,13 @@ class FeatureStore:
         root = Path(root)
         described = _described(root)
         made = described["made"]
-        index = pyarrow.parquet.read_table(root / INDEX).to_pydict()
+        try:
+            index = pyarrow.parquet.read_table(root / INDEX).to_pydict()
+            coordinates = np.load(root / COORDINATES)
+        except (ValueError, EOFError) as error:
+            raise FeatureError(
+                f"{root}: {INDEX} or {COORDINATES} is damaged ({error}); delete the folder and extract again"
+            ) from error
         flips = dict(zip(index["id"], index.pop("flipped"), strict=True)) if "flipped" in index else {}
         if (marked := sum(map(sum, flips.values()))) != (stated := described.get("flipped", 0)):
             raise FeatureError(
@@ -90,7 +96,7 @@ class FeatureStore:
             made["frames"],
             tuple(made["grid"]),
             described["width"],
-            np.load(root / COORDINATES),
+            coordinates,
             index["id"],
             described["broken"],
             places,
@@ -271,7 +277,7 @@ def _described(root: Path) -> dict:
         ) from None
     except ValueError as error:
         raise FeatureError(f"{root / DESCRIPTION}: not JSON ({error}); delete the folder and extract again") from None
-    if "made" not in described:
+    if not isinstance(described, dict) or "made" not in described:
         raise FeatureError(f"{root}: written by an earlier version of tcar; extract again")
     return described
 

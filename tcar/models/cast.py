@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import (
@@ -27,11 +26,11 @@ from tcar.models import pretrained
 from tcar.models.attention import Record
 from tcar.models.cast_blocks import CLIP_EPS, VIDEOMAE_EPS, Block, CASTConfig, Head, initialise
 from tcar.models.checkpoints import CheckpointError, load_strict, read_state, state_digest
+from tcar.models.keeping import CONFIG_FILE, WEIGHTS_FILE, keep
 from tcar.models.stream import IMAGENET
 
 Clip = UInt8[Tensor, "b t h w 3"] | Float[Tensor, "b t h w 3"]
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 TRAINED_PARTS = ("blocks", "head")
 LAYER_DECAY = 0.75
 TEXT_KEYS = (r"text_model\.", r"text_projection\.", r"visual_projection\.", r"logit_scale$")
@@ -224,14 +223,13 @@ class CAST(nn.Module):
         self.pretrained = True
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and the trained weights; the experts go by the digest of their weights."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write config.json and the trained weights; the experts go by the digest of their weights.
+
+        Raises CheckpointError where the folder has files of these names that it did not write.
+        """
         experts = {"pretrained": self.pretrained, "seed": self.seed, "digest": self._digest()}
         saved = {"model": "tcar.models.CAST", "config": asdict(self.config), "experts": experts}
-        (folder / CONFIG_FILE).write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
-        state = {key: value.contiguous() for key, value in self._trained_parts().state_dict().items()}
-        save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        keep(Path(folder), saved, self._trained_parts().state_dict())
 
     @classmethod
     def from_pretrained(

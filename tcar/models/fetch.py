@@ -14,7 +14,7 @@ from pathlib import Path
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from tcar import log, params, results
+from tcar import files, log, params, results
 from tcar.models.download import FetchError, check_disk, digest, download
 from tcar.models.needs import CONFIG, FOLDER, INDEX, Need, needs, shards_of, state, usual_place
 from tcar.models.published import CHECKPOINTS, checkpoints_for, find
@@ -90,16 +90,20 @@ def _check_blob(path: Path) -> None:
 
 
 def _place(path: Path, target: Path) -> Path:
-    """Give a file of the cache a second name; on another disk, copy it."""
+    """Give a file of the cache a second name; on another disk, copy it. Raises FetchError for another file there."""
+    if target.exists():
+        if digest(target) != digest(path):
+            raise FetchError(f"{target}: is there, and is not the published file; move it away")
+        return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    part, blob = target.with_name(f"{target.name}.part"), path.resolve()
-    part.unlink(missing_ok=True)
-    try:
-        os.link(blob, part)
-    except OSError:
-        check_disk(target.parent, blob.stat().st_size)
-        shutil.copyfile(blob, part)
-    os.replace(part, target)
+    blob = path.resolve()
+    with files.drafted(target) as draft:
+        draft.unlink(missing_ok=True)
+        try:
+            os.link(blob, draft)
+        except OSError:
+            check_disk(target.parent, blob.stat().st_size)
+            shutil.copyfile(blob, draft)
     return target
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Dinov2Model
 
-from .. import log
+from .. import files, log
 from ..data.tabletop import standin
 from ..data.workers import worker_count
 from . import i3d, packaged, pretrained, stream, streams
@@ -203,7 +203,8 @@ def build(name: str, output: Path, seed: int, scale: float) -> None:
     output.mkdir(parents=True, exist_ok=True)
     state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
     path = output / packaged.packaged(name, seed).name
-    save_file(state, path)
+    with files.drafted(path) as draft:
+        save_file(state, draft)
     provenance = {
         "stream": name, "trained_on": f"{scenes} synthetic stand-in scenes of the vocabulary 'pretrain'",
         "epochs": epochs, "seed": seed, "held_out_scores": scores, "licence": "Apache-2.0",
@@ -211,7 +212,7 @@ def build(name: str, output: Path, seed: int, scale: float) -> None:
         "code": packaged.training_code(name),
         "seconds": round(time.perf_counter() - begin, 1),
     }
-    path.with_suffix(".json").write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
+    files.write_text(path.with_suffix(".json"), json.dumps(provenance, indent=1, sort_keys=True) + "\n")
 
 
 def main() -> None:

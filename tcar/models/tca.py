@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from jaxtyping import Float, Int, UInt8
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tcar.models import pretrained
@@ -20,6 +19,7 @@ from tcar.models.card import model_card
 from tcar.models.checkpoints import CheckpointError, load_strict, read_state
 from tcar.models.fusion import create_fusion
 from tcar.models.grids import pool_tokens
+from tcar.models.keeping import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, keep
 from tcar.models.stream import Stream
 from tcar.models.streams import create_stream, weights_digest
 from tcar.models.tca_config import TCAConfig
@@ -28,7 +28,6 @@ __all__ = ["TCA", "BudgetError", "TCAConfig", "locate", "segment_middles"]
 
 Clip = UInt8[Tensor, "b _ _ _ 3"] | Float[Tensor, "b _ _ _ 3"]
 
-CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 ADAPTERS = "semantic_adapters"  # before the keys of their weights in a kept model
 AGAIN = "save the model again, or fetch both files of it again"
 
@@ -134,9 +133,8 @@ class TCA(nn.Module):
         Adapters are trained weights: they stand beside those of the fusion, under `semantic_adapters`.
 
         card: what is known of the training, as `tcar.models.card.model_card` takes it.
+        Raises CheckpointError where the folder has files of these names that it did not write, or an edited card.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         streams = {
             role: {
                 "pretrained": stream.pretrained,
@@ -147,11 +145,9 @@ class TCA(nn.Module):
             for role, stream in (("semantic", self.semantic), ("motion", self.motion))
         }
         config = {"model": "tcar.models.TCA", "config": asdict(self.config), "streams": streams}
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         trained, names = self._trained()
-        state = {names[key]: value.contiguous() for key, value in trained.state_dict().items()}
-        save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        (folder / CARD_FILE).write_text(model_card(self, card), encoding="utf-8")
+        state = {names[key]: value for key, value in trained.state_dict().items()}
+        keep(Path(folder), config, state, model_card(self, card))
 
     @classmethod
     def from_pretrained(

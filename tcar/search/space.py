@@ -21,14 +21,13 @@ from typing import Any
 import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from tcar import params
+from tcar import files, params, results
 from tcar.params import STAGES, ParameterError, Params
 
 # Others change the tokens, which are computed before a search begins, or only name folders and machines.
 SEARCHED = {f.name for stage in ("fusion", "training") for f in dataclasses.fields(STAGES[stage])}
 _NOT_SEARCHED = {"seeds", "methods", "max_trained_parameters", "fusion_checkpointing"}
 _SAMPLERS, _PRUNERS = ("tpe", "random", "grid"), ("median", "halving", "none")
-_MARK = "# Written by `python -m tcar.search`"
 
 
 @dataclass(frozen=True)
@@ -163,11 +162,16 @@ def write_params(settings: SearchSettings, changes: Mapping[str, Any], remarks: 
 
     remarks: lines of comment at its head. Comments of the base stay; each changed line says what it was. The run does
     not publish: what the project's paper shows is decided by hand.
-    Raises ParameterError: a file of that name that no search has written.
+    Raises ParameterError: a file of that name that no search has written, or that was edited since.
     """
     target = settings.winner_file
-    if target.exists() and not target.read_text(encoding="utf-8").startswith(_MARK):
-        raise ParameterError(f"{target}: was not written by a search and is left alone; give the search another name")
+    if target.exists():
+        first, _, rest = target.read_text(encoding="utf-8").partition("\n")
+        if first != _mark(rest):
+            raise ParameterError(
+                f"{target}: was not written by a search, or edited since, and is left alone; move it away, or give the "
+                "search another name"
+            )
     base = params.load(settings.base_file)
     text = settings.base_file.read_text(encoding="utf-8")
     # What was decided at the call (the run that a notebook is of) differs from the file as well.
@@ -175,16 +179,22 @@ def write_params(settings: SearchSettings, changes: Mapping[str, Any], remarks: 
     for key, value in (called | {"publish": False} | dict(changes) | {"name": settings.name}).items():
         if value != (before := base.as_dict()[key]):
             text = _replaced(text, key, value, f"was {before}" if key in changes else "")
-    head = "\n".join([_MARK, *(f"# {line}" for remark in remarks for line in textwrap.wrap(remark, 116))])
-    part = target.with_name(f".{target.name}.part")
-    part.write_text(f"{head}\n{text}", encoding="utf-8")
+    head = [f"# {line}" for remark in remarks for line in textwrap.wrap(remark, 116)]
+    text = "\n".join([*head, text])
     wanted = settings.base.as_dict() | dict(changes) | {"name": settings.name, "publish": False}
-    if (written := params.load(part).as_dict()) != wanted:
-        wrong = [key for key in wanted if wanted[key] != written[key]]
-        part.unlink()
-        raise ParameterError(f"{settings.base_file}: the line of {wrong[0]} cannot be replaced, write it on one line")
-    part.replace(target)
+    with files.drafted(target) as draft:
+        draft.write_text(f"{_mark(text)}\n{text}", encoding="utf-8")
+        if (written := params.load(draft).as_dict()) != wanted:
+            wrong = [key for key in wanted if wanted[key] != written[key]]
+            raise ParameterError(
+                f"{settings.base_file}: the line of {wrong[0]} cannot be replaced, write it on one line"
+            )
     return target
+
+
+def _mark(text: str) -> str:
+    """The first line before such a text, by which an edited one is known."""
+    return f"# Written by `python -m tcar.search`, which leaves it alone once it is edited ({results.digest(text)})"
 
 
 def _replaced(text: str, key: str, value: Any, note: str) -> str:

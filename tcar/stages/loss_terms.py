@@ -11,7 +11,6 @@ intervals say nothing of others. What is there already, after a kill too, is not
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -33,6 +32,7 @@ from tcar.stages.fusion import fusion_config
 from tcar.stages.replicates import holm, paired, student
 from tcar.stages.watched import training_key
 from tcar.tokens import TrainingError
+from tcar.train.checkpoints import Checkpoints
 from tcar.train.tasks import StoredTokens, Task, TokenTask
 from tcar.train.trainer import train
 
@@ -96,7 +96,7 @@ def _score(make_task: MakeTask, item: tuple[Params, int, str]) -> dict[str, Any]
         found = train(task, run, folder, seed)
         best = found.history[found.best_epoch - 1]
         results.write(kept, {"seed": seed, "validation_top1": best["validation_top1"], "best_epoch": found.best_epoch})
-    shutil.rmtree(folder, ignore_errors=True)
+    Checkpoints(folder).remove()
     return results.load(kept)
 
 

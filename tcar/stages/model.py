@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tcar import params
+from tcar import files, params
 from tcar.evaluate import calibration
 from tcar.models.checkpoints import CheckpointError
 from tcar.models.fusion import FusionConfig
@@ -63,15 +63,15 @@ def save_model(run: Params, fit: Fit, validation: TokenSet) -> dict:
     """
     model = TCA.create(model_config(run, fit.fusion), pretrained=True, **run.stream_checkpoints)
     model.fusion.load_state_dict(fit.state_dict)
-    model.save_pretrained(model_folder(run), card=card_facts(run, fit))
     fitted = calibration(logits(fit, validation), validation.labels)
+    model.save_pretrained(model_folder(run), card=card_facts(run, fit))
     write_calibration(model_folder(run), fitted)
     return {"temperature": fitted["temperature"], "parameters": model.parameter_table()}
 
 
 def write_calibration(folder: Path, fitted: dict) -> None:
     """Put what `tcar.evaluate.calibration` gave beside the model in a folder, where `tcar.predict` looks for it."""
-    (folder / "calibration.json").write_text(json.dumps(fitted, indent=1) + "\n", encoding="utf-8")
+    files.write_text(folder / "calibration.json", json.dumps(fitted, indent=1) + "\n")
 
 
 def card_facts(run: Params, fit: Fit) -> dict:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcar import log, results
+from tcar.files import remove_folder
 from tcar.plots import label
 from tcar.stages.fusion import fusion_config
 from tcar.stages.runs import LiveCurves
 from tcar.train import alerts, tracking
+from tcar.train.checkpoints import Checkpoints
 from tcar.train.tasks import Task, TokenTask
 from tcar.train.trainer import INTERRUPTED, Trained, train
 from tcar.train.watch import StopTraining, Watcher
@@ -74,14 +75,16 @@ class Interruption:
 def watch(run: Params, tokens: Mapping[str, TokenSet], seed: int) -> Watched:
     """Train the headline method on tokens in memory, half of it, and then resume it to the end.
 
-    Checkpoints, CSV and alerts are kept in a folder named after all that decides the result; one of other parameters is
-    removed, and what is finished is only opened. Curves are drawn live where somebody looks on. Raises TrainingError.
+    Checkpoints, CSV and alerts are kept in a folder named after all that decides the result; those of other parameters
+    are removed, and what is finished is only opened. Curves are drawn live where somebody looks on.
+    Raises TrainingError.
     """
     task = TokenTask(fusion_config(run), tokens["train"], tokens["validation"], run, seed)
     folder = run.run_dir / "trainings" / f"watched-{training_key(task, run, seed)}"
-    for other in folder.parent.glob("watched-*"):
+    for other in folder.parent.glob(f"watched-{16 * '[0-9a-f]'}"):
         if other != folder:
-            shutil.rmtree(other)
+            Checkpoints(other).remove()
+            remove_folder(other, (tracking.RUN, tracking.STEPS, tracking.EPOCHS, alerts.FILE))
     middle, facts = task.recipe.epochs // 2, results.revision(run.root)
     seen: list[Watcher] = [LiveCurves(folder)] if log.interactive() else []
     for after in ([Interruption(middle)], []):

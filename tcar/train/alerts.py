@@ -17,7 +17,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from tcar import log
+from tcar import log, results
 from tcar.params import ParameterError, Watching
 from tcar.train.alert_rules import Rule, epoch_rules, step_rules
 from tcar.train.watch import StopTraining
@@ -160,10 +160,16 @@ class Webhook:
 
 
 def raised(folder: str | Path) -> list[Alert]:
-    """The alerts that were kept in a folder, in the order in which they were raised; none where there is no file."""
+    """The alerts that were kept in a folder, in the order in which they were raised; none where there is no file.
+
+    Raises ResultError: a line that is no alert.
+    """
     path = Path(folder) / FILE
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    return [Alert(**json.loads(line)) for line in lines if line.endswith("\n")]  # a kill cuts the last one short
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        return [Alert(**json.loads(line)) for line in lines if line.endswith("\n")]  # a kill cuts the last one short
+    except (ValueError, TypeError) as error:
+        raise results.ResultError(f"{path}: not a list of alerts ({error}); move it away") from None
 
 
 def review(rows: Iterable[Mapping[str, float]], limits: Watching, run: str = "") -> list[Alert]:

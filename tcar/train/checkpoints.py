@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +21,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from tcar import log
-from tcar.files import sync_folder
+from tcar.files import remove_folder, sync_folder
 from tcar.tokens import TrainingError
 
 KEPT = 3
 MANIFEST, STATE = "manifest.json", "state.json"
 WEIGHTS, AVERAGED, OPTIMISER, EPOCH = "weights.safetensors", "averaged.safetensors", "optimiser.pt", "epoch.json"
+FILES = (WEIGHTS, AVERAGED, OPTIMISER, STATE, EPOCH, MANIFEST)
 
 logger = log.get(__name__)
 
@@ -66,20 +66,29 @@ class Checkpoints:
         path = self.folder / f"step-{step:09}"
         _write_folder(path, files)
         for old in self._all()[:-KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
-        meant = {_best_epoch(kept) for kept in self._all()}
-        for best in self.root.glob("best-[0-9]*"):
+            remove_folder(old, FILES)
+        meant = {_best_epoch(kept) for kept in self._all()[-KEPT:]}
+        for best in self._all_best():
             if None not in meant and int(best.name[5:]) not in meant:
-                shutil.rmtree(best, ignore_errors=True)
+                remove_folder(best, FILES)
         return path
+
+    def remove(self) -> None:
+        """Delete every checkpoint, and the folders that this empties; nothing that lies behind a link."""
+        if self.root.is_symlink() or self.folder.is_symlink():
+            return
+        for path in (*self._all(), *self._all_best(), *self._drafts()):
+            remove_folder(path, FILES)
+        for folder in (self.folder, self.root):
+            remove_folder(folder, ())
 
     def newest(self) -> Path | None:
         """Return the last checkpoint that is as it was written, or None; damaged ones are named in a warning.
 
         Removes what a killed process has left.
         """
-        for draft in (*self.folder.glob(".draft-*"), *self.root.glob(".draft-*")):
-            shutil.rmtree(draft, ignore_errors=True)
+        for draft in self._drafts():
+            remove_folder(draft, FILES)
         for path in reversed(self._all()):
             if not (fault := find_fault(path)):
                 return path
@@ -111,7 +120,13 @@ class Checkpoints:
         return self.root / f"best-{epoch:05}"
 
     def _all(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
+        return sorted(self.folder.glob(f"step-{9 * '[0-9]'}"))  # a copy beside them has another name and is not ours
+
+    def _all_best(self) -> list[Path]:
+        return sorted(self.root.glob(f"best-{5 * '[0-9]'}"))
+
+    def _drafts(self) -> list[Path]:
+        return [*self.folder.glob(".draft-*"), *self.root.glob(".draft-*")]
 
 
 def find_fault(path: Path) -> str:
@@ -136,7 +151,7 @@ def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
         name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
     }
     try:
-        shutil.rmtree(draft, ignore_errors=True)
+        remove_folder(draft, FILES)
         draft.mkdir(parents=True)
         for name, content in {**files, MANIFEST: _json(manifest)}.items():
             with (draft / name).open("wb") as file:
@@ -149,13 +164,13 @@ def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
         draft.rename(path)
         sync_folder(path.parent)
     except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
+        remove_folder(draft, FILES)
         size = sum(map(len, files.values())) / 1e6
         raise TrainingError(
             f"{path}: {size:.1f} MB could not be written ({error.strerror or error}); the checkpoints before are "
             "whole: make room, or put the run on a larger disk (runs), and start again to go on from the last"
         ) from error
-    shutil.rmtree(path.with_name(f".draft-old-{path.name}"), ignore_errors=True)
+    remove_folder(path.with_name(f".draft-old-{path.name}"), FILES)
 
 
 def _best_epoch(path: Path) -> int | None:

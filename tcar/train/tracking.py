@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from tcar import log, results
+from tcar import files, log, results
 from tcar.params import ParameterError, Watching
 from tcar.train.alerts import Alarm, Alert, Webhook
 from tcar.train.watch import Watcher
@@ -103,9 +103,7 @@ class Table:
         """Write the whole file in one step: a kill leaves the old one or the new one."""
         columns = list(dict.fromkeys(key for row in rows for key in row))
         lines = [self._line(columns)] + [self._line(row.get(key, "") for key in columns) for row in rows]
-        part = self.path.with_name(f".{self.path.name}.part")
-        part.write_text("".join(lines) if columns else "", encoding="utf-8")
-        part.replace(self.path)
+        files.write_text(self.path, "".join(lines) if columns else "")
         self.columns = columns
 
     @staticmethod
@@ -130,7 +128,7 @@ class CsvTracker:
         step = run.get("step", 0)
         for table in self.tables.values():
             table.keep(step)
-        before = results.load(self.folder / RUN)["parts"] if step and (self.folder / RUN).is_file() else []
+        before = results.load(self.folder / RUN).get("parts", []) if step and (self.folder / RUN).is_file() else []
         part = {"after_step": step, "started": _now(), "ended": None, "reason": None}
         self.about = {**_shareable(run), "parts": [*before, part]}
         results.write(self.folder / RUN, self.about)
