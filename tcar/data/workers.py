@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
+from tcar.processes import end_with_parent
+
 # How the libraries that share their work out over all cores are told not to: there is a process for every core.
 _ONE_THREAD = {"cv2": "setNumThreads", "torch": "set_num_threads"}
 
@@ -197,6 +199,7 @@ class _Worker:
 
 
 def _serve(connection: Connection, function: Callable) -> None:
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers an interrupt, and stops its workers
     for module, limit in _ONE_THREAD.items():
         if module in sys.modules:  # with the function, whatever it needs has come in

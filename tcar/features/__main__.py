@@ -12,6 +12,7 @@ from tcar.features.shards import FeatureError
 from tcar.features.store import verify
 from tcar.models import CheckpointError
 from tcar.params import ParameterError
+from tcar.processes import end_with_launcher
 from tcar.results import ResultError
 from tcar.stages.clips import healthy_clips
 from tcar.stages.features import ROLES, extract
@@ -20,6 +21,7 @@ from tcar.stages.features import ROLES, extract
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; 1 where a store is not what was written, 2 for a request that cannot be met."""
     asked = _parser().parse_args(arguments)
+    end_with_launcher()
     # Every rank under torchrun has a terminal of its own: one speaks, the others warn.
     log.configure("INFO" if Ranks.here().rank == 0 else "WARNING")
     try:

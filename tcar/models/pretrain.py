@@ -25,6 +25,7 @@ from transformers import Dinov2Model
 from .. import files, log
 from ..data.tabletop import standin
 from ..data.workers import worker_count
+from ..processes import end_with_parent
 from . import i3d, packaged, pretrained, stream, streams
 from .dinov2 import DINOV2_TINY
 
@@ -225,7 +226,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.streams) - set(TASKS):
         parser.error(f"unknown streams {sorted(unknown)}; there are {', '.join(TASKS)}")
-    with ProcessPoolExecutor(worker_count(0), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(worker_count(0), get_context("spawn"), end_with_parent) as pool:
         jobs = [pool.submit(build, name, arguments.output, seed, arguments.scale)
                 for name in arguments.streams or TASKS for seed in arguments.seeds]
         for job in jobs:

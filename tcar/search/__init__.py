@@ -9,13 +9,10 @@ as pruning does.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import multiprocessing
-import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,6 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tcar import log, results
 from tcar.params import Params
+from tcar.processes import end_with_parent
 from tcar.search.space import SearchSettings, grid
 from tcar.search.study import POLL, Report, SearchError, Worker, finished, open_storage, open_study, plan
 
@@ -191,17 +189,10 @@ def _until_finished(study: optuna.Study, count: int, processes: list) -> Iterato
 
 def _process(settings: SearchSettings, name: str, count: int, make_score, lifeline) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers an interrupt
-    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+    end_with_parent(lifeline)
     log.configure(settings.base.common.log_level)
     try:
         take_part(settings, name, count, make_score(settings))
     except SearchError as error:
         log.get(__name__).error(str(error))
         sys.exit(1)
-
-
-def _end_with(lifeline) -> None:
-    """End when the parent closes its side or is killed."""
-    with contextlib.suppress(EOFError, OSError):
-        lifeline.recv()
-    os._exit(1)

@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -34,6 +33,7 @@ from tcar import log, results
 from tcar.losses import build_loss
 from tcar.models.fusion import FusionConfig, create_fusion, fusion_cost
 from tcar.params import Training
+from tcar.processes import end_with_parent
 from tcar.tokens import ARRAYS, TokenSet, TrainingError
 
 _CODE = ("tcar.train.heads", "tcar.models.fusion")
@@ -313,16 +313,9 @@ _worker: dict = {}  # what all jobs of one worker process share
 
 def _start_worker(shared: str, recipe: Training, messages, lifeline) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers an interrupt
-    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+    end_with_parent(lifeline)
     tokens = {split: TokenSet.load(Path(shared, split)) for split in ("train", "validation")}
     _worker.update(tokens, recipe=recipe, messages=messages)
-
-
-def _end_with(lifeline) -> None:
-    """End when the parent closes its side or is killed; left alone, a worker would wait for ever."""
-    with contextlib.suppress(EOFError, OSError):
-        lifeline.recv()
-    os._exit(1)
 
 
 def _work(folder: Path, job: Job, inputs: dict) -> None:

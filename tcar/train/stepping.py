@@ -26,6 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tcar.data.augment import view_seed
 from tcar.params import Params
+from tcar.processes import end_with_launcher
 from tcar.tokens import TrainingError
 from tcar.train.checkpoints import Snapshot
 from tcar.train.heads import parameter_groups, rate_factor
@@ -53,6 +54,7 @@ class Processes:
     def __init__(self, run: Params, partly_used: bool):
         """Raises TrainingError for a device or a precision that is not to be had here."""
         settings, device = run.trainer, run.common.device
+        end_with_launcher()  # else a rank would wait for ever for those that went with it
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise TrainingError(f"device is {device}, and no such is found; set it to auto or cpu")
         # A notebook may train in one precision after another, and accelerate keeps the first for the whole process.

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from ... import files, log, results
+from ...processes import end_with_parent
 from ..ssv2 import DatasetError
 from ..workers import worker_count
 from . import folder
@@ -151,7 +152,7 @@ def render_dataset(
         plans = plans[: int(np.searchsorted(ends, limit)) + 1]
     todo = [p for p in plans if folder.missing(root, p.ids)]
     # a forked copy of a process that has threads may hang, so workers are spawned
-    with ProcessPoolExecutor(worker_count(workers), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(worker_count(workers), get_context("spawn"), end_with_parent) as pool:
         jobs = pool.map(_render_set, todo, [root] * len(todo), [look] * len(todo), chunksize=4)
         for _ in log.progress(jobs, total=len(todo), description="rendering sets") if todo else ():
             pass

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from sklearn.ensemble import ExtraTreesClassifier
 
 from ... import log
+from ...processes import end_with_parent
 from .. import video
 from ..workers import worker_count
 from .dataset import load_flow, load_index, load_truth
@@ -135,7 +136,7 @@ def measure(root: Path | str, *, seed: int = 0, trees: int = 200, workers: int =
     out (quarantined ones).
     """
     # a forked copy of a process that has threads may hang, so workers are spawned
-    with ProcessPoolExecutor(worker_count(workers), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(worker_count(workers), get_context("spawn"), end_with_parent) as pool:
         return _measure(Path(root), pool, seed, trees, skip)
 
 

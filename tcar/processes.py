@@ -1,0 +1,39 @@
+"""Processes that end with the one that started them, however that ends: killed, too.
+
+A process that waits for work on a pipe or a queue does not learn that nobody is left to give it any.
+"""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
+import time
+from multiprocessing.connection import Connection
+
+POLL = 0.5  # seconds between two looks for a parent of which there is no pipe
+
+
+def end_with_parent(*lifelines: Connection) -> None:
+    """Have this process end as soon as its parent has, or as one of these pipes is closed at the parent's end.
+
+    A thread waits for that: the signal that Linux sends (PR_SET_PDEATHSIG) comes with the end of the parent's thread,
+    and some workers are started by threads that end before them.
+    """
+    threading.Thread(target=_watch, args=(lifelines,), daemon=True, name="end-with-parent").start()
+
+
+def end_with_launcher() -> None:
+    """Have a process that torchrun or accelerate has started end with it; one started from a shell may outlive that."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
+
+
+def _watch(lifelines: tuple[Connection, ...]) -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:  # its sentinel is a pipe that the system closes with it
+        multiprocessing.connection.wait([parent.sentinel, *lifelines])
+    else:
+        started_by = os.getppid()
+        while os.getppid() == started_by:
+            time.sleep(POLL)
+    os._exit(1)
