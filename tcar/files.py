@@ -31,6 +31,9 @@ def drafted(path: Path, *, durable: bool = False) -> Iterator[Path]:
             with draft.open("rb") as file:
                 os.fsync(file.fileno())
         os.replace(draft, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a disk that is full says so of no file
+        raise
     finally:
         draft.unlink(missing_ok=True)
 

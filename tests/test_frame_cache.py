@@ -1,7 +1,9 @@
 """The cache gives the frames that decoding gives, holds its limit whoever writes, and forgets files that changed."""
 
+import errno
 import multiprocessing
 import os
+import socket
 
 import numpy as np
 import pytest
@@ -76,9 +78,12 @@ def test_an_entry_that_is_cut_short_is_written_again(tmp_path, clip):
     cache.read(clip, [0])
     entry = cache.folder / stored(cache.folder)[0]
     entry.write_bytes(entry.read_bytes()[:1000])
-    (cache.folder / "left-over.draft").write_bytes(b"cut off")
+    with pytest.raises(ProcessLookupError):
+        os.kill(gone := 2**22 + 1, 0)  # above the largest number of a process
+    left_over = cache.folder / f".{socket.gethostname()}~{gone}~x.npy"
+    left_over.write_bytes(b"cut off")
     cache = FrameCache.open(tmp_path / "cache", 10 * SIZE)
-    assert cache.used == 1000 and not list(cache.folder.glob("*.draft"))
+    assert cache.used == 1000 and not left_over.exists()
     assert read_number(cache.read(clip, [9])[0]) == 9
 
 
@@ -107,6 +112,32 @@ def test_processes_share_one_limit(tmp_path):
     assert [process.exitcode for process in crew] == [0, 0]
     assert 0 < len(stored(cache.folder)) <= 3
     assert cache.used <= 3 * SIZE
+
+
+def _full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_costs_the_cache_and_no_clip(tmp_path, monkeypatch, caplog):
+    """The first clip was kept before the disk was full; of the next nothing stays, and no third one is tried."""
+    clips = [write_video(tmp_path / f"{i}.webm", rate=12 + i) for i in range(3)]
+    cache = FrameCache.open(tmp_path / "cache", 10 * SIZE)
+    cache.read(clips[0], [0])
+    save, asked = np.save, []
+    monkeypatch.setattr(np, "save", lambda file, frames: (asked.append(1), save(file, frames[:3]), _full()))
+    for clip in clips:
+        assert np.array_equal(cache.read(clip, [30, 2]), read_frames(clip, [30, 2]))
+    assert len(asked) == 1 and len(list(cache.folder.glob("*.npy"))) == 1
+    assert caplog.text.count("No space left on device") == 1 and "frame_cache_gb" in caplog.text
+    monkeypatch.undo()
+    assert FrameCache.open(cache.folder, 10 * SIZE).used == SIZE
+
+
+def test_a_disk_that_takes_no_byte_more_and_one_that_may_not_be_written_cost_no_clip(tmp_path, clip, monkeypatch):
+    cache = FrameCache.open(tmp_path / "cache", 10 * SIZE)
+    monkeypatch.setattr(os, "open", _full)
+    assert read_number(cache.read(clip, [7])[0]) == 7
+    assert stored(cache.folder) == []
 
 
 def test_a_cache_without_room_is_refused(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tcar.data.frame_cache import FrameCache
+from tcar.data.machine import reason_of
 from tcar.data.sampling import segment_indices
 from tcar.data.ssv2 import Clip
 from tcar.data.video import VideoError, read_segments, resize
@@ -35,7 +36,7 @@ class ClipReader:
             else:
                 frames = self.cache.read(path, segment_indices(self.cache.count(path), self.frames))
         except VideoError as error:
-            return error.reason
+            return reason_of(error)
         return (square(frames, self.size, self.crop),)
 
 

@@ -11,12 +11,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
+from tcar import log
 from tcar.data.video import Video
+from tcar.files import drafted, drop_drafts
 
 USED = "used"  # the file with the bytes taken, under a lock: workers share one limit
 
@@ -25,7 +28,8 @@ USED = "used"  # the file with the bytes taken, under a lock: workers share one 
 class FrameCache:
     """All frames of clips, whose shorter side is `side` pixels (0: as they are), in at most `limit` bytes of a folder.
 
-    Picklable, and safe to use from several processes at once.
+    Picklable, and safe to use from several processes at once. A disk that does not take a clip is warned of, and the
+    cache grows no more.
     """
 
     folder: Path
@@ -41,8 +45,7 @@ class FrameCache:
         cache.folder.mkdir(parents=True, exist_ok=True)
         with cache._locked() as used:
             # What was cut off while it was written belongs to nobody; the count follows what is really there.
-            for draft in cache.folder.glob("*.draft"):
-                draft.unlink(missing_ok=True)
+            drop_drafts(cache.folder)
             used.write(sum(path.stat().st_size for path in cache.folder.glob("*.npy")))
         return cache
 
@@ -94,26 +97,35 @@ class FrameCache:
             return None
 
     def _keep(self, path: Path, frames: UInt8[np.ndarray, "t h w 3"]) -> None:
-        place = self._place(path)
-        draft, needed = place.with_name(f"{place.stem}-{os.getpid()}.draft"), frames.nbytes + 128  # np.save's header
-        with self._locked() as used:
-            if place.exists() or used.read() + needed > self.limit:
-                return
-            used.write(used.read() + needed)  # before the lock is given up: others see the space as taken
-        with draft.open("wb") as file:
-            np.save(file, frames)
-        with suppress(FileNotFoundError):  # another run that opened the folder meanwhile took it for left over
-            os.replace(draft, place)
+        place, needed = self._place(path), frames.nbytes + 128  # np.save's header
+        try:
+            with self._locked() as used:
+                if place.exists() or used.read() + needed > self.limit:
+                    return
+                used.write(used.read() + needed)  # before the lock is given up: others see the space as taken
+            with drafted(place) as draft, draft.open("wb") as file:
+                np.save(file, frames)
+        except OSError as error:  # of our disk, and no fault of the clip
+            _warn(f"{self.folder}: {error.strerror or error}; clips are decoded, and no more of them kept here: make "
+                  "room, or set frame_cache_gb to what the disk has")  # fmt: skip
+            with suppress(OSError), self._locked() as used:
+                used.write(self.limit)
 
     @contextmanager
     def _locked(self) -> Iterator["_Used"]:
-        with (self.folder / USED).open("a+", encoding="ascii") as file:
+        with open(os.open(self.folder / USED, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="ascii") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield _Used(file)
 
 
+@cache
+def _warn(text: str) -> None:
+    """Warn once in a process: the next clips would say the same."""
+    log.get(__name__).warning(text)
+
+
 class _Used:
-    """The number in the locked file."""
+    """The number in the locked file, always of one length: a disk that is full takes that, too."""
 
     def __init__(self, file):
         self.file = file
@@ -124,6 +136,5 @@ class _Used:
 
     def write(self, count: int) -> None:
         self.file.seek(0)
-        self.file.truncate()
-        self.file.write(str(count))
+        self.file.write(f"{count:020}")
         self.file.flush()

@@ -12,6 +12,7 @@ import av
 import numpy as np
 
 from tcar.data.container import VideoError, varies
+from tcar.data.machine import reason_of
 from tcar.data.ssv2 import Clip, DatasetError
 from tcar.data.video import Video
 
@@ -58,7 +59,7 @@ def check(clip: Clip) -> ClipHealth:
                 seen.add(frame)
             uneven = video.times is not None and varies(video.times, video.time_base, info.rate)
     except VideoError as error:
-        return ClipHealth(clip.id, False, error.reason, bytes=size, detail=error.detail, digest=digest)
+        return ClipHealth(clip.id, False, reason_of(error), bytes=size, detail=error.detail, digest=digest)
     ok = seen.frames == info.frames
     found = {"variable frame rate": uneven, "rotated": seen.rotation != 0, "single frame": info.frames == 1}
     return ClipHealth(
@@ -111,7 +112,7 @@ def _digest(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    except OSError:
+    except PermissionError:  # then nothing else of the file can be read either, and the clip is reported
         return ""
 
 

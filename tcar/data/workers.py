@@ -1,5 +1,10 @@
-"""Worker processes in which one bad item can crash, hang or fail without ending the run."""
+"""Worker processes in which one bad item can crash, hang or fail without ending the run.
 
+What a machine does to an item is no fault of the item: one that died, hung or met a fault of the machine is tried once
+more, alone, before it is judged.
+"""
+
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -14,17 +19,30 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
+import psutil
+
+from tcar.data.machine import MachineError, fault_of
 from tcar.processes import end_with_parent
 
 # How the libraries that share their work out over all cores are told not to: there is a process for every core.
 _ONE_THREAD = {"cv2": "setNumThreads", "torch": "set_num_threads"}
+PAUSE = 1.0  # seconds for the machine to recover before an item is tried again
+_GRACE = 10.0  # seconds for a killed process to end; one that waits for a disk may not
+# How a process that was kept from working stands there, and by what.
+_KEPT = {
+    psutil.STATUS_DISK_SLEEP: "it waits for a disk that does not answer", psutil.STATUS_STOPPED: "it was stopped",
+    psutil.STATUS_RUNNING: "other processes have the cores",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What became of an item without a result: its worker died, took too long, or raised."""
+    """What became of an item without a result: its worker died, took too long, or raised.
 
-    kind: Literal["crashed", "timed out", "error"]
+    A fault of the machine is known to nobody but the crew, which tries again or raises MachineError.
+    """
+
+    kind: Literal["crashed", "timed out", "error", "machine"]
     detail: str
 
 
@@ -40,7 +58,8 @@ def isolated_map(
 ) -> Iterator[tuple[int, Any]]:
     """Yield (number of the item, result or Failure) as results arrive, from the processes of a `Crew`.
 
-    A process ends as soon as nothing is left for it. Raises RuntimeError when a process cannot start at all.
+    A process ends as soon as nothing is left for it. Raises RuntimeError when a process cannot start at all, and
+    MachineError as a crew does.
     """
     with Crew(function, workers=workers, time_limit=time_limit) as crew:
         for number, item in enumerate(items):
@@ -55,13 +74,16 @@ class Crew:
 
     A process holds one item at a time, so a crash or a time-out (`time_limit` in seconds for one item) is that item's
     alone; the process is then replaced. Processes start when there is something for them, and compute on one thread
-    each. `function` and the items must be picklable. For one thread at a time; `close`, or the end of `with`, ends all.
+    each. An item without a result, but for an error of its own, is done once more with nothing beside it. `function`
+    and the items must be picklable. For one thread at a time; `close`, or the end of `with`, ends all.
     """
 
     def __init__(self, function: Callable[[Any], Any], *, workers: int = 0, time_limit: float | None = None):
         self.size, self._function, self._limit = worker_count(workers), function, time_limit
         self._crew: list[_Worker] = []
         self._waiting: deque[tuple[int, Any]] = deque()
+        self._doubted: deque[tuple[int, Any]] = deque()  # what is to be done a second time
+        self._again: set[int] = set()  # the numbers of these, until they are judged
 
     def __enter__(self) -> "Crew":
         return self
@@ -72,7 +94,7 @@ class Crew:
     @property
     def busy(self) -> bool:
         """Whether something was given whose outcome has not been collected."""
-        return bool(self._waiting) or any(worker.number is not None for worker in self._crew)
+        return bool(self._waiting or self._doubted) or any(worker.number is not None for worker in self._crew)
 
     @property
     def processes(self) -> list[int]:
@@ -86,7 +108,8 @@ class Crew:
     def collect(self, bell: Connection | None = None) -> list[tuple[int, Any]]:
         """Wait until something happens, and return the outcomes it brings: (number, result or Failure); maybe none.
 
-        bell: what can be read from ends the wait too. Raises RuntimeError when a process cannot start at all.
+        bell: what can be read from ends the wait too. Raises RuntimeError when a process cannot start at all, and
+        MachineError where the machine keeps an item from being done at the second try too.
         """
         self._deal()
         living = [worker for worker in self._crew if not worker.stopped]
@@ -100,20 +123,37 @@ class Crew:
             if worker.connection in talking:
                 outcomes += worker.receive()
             elif time.monotonic() > worker.deadline:
-                outcomes += worker.outcome(Failure("timed out", f"no result within {self._limit:g} s"))
+                outcomes += worker.outcome(worker.lateness(self._limit))
                 worker.stop()
+        outcomes = [(number, found) for number, item, found in outcomes if self._judged(number, item, found)]
         self._deal()  # what comes next is done while these outcomes are used
         return outcomes
+
+    def _judged(self, number: int, item: Any, found: Any) -> bool:
+        """Whether an outcome is final; else the item is tried again."""
+        failed = isinstance(found, Failure) and found.kind != "error"
+        if failed and number not in self._again:
+            if found.kind == "machine":
+                time.sleep(PAUSE)
+            self._again.add(number)
+            self._doubted.append((number, item))
+            return False
+        self._again.discard(number)
+        if failed and found.kind == "machine":
+            raise MachineError(f"{found.detail}; this is the machine's fault: mend it, and the same call goes on")
+        return True
 
     def forget(self) -> None:
         """Drop what waits; what processes hold is done to its end, within its time, and its outcome thrown away."""
         self._waiting.clear()
+        self._doubted.clear()
+        self._again.clear()
         for worker in self._crew:
             worker.number = None
 
     def dismiss(self) -> None:
         """End the processes for which nothing is left."""
-        if not self._waiting:
+        if not self._waiting and not self._doubted:
             for worker in self._crew:
                 if not worker.stopped and not worker.holds:
                     worker.stop()
@@ -126,15 +166,16 @@ class Crew:
         self._crew.clear()
 
     def _deal(self) -> None:
+        waiting, most = (self._doubted, 1) if self._again else (self._waiting, self.size)
         for worker in self._crew:
-            if self._waiting and worker.ready and not worker.holds:
-                if worker.give(*self._waiting[0], self._limit):
-                    self._waiting.popleft()
+            if waiting and worker.ready and not worker.holds and sum(other.holds for other in self._crew) < most:
+                if worker.give(*waiting[0], self._limit):
+                    waiting.popleft()
                 else:
                     worker.stop()  # it died while it had nothing to do, which is no fault of the item
         starting = sum(not worker.ready and not worker.stopped for worker in self._crew)
-        free = self.size - sum(not worker.stopped for worker in self._crew)
-        for _ in range(min(free, len(self._waiting) - starting)):
+        free = most - sum(not worker.stopped for worker in self._crew)
+        for _ in range(min(free, len(waiting) - starting)):
             stopped = next((worker for worker in self._crew if worker.stopped), None)
             if stopped is not None:
                 self._crew.remove(stopped)
@@ -142,16 +183,17 @@ class Crew:
 
 
 class _Worker:
-    """One process and the item it holds; `number` is None where nobody wants its outcome."""
+    """One process and the item it holds; `number` is None where it holds none whose outcome somebody wants."""
 
     def __init__(self, function: Callable):
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other, function), daemon=True)
         self.process.start()
+        self._seen = psutil.Process(self.process.pid)
         other.close()  # so that the death of the process reads as the end of the pipe
         self.stopped = self.ready = self.holds = False
-        self.number, self.deadline = None, float("inf")
+        self.number, self.item, self.deadline, self._spent = None, None, float("inf"), 0.0
 
     def give(self, number: int, item: Any, time_limit: float | None) -> bool:
         """Hand an item over; False where the process has died meanwhile."""
@@ -159,11 +201,11 @@ class _Worker:
             self.connection.send(item)
         except OSError:
             return False
-        self.number, self.holds = number, True
+        self.number, self.item, self.holds, self._spent = number, item, True, self._processor_time()
         self.deadline = float("inf") if time_limit is None else time.monotonic() + time_limit
         return True
 
-    def receive(self) -> list[tuple[int, Any]]:
+    def receive(self) -> list[tuple[int, Any, Any]]:
         try:
             message = _received(self.connection)
         except (EOFError, OSError):  # the second, where it died in the middle of a message
@@ -173,13 +215,27 @@ class _Worker:
             return []
         return self.outcome(message)
 
-    def outcome(self, found: Any) -> list[tuple[int, Any]]:
-        """What becomes of the item it holds, where somebody wants that; it holds none afterwards."""
-        outcomes = [] if self.number is None else [(self.number, found)]
-        self.number, self.holds, self.deadline = None, False, float("inf")
+    def outcome(self, found: Any) -> list[tuple[int, Any, Any]]:
+        """Number, item and what becomes of it, where somebody wants that; it holds none afterwards."""
+        outcomes = [] if self.number is None else [(self.number, self.item, found)]
+        self.number, self.item, self.holds, self.deadline = None, None, False, float("inf")
         return outcomes
 
-    def _death(self) -> list[tuple[int, Any]]:
+    def lateness(self, limit: float) -> Failure:
+        """Why there is no result in time: the item's fault, but where the process was kept from working on it."""
+        with contextlib.suppress(psutil.Error):
+            status = self._seen.status()
+            if status in _KEPT and self._processor_time() - self._spent < limit / 2:
+                return Failure("machine", f"a process got no further in {limit:g} s: {_KEPT[status]}")
+        return Failure("timed out", f"no result within {limit:g} s")
+
+    def _processor_time(self) -> float:
+        with contextlib.suppress(psutil.Error):
+            spent = self._seen.cpu_times()
+            return spent.user + spent.system
+        return 0.0
+
+    def _death(self) -> list[tuple[int, Any, Any]]:
         self.process.join()
         code = self.process.exitcode
         if not self.ready:
@@ -192,10 +248,11 @@ class _Worker:
         return outcomes
 
     def stop(self) -> None:
-        self.stopped, self.ready, self.holds, self.number, self.deadline = True, False, False, None, float("inf")
+        self.outcome(None)
+        self.stopped, self.ready = True, False
         self.connection.close()
         self.process.kill()
-        self.process.join()
+        self.process.join(_GRACE)
 
 
 def _serve(connection: Connection, function: Callable) -> None:
@@ -212,8 +269,9 @@ def _serve(connection: Connection, function: Callable) -> None:
             return
         try:
             outcome = function(item)
-        except Exception:
-            outcome = Failure("error", traceback.format_exc())
+        except Exception as error:
+            fault = fault_of(error)
+            outcome = Failure("machine", str(fault)) if fault else Failure("error", traceback.format_exc())
         _send(connection, outcome)
 
 

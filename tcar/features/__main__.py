@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     log.configure("INFO" if Ranks.here().rank == 0 else "WARNING")
     try:
         return {"plan": _plan, "extract": _extract, "verify": _verify}[asked.command](asked)
-    except (FeatureError, DatasetError, ParameterError, ResultError, CheckpointError) as error:
+    except (FeatureError, DatasetError, ParameterError, ResultError, CheckpointError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
 

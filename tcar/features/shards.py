@@ -21,6 +21,7 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
 from tcar import models
+from tcar.data.machine import reason_of
 from tcar.data.ssv2 import Clip
 from tcar.data.video import VideoError
 from tcar.features.frames import Frames, alike, together
@@ -92,7 +93,7 @@ class Reader:
                 clips.append([self.job.view(clip, view, self.job.view_seed) for view in range(self.job.views)])
                 ids.append(clip.id)
             except VideoError as error:
-                broken[clip.id] = error.reason
+                broken[clip.id] = reason_of(error)
         videos = [[clip[view] for clip in clips] for view in range(self.job.views)]
         return Frames(ids, videos, broken, time.perf_counter() - began)
 

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
                 if found.best_epoch:
                     _save(run, task, found, folder, seed)
                 print(f"{task.name}, seed {seed}: {found.reason}; {_outcome(found)}; in {folder}")
-    except (TrainingError, FeatureError, DatasetError, ParameterError, ResultError, CheckpointError) as error:
+    except (TrainingError, FeatureError, DatasetError, ParameterError, ResultError, CheckpointError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

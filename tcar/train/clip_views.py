@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from tcar.data.augment import Augment, AugmentConfig, view_seed
 from tcar.data.clip_reader import square
 from tcar.data.frame_cache import FrameCache
+from tcar.data.machine import reason_of
 from tcar.data.sampling import random_segment_indices, segment_indices
 from tcar.data.ssv2 import Clip
 from tcar.data.video import Video, VideoError
@@ -44,7 +45,7 @@ class ClipViews:
             with Video(clip.path) as video:
                 return self._cut(video.read(self._indices(clip.id, epoch, video.info.frames)), clip, epoch)
         except VideoError as error:
-            return error.reason
+            return reason_of(error)
 
     def _indices(self, name: str, epoch: int, count: int) -> list[int]:
         if not epoch:

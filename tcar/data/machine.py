@@ -1,0 +1,57 @@
+"""Faults of the machine, for which no clip is to blame: a full or stalled disk, too many open files."""
+
+import errno
+import resource
+from contextlib import suppress
+
+import av
+
+from tcar.data.container import VideoError
+
+# What a system call says where the file asked for has no part in it.
+FAULTS = frozenset(
+    getattr(errno, name)
+    for name in (
+        "EDQUOT", "EHOSTDOWN", "EHOSTUNREACH", "EIO", "EMFILE", "ENETUNREACH", "ENFILE", "ENOBUFS", "ENODEV", "ENOLCK",
+        "ENOMEM", "ENOSPC", "ENOTCONN", "ENXIO", "EREMOTEIO", "EROFS", "ESHUTDOWN", "ESTALE", "ETIMEDOUT",
+    )
+    if hasattr(errno, name)
+)  # fmt: skip
+# What libav says of a damaged file, too.
+_OF_LIBAV = {errno.EIO, errno.ENOBUFS, errno.ENODEV, errno.ENOSPC, errno.ENXIO}
+_PART = 2**20  # bytes
+
+
+class MachineError(OSError):
+    """A fault of the machine that stays; nothing is marked as broken for it, so the same call may go on afterwards."""
+
+
+def fault_of(error: BaseException | None) -> OSError | None:
+    """Return the fault of the machine among an error and what led to it, else None."""
+    while error is not None:
+        if isinstance(error, MachineError) or (isinstance(error, OSError) and error.errno in _told(error)):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _told(error: OSError) -> frozenset[int]:
+    """What an error of its kind tells of the machine."""
+    limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY  # then it is the clip that wants much
+    told = FAULTS - _OF_LIBAV if isinstance(error, av.FFmpegError) else FAULTS
+    return told - {errno.ENOMEM} if limited else told
+
+
+def reason_of(error: VideoError) -> str:
+    """Return why a clip has no frames, once it is sure that its file can be read; raises OSError where it cannot.
+
+    libav takes an error of the disk for the end of the file, so the file is read again without it.
+    """
+    if fault := fault_of(error):
+        raise OSError(fault.errno, fault.strerror, str(error.path)) from error
+    if error.reason == "missing" and not error.path.parent.is_dir():
+        raise MachineError(f"{error.path.parent}: there is no such folder of videos; is its disk gone?") from error
+    with suppress(FileNotFoundError, PermissionError), error.path.open("rb", buffering=0) as file:
+        while file.read(_PART):
+            pass
+    return error.reason
