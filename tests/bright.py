@@ -43,8 +43,9 @@ def seven_clips(folder: Path) -> list[Clip]:
 
 
 def contents(store: FeatureStore) -> dict[str, bytes]:
-    """Every file of a store but the one that says how fast it was made."""
-    return {path.name: path.read_bytes() for path in store.root.iterdir() if path.name != "store.meta.json"}
+    """Every file of a store but its lock and the one that says how fast it was made."""
+    others = {".lock", "store.meta.json"}
+    return {path.name: path.read_bytes() for path in store.root.iterdir() if path.name not in others}
 
 
 def in_this_process(function, items, **_):

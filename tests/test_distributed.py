@@ -16,7 +16,7 @@ from tcar.train.trainer import train
 
 # 78 clips to train on and 21 to validate: the last total batch is short, and no number of processes divides 21 batches.
 ONE = {"batch_size": 8, "label_smoothing": 0.1, "weight_averaging": 0.5, "mixup": 0.4, "mix_probability": 0.5}
-TWO = ONE | {"batch_size": 4, "accumulation": 1, "checkpoint_steps": 4}
+TWO = ONE | {"batch_size": 4, "accumulation": 1, "checkpoint_steps": 4, "device": "auto"}
 SCRIPT = Path(__file__).with_name("token_task.py")
 
 
@@ -28,7 +28,7 @@ ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processe
 
 def launched(folder: Path, changes: dict, launcher: list[str] = TORCHRUN, *arguments: str) -> dict:
     """Train in processes that a launcher starts; return what the watchers of the main process were told."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{SCRIPT.parents[1]}:{SCRIPT.parent}"}
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{SCRIPT.parents[1]}:{SCRIPT.parent}"}
     command = [sys.executable, *launcher, str(SCRIPT), str(folder), json.dumps(changes), *arguments]
     subprocess.run(command, env=environment, check=True, timeout=300)
     return json.loads((folder / "told.json").read_text())

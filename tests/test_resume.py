@@ -5,6 +5,7 @@ import random
 import resource
 import shutil
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,6 +115,60 @@ def test_a_changed_bit_is_found(tmp_path, whole):
     (last / "weights.safetensors").write_bytes(content)
     assert find_fault(last) == "the content of weights.safetensors has changed"
     assert Checkpoints(folder).newest().name == "step-000000048"
+
+
+class Waits(Recorder):
+    """A watcher that says when it begins, and then goes no further."""
+
+    def __init__(self, sign: Path):
+        super().__init__()
+        self.sign = sign
+
+    def step(self, row):
+        self.sign.touch()
+        time.sleep(120)
+
+
+def test_a_second_training_in_the_folder_is_refused_and_goes_on_once_the_first_is_killed(tmp_path):
+    folder, sign, asked = tmp_path / "training", tmp_path / "begun", run(epochs=2)
+    child = os.fork()
+    if not child:
+        train(token_task(asked), asked, folder, 0, [Waits(sign)])
+        os._exit(0)
+    try:
+        while not sign.exists():
+            assert os.waitpid(child, os.WNOHANG) == (0, 0)
+            time.sleep(0.05)
+        with pytest.raises(TrainingError, match=f"another process trains there.*held by process {child} on "):
+            train(token_task(asked), asked, folder, 0)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert train(token_task(asked), asked, folder, 0).reason == "finished"
+
+
+def test_who_only_reads_checkpoints_changes_nothing_and_sees_whole_ones(tmp_path, monkeypatch):
+    """At every moment at which the writer has deleted a part of an old one."""
+    checkpoints = Checkpoints(tmp_path)
+    draft = checkpoints.folder / ".draft-step-000000009"
+    draft.mkdir(parents=True)
+    remove, seen = shutil.rmtree, []
+
+    def slowly(path, ignore_errors):
+        if (path / "state.json").is_file():
+            (path / "state.json").unlink()
+            seen.append([find_fault(kept) for kept in checkpoints.folder.glob("step-*")])
+            seen.append([find_fault(kept) for kept in tmp_path.glob("best-*")])
+        remove(path, ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", slowly)
+    for step in range(1, 6):
+        checkpoints.write_best({"epoch": step}, {"w": torch.zeros(1)})
+        checkpoints.write(step, Snapshot({"w": torch.zeros(1)}, {}, {}, {"best_epoch": step}))
+        assert checkpoints.newest().name == f"step-{step:09}" and draft.is_dir()
+    assert len(seen) == 4 and not any(fault for faults in seen for fault in faults)
+    checkpoints.clean()
+    assert not draft.exists()
 
 
 def test_what_comes_after_a_resume_is_told_from_there_on(tmp_path, whole):

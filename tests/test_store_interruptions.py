@@ -1,6 +1,7 @@
 """An extraction killed at any moment goes on to the same bytes, on one process or several."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from bright import contents, seven_clips
 from interrupted import in_a_child, make
 
+from tcar import locks
 from tcar.features import FeatureError, FeatureStore, extraction, verify
 
 KILLED = -signal.SIGKILL
@@ -111,9 +113,26 @@ def test_another_number_of_processes_completes_what_ranks_have_begun(videos, who
     assert contents(make(videos, tmp_path)) == whole
 
 
-def test_two_processes_by_mistake_on_the_same_shards_do_no_harm(videos, whole, tmp_path):
+def test_of_several_commands_by_mistake_in_one_store_one_makes_it_and_the_others_name_that(
+    videos, whole, tmp_path, capfd
+):
+    """Who comes when it is made opens it, and who comes before is refused."""
     children = [in_a_child(videos, tmp_path) for _ in range(4)]
-    assert [end(child) for child in children] == [0] * 4
+    ends = {child: end(child) for child in children}
+    makers = [str(child) for child, code in ends.items() if code == 0]
+    assert makers and set(ends.values()) <= {0, 3}
+    refusals = re.findall("another command extracts into it.*held by process ([0-9]+)", capfd.readouterr().err)
+    assert len(refusals) == 4 - len(makers) and set(refusals) <= set(makers)
+    assert contents(make(videos, tmp_path)) == whole
+
+
+def test_a_store_that_another_command_makes_is_refused_and_once_that_was_killed_made(videos, whole, tmp_path):
+    assert end(in_a_child(videos, tmp_path, moment=8)) == KILLED
+    (folder,) = tmp_path.iterdir()
+    with locks.alone(folder / ".lock", RuntimeError, "busy"):
+        with pytest.raises(FeatureError, match=f"another command extracts into it.*held by process {os.getpid()}"):
+            make(videos, tmp_path)
+        assert not (folder / "store.json").exists()
     assert contents(make(videos, tmp_path)) == whole
 
 

@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tcar import log, models
+from tcar import locks, log, models
 from tcar.data.ssv2 import Clip
 from tcar.data.video import VideoError
 from tcar.features.extraction import POLL, Ranks, Spent, await_ranks, make_shards
@@ -53,6 +53,7 @@ __all__ = ["FeatureError", "FeatureStore", "extract", "verify"]
 # Devices and batch sizes differ by about 1e-3 in fp16, another way to read or scale frames by more than 1e-2. In
 # bf16, eight times as coarse, so do devices.
 SAME_TOKENS = {"fp32": 5e-3, "bf16": 2e-2}
+LOCK = ".lock"
 PATIENCE = 1800.0  # seconds a rank waits for others that make nothing new
 
 logger = log.get(__name__)
@@ -118,11 +119,12 @@ def extract(
         job.folder.mkdir(parents=True, exist_ok=True)
         _check_room(job, batches, getattr(model, "width", 0))
         mine = [batch for batch in batches if batch.number % ranks.world == ranks.rank]
-        spent = make_shards(job, mine, build if device == "cpu" else model, ranks.workers(workers))
-        await_ranks(job, batches, ranks, patience)
-        if ranks.rank == 0:
-            finish(job, len(batches), made)
-            _note_speed(job, spent, ranks, workers, device)
+        with _alone(job, ranks):
+            spent = make_shards(job, mine, build if device == "cpu" else model, ranks.workers(workers))
+            await_ranks(job, batches, ranks, patience)
+            if ranks.rank == 0:
+                finish(job, len(batches), made)
+                _note_speed(job, spent, ranks, workers, device)
     if ranks.rank == 0:
         _tidy(job)
     store = FeatureStore.open(job.folder)
@@ -132,6 +134,14 @@ def extract(
         some = ", ".join(f"{identifier} ({why})" for identifier, why in list(store.broken.items())[:5])
         logger.warning("%s: %d of %d clips left out: %s", store.root.name, len(store.broken), len(clips), some)
     return store
+
+
+def _alone(job: Job, ranks: Ranks) -> AbstractContextManager:
+    """The lock that rank 0 has of a store while it is made; raises FeatureError where another command makes it."""
+    if ranks.rank:
+        return nullcontext()
+    busy = f"{job.folder}: another command extracts into it; wait for it, then this one opens what it made"
+    return locks.alone(job.folder / LOCK, FeatureError, busy)
 
 
 def _device(asked: str, ranks: Ranks) -> str:

@@ -4,8 +4,9 @@
                                   state.json and, written last, manifest.json: size and SHA-256 of the others
     best-00003/                   weights.safetensors, epoch.json, manifest.json: the weights of the best epoch so far
 
-A folder is filled under another name, brought to the disk and renamed. A training that is killed leaves drafts, which
-the next start removes; a checkpoint that was damaged afterwards is passed over for the one before.
+A folder is filled under another name, brought to the disk and renamed; before it is deleted, it loses its name. A
+training that is killed leaves drafts, which the next start removes; a checkpoint that was damaged afterwards is passed
+over for the one before. Who only reads changes nothing.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from tcar import log
-from tcar.files import remove_folder, sync_folder
+from tcar.files import foreign, remove_folder, sync_folder
 from tcar.tokens import TrainingError
 
 KEPT = 3
@@ -66,11 +68,11 @@ class Checkpoints:
         path = self.folder / f"step-{step:09}"
         _write_folder(path, files)
         for old in self._all()[:-KEPT]:
-            remove_folder(old, FILES)
+            _remove(old)
         meant = {_best_epoch(kept) for kept in self._all()[-KEPT:]}
         for best in self._all_best():
             if None not in meant and int(best.name[5:]) not in meant:
-                remove_folder(best, FILES)
+                _remove(best)
         return path
 
     def remove(self) -> None:
@@ -82,17 +84,18 @@ class Checkpoints:
         for folder in (self.folder, self.root):
             remove_folder(folder, ())
 
-    def newest(self) -> Path | None:
-        """Return the last checkpoint that is as it was written, or None; damaged ones are named in a warning.
-
-        Removes what a killed process has left.
-        """
+    def clean(self) -> None:
+        """Remove what a killed process has left; for the one that is going to write."""
         for draft in self._drafts():
             remove_folder(draft, FILES)
+
+    def newest(self) -> Path | None:
+        """Return the last checkpoint that is as it was written, or None; damaged ones are named in a warning."""
         for path in reversed(self._all()):
             if not (fault := find_fault(path)):
                 return path
-            logger.warning(f"{path} is passed over: {fault}")
+            if path.exists():  # else a training has just removed it, for later ones
+                logger.warning(f"{path} is passed over: {fault}")
         return None
 
     def read(self, path: Path) -> Snapshot:
@@ -160,7 +163,7 @@ def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
                 os.fsync(file.fileno())
         sync_folder(draft)
         if path.exists():  # of a training that went on from an earlier checkpoint, because this one was damaged
-            path.rename(path.with_name(f".draft-old-{path.name}"))
+            path.rename(_removed(path))
         draft.rename(path)
         sync_folder(path.parent)
     except OSError as error:
@@ -170,7 +173,21 @@ def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
             f"{path}: {size:.1f} MB could not be written ({error.strerror or error}); the checkpoints before are "
             "whole: make room, or put the run on a larger disk (runs), and start again to go on from the last"
         ) from error
-    remove_folder(path.with_name(f".draft-old-{path.name}"), FILES)
+    remove_folder(_removed(path), FILES)
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder that others may list at this moment: it is whole under its name, or not there."""
+    remove_folder(_removed(path), FILES)
+    if not path.is_symlink() and not foreign(path, FILES):  # else it keeps its name for what is somebody's in it
+        with suppress(OSError):
+            path.rename(_removed(path))
+    remove_folder(_removed(path), FILES)
+    remove_folder(path, FILES)
+
+
+def _removed(path: Path) -> Path:
+    return path.with_name(f".draft-old-{path.name}")
 
 
 def _best_epoch(path: Path) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -62,12 +63,12 @@ class Processes:
         handler = DistributedDataParallelKwargs(
             broadcast_buffers=False, find_unused_parameters=partly_used, gradient_as_bucket_view=True
         )
+        # Left to itself where there is no GPU, accelerate takes each of several processes for one that trains alone.
+        cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
         precision = "no" if settings.precision == "fp32" else settings.precision
         try:
             with patch_environment(**({"ACCELERATE_TORCH_DEVICE": device} if ":" in device else {})):
-                self.accelerator = Accelerator(
-                    cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[handler]
-                )
+                self.accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[handler])
             # accelerate would go on in fp32 without a word.
             if precision == "fp16" and self.accelerator.device.type == "cpu":
                 raise ValueError("a CPU has no such")
@@ -76,6 +77,11 @@ class Processes:
         self.main = self.accelerator.is_main_process
         self.count, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self.device = self.accelerator.device
+        if self.count < (wanted := int(os.environ.get("WORLD_SIZE", "1"))):
+            raise TrainingError(
+                f"{wanted} processes were started (WORLD_SIZE), and on {self.device} each would train by itself: set "
+                "device to cpu, or start one"
+            )
 
     def added(self, values: Sequence[float]) -> list[float]:
         """Return the sums of these values over all processes."""

@@ -21,7 +21,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tcar import log
+from tcar import locks, log
 from tcar.evaluate import calibration
 from tcar.params import Params
 from tcar.tokens import TrainingError
@@ -39,6 +39,7 @@ from tcar.train.stepping import Measured, Processes, Stepper, validation_row
 from tcar.train.tasks import Batch, Task
 from tcar.train.watch import StopTraining, Watcher
 
+LOCK = ".lock"
 FINISHED, EARLY, NOT_A_NUMBER, INTERRUPTED = "finished", "stopped early", "not a number", "interrupted"
 _RECIPE = ("epochs", "learning_rate", "weight_decay", "warmup_epochs", "label_smoothing", "clip_norm")
 # Of the parameters of `Trainer`, what changes no number beyond rounding: a training may go on with others.
@@ -82,10 +83,12 @@ def train(
 
     Raises:
         TrainingError: recipe, classes or device that do not fit; a folder of a training with other parameters (named);
-            a loss that is not finite; a batch that does not fit into the memory; a disk that is full.
+            a loss that is not finite; a batch that does not fit into the memory; a disk that is full; another training
+            in the same folder.
+        MachineError: clips that cannot be read though there is nothing the matter with them.
     """
     processes = Processes(run, task.partly_used)
-    with reproducible(seed):
+    with _alone(Path(folder), processes), reproducible(seed):
         training = _Training(task, run, Path(folder), seed, watchers if processes.main else (), processes)
         reason = training.follow(facts or {})
         state, checkpoints = training.state, training.checkpoints
@@ -93,6 +96,22 @@ def train(
         if state.best_epoch:
             best, fitted = checkpoints.read_best(state.best_epoch), checkpoints.read_best_row(state.best_epoch)
     return Trained(reason, state.history, state.best_epoch, best, fitted and fitted.get("calibration"), state.broken)
+
+
+@contextmanager
+def _alone(folder: Path, processes: Processes) -> Iterator[None]:
+    """Have the folder to oneself: the main process holds its lock, and all raise TrainingError where another has it."""
+    busy = f"{folder}: another process trains there; wait for it, or end it and start again, to go on where it was"
+    with ExitStack() as held:
+        refused = ""
+        if processes.main:
+            try:
+                held.enter_context(locks.alone(folder / LOCK, TrainingError, busy))
+            except TrainingError as error:
+                refused = str(error)
+        if refused := processes.from_main(refused):
+            raise TrainingError(refused)
+        yield
 
 
 @dataclass
@@ -296,7 +315,11 @@ class _Training:
         self.processes.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
-        found = self.processes.from_main(self.checkpoints.newest() if self.processes.main else None)
+        found = None
+        if self.processes.main:
+            self.checkpoints.clean()
+            found = self.checkpoints.newest()
+        found = self.processes.from_main(found)
         if found is None:
             return
         kept = self.checkpoints.read(found)
