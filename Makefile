@@ -54,19 +54,19 @@ setup:
 	fi
 
 paper: setup
-	@$(py) -m tcar.pipeline $(PARAMS)
+	@$(py) -m tcar.pipeline "$(PARAMS)"
 
 replicates: setup
-	@$(py) -m tcar.stages.replicates $(PARAMS)
+	@$(py) -m tcar.stages.replicates "$(PARAMS)"
 
 terms: setup
-	@$(py) -m tcar.stages.loss_terms $(PARAMS)
+	@$(py) -m tcar.stages.loss_terms "$(PARAMS)"
 
 test: setup
 	OMP_NUM_THREADS=1 $(py) -m pytest tests --ignore=tests/benchmarks $(PYTEST_FLAGS)
 
 doctor: setup
-	@$(py) -m tcar.doctor $(PARAMS)
+	@$(py) -m tcar.doctor "$(PARAMS)"
 
 streams: setup
 	$(py) -m tcar.models.pretrain

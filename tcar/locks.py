@@ -33,9 +33,11 @@ def alone(path: Path, error: type[Exception], message: str) -> Iterator[None]:
         file.truncate(0)
         file.write(_self())
         file.flush()
-        yield
-        with contextlib.suppress(OSError):
-            file.truncate(0)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                file.truncate(0)
 
 
 def _self() -> str:

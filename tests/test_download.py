@@ -1,10 +1,12 @@
 """One file over HTTP: broken connections are resumed, other files refused, and nothing half-done has its name."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
 from file_server import CONTENT, DIGEST
 
+from tcar import locks
 from tcar.models import download as http_download
 from tcar.models.download import FetchError, download
 
@@ -15,7 +17,7 @@ def get(server, tmp_path):
 
     def call(**expected) -> bytes:
         path = download(f"{server.url}/file.pt", tmp_path / "deep" / "file.pt", pause=0, **expected)
-        assert [p.name for p in path.parent.iterdir()] == ["file.pt"]  # no part, no tag left
+        assert {p.name for p in path.parent.iterdir()} == {"file.pt", ".file.pt.lock"}  # no part, no tag left
         return path.read_bytes()
 
     return call
@@ -74,6 +76,15 @@ def test_without_a_strong_tag_nothing_is_resumed(get, server, tag):
     server.tag, server.drops = tag, [2_000_000]
     assert get() == CONTENT
     assert [asked[2] for asked in server.asked] == [None, None]
+
+
+def test_a_file_that_another_process_fetches_is_left_to_it_and_then_there(get, server, tmp_path):
+    with locks.alone(tmp_path / "deep" / ".file.pt.lock", RuntimeError, "busy"):
+        with pytest.raises(FetchError, match=f"another process fetches it.*held by process {os.getpid()} on"):
+            get()
+        (tmp_path / "deep" / "file.pt").write_bytes(CONTENT)
+    assert get() == CONTENT
+    assert server.asked == []
 
 
 def test_a_wrong_size_is_refused_before_anything_is_fetched(get, tmp_path):

@@ -1,12 +1,14 @@
 """The stand-in tasks tell the truth about their scenes, and the same seed trains the same small stream."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tcar import locks
 from tcar.data.tabletop import assets, standin
 from tcar.data.tabletop.scene import render
 from tcar.models import create_stream, pretrain
@@ -50,6 +52,13 @@ def test_clip_flow_is_the_mean_of_the_true_flow():
     # the sum over the frame does not depend on how it was pooled, up to the sampling of every third pixel
     assert np.allclose(full[:14].mean((0, 1, 2)), flow[:7].astype(float).mean((0, 1, 2)), atol=0.05)
     assert np.abs(full).max() > 0.5
+
+
+def test_two_commands_do_not_train_into_one_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["pretrain", "--output", str(tmp_path)])
+    message = f"another command trains streams into it.*held by process {os.getpid()} on"
+    with locks.alone(tmp_path / ".lock", RuntimeError, "busy"), pytest.raises(RuntimeError, match=message):
+        pretrain.main()
 
 
 @pytest.mark.parametrize("name", ["dinov2_tiny", "i3d_tiny"])

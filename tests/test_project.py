@@ -1,9 +1,13 @@
 """The project as a whole: one set of pins for every way to install it, and a help that names every target."""
 
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -28,3 +32,24 @@ def test_the_help_of_make_names_every_target_and_no_other():
     targets = set(re.findall(r"^([a-z][a-z-]*):(?!=)", text, re.MULTILINE))
     assert set(re.search(r"^\.PHONY: (.*)", text, re.MULTILINE)[1].split()) == targets
     assert set(re.findall(r'@echo "make ([a-z-]+)', text)) == targets - {"help"}
+
+
+@pytest.mark.parametrize(("target", "module"), [
+    ("paper", "tcar.pipeline"), ("doctor", "tcar.doctor"), ("terms", "tcar.stages.loss_terms"),
+    ("replicates", "tcar.stages.replicates"),
+])  # fmt: skip
+def test_folders_and_parameter_files_may_have_spaces_in_their_names(tmp_path, target, module):
+    """With an interpreter that only writes down what it is given, in an installation that is up to date."""
+    project = tmp_path / "my project"
+    (project / ".venv" / "bin").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, project)
+    python = project / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > told\n')
+    python.chmod(0o755)
+    (project / ".venv" / ".installed").write_text(f"{project}\n{(project / 'pyproject.toml').read_text()}")
+    # Where the tests were started by make, that has left words for this one.
+    made = ("MAKE", "MFLAGS", "PARAMS")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(made)}
+    subprocess.run(["make", target, "PARAMS=params/my run.yaml"], cwd=project, env=environment, check=True)
+    assert (project / "told").read_text().splitlines() == ["-m", module, "params/my run.yaml"]

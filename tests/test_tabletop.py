@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
 
 import cv2
 import numpy as np
 import pytest
 
+from tcar import locks
 from tcar.data import ssv2, video
 from tcar.data.tabletop import assets, dataset, load_index, load_truth, probes, render_dataset, templates
 from tcar.data.tabletop.scene import render
@@ -181,6 +183,17 @@ def test_workers_change_nothing_and_an_interrupted_run_goes_on(small, tmp_path):
     render_dataset(again, **recipe)
     changed = [p for p, time in kept.items() if p.stat().st_mtime_ns != time]
     assert first.exists() and 0 < len(changed) < len(kept)
+
+
+def test_two_commands_do_not_render_into_one_folder(tmp_path, small):
+    recipe = {"train_sets": 2, "validation_sets": 1, "test_sets": 1, "workers": 1, "classes": [42, 40]}
+    message = f"another command renders into this folder.*held by process {os.getpid()} on"
+    with locks.alone(tmp_path / ".lock", RuntimeError, "busy"), pytest.raises(ssv2.DatasetError, match=message):
+        render_dataset(tmp_path, **recipe)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    recipe["classes"] = [42, 40, 109, 47, 74, 68]
+    with locks.alone(small / ".lock", RuntimeError, "busy"):  # what is complete is opened whoever else is there
+        assert render_dataset(small, **recipe, seed=4) == small
 
 
 @pytest.mark.skipif(not AVX2, reason="OpenCV rounds otherwise without AVX2")

@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from tcar import log
+from tcar import locks, log
 
 CHUNK = 1_000_000  # bytes read at a time: progress counts in megabytes
 TIMEOUT = 30.0  # seconds without a byte before a connection counts as broken
@@ -43,9 +43,14 @@ def download(
     says that its file is unchanged. `size` in bytes and `sha256` (whole, or the beginning of it) are what the file must
     have, where they are known. A connection that breaks is tried again after `pause` seconds; `attempts` of them may
     bring nothing. Raises FetchError: no connection, a refusal, a web page or another file instead of this one, a wrong
-    size or digest, a full disk.
+    size or digest, a full disk, another process that fetches it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    busy = f"{path}: another process fetches it; wait for that"
+    with locks.alone(path.with_name(f".{path.name}.lock"), FetchError, busy):
+        return path if path.is_file() else _download(address, path, size, sha256, attempts, pause)
+
+
+def _download(address: str, path: Path, size: int | None, sha256: str | None, attempts: int, pause: float) -> Path:
     part, idle = path.with_name(f"{path.name}.part"), 0
     while True:
         before = _length(part)

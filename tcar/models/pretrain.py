@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Dinov2Model
 
-from .. import files, log
+from .. import files, locks, log
 from ..data.tabletop import standin
 from ..data.workers import worker_count
 from ..processes import end_with_parent
@@ -226,7 +226,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.streams) - set(TASKS):
         parser.error(f"unknown streams {sorted(unknown)}; there are {', '.join(TASKS)}")
-    with ProcessPoolExecutor(worker_count(0), get_context("spawn"), end_with_parent) as pool:
+    busy = f"{arguments.output}: another command trains streams into it; wait for it, or give another --output"
+    alone = locks.alone(arguments.output / ".lock", RuntimeError, busy)
+    with alone, ProcessPoolExecutor(worker_count(0), get_context("spawn"), end_with_parent) as pool:
         jobs = [pool.submit(build, name, arguments.output, seed, arguments.scale)
                 for name in arguments.streams or TASKS for seed in arguments.seeds]
         for job in jobs:

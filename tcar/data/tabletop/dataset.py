@@ -17,7 +17,7 @@ import av  # before decord anywhere in the process: the other way round the VP9 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from ... import files, log, results
+from ... import files, locks, log, results
 from ...processes import end_with_parent
 from ..ssv2 import DatasetError
 from ..workers import worker_count
@@ -131,7 +131,8 @@ def render_dataset(
     depend on it. `limit` above 0 stops after so many clips: the videos and their ground truth are there, the annotation
     files come when a later call without a limit completes the set.
 
-    Raises ValueError for a class or a family that Tabletop lacks, DatasetError for a folder that holds other things.
+    Raises ValueError for a class or a family that Tabletop lacks, DatasetError for a folder that holds other things or
+    that another command renders into.
     """
     unknown = sorted(set(train_sets_by_family) - set(FAMILIES))
     if unknown:
@@ -146,19 +147,29 @@ def render_dataset(
                                           "tcar.data.tabletop.controls")}
     fingerprint = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     plans = plan_sets(families, counts, seed, train_sets_by_family)
-    folder.take(root, fingerprint, sum(len(p.ids) for p in plans))
+    clips = sum(len(p.ids) for p in plans)
     if limit:
         ends = np.cumsum([len(p.ids) for p in plans])
         plans = plans[: int(np.searchsorted(ends, limit)) + 1]
-    todo = [p for p in plans if folder.missing(root, p.ids)]
-    # a forked copy of a process that has threads may hang, so workers are spawned
-    with ProcessPoolExecutor(worker_count(workers), get_context("spawn"), end_with_parent) as pool:
-        jobs = pool.map(_render_set, todo, [root] * len(todo), [look] * len(todo), chunksize=4)
-        for _ in log.progress(jobs, total=len(todo), description="rendering sets") if todo else ():
-            pass
-    if not limit and (todo or not folder.annotated(root)):
-        _write_annotations(root, plans)
+    if folder.holds(root, fingerprint) and not _todo(root, plans) and (limit or folder.annotated(root)):
+        return root
+    folder.refuse_foreign(root)  # before a lock is left there
+    busy = f"{root}: another command renders into this folder; wait for it"
+    with locks.alone(root / folder.LOCK, DatasetError, busy):
+        folder.take(root, fingerprint, clips)
+        todo = _todo(root, plans)
+        # a forked copy of a process that has threads may hang, so workers are spawned
+        with ProcessPoolExecutor(worker_count(workers), get_context("spawn"), end_with_parent) as pool:
+            jobs = pool.map(_render_set, todo, [root] * len(todo), [look] * len(todo), chunksize=4)
+            for _ in log.progress(jobs, total=len(todo), description="rendering sets") if todo else ():
+                pass
+        if not limit and (todo or not folder.annotated(root)):
+            _write_annotations(root, plans)
     return root
+
+
+def _todo(root: Path, plans: list[SetPlan]) -> list[SetPlan]:
+    return [plan for plan in plans if folder.missing(root, plan.ids)]
 
 
 def draw(plan: SetPlan, look: Look = Look()) -> dict[int, Scene]:

@@ -8,29 +8,43 @@ from pathlib import Path
 from ... import files, log
 from ..ssv2 import DatasetError
 
-MARKER, DATASHEET, INDEX = "fingerprint.json", "DATASHEET.md", "index.json"
+MARKER, LOCK, DATASHEET, INDEX = "fingerprint.json", ".lock", "DATASHEET.md", "index.json"
 ANNOTATIONS = ("labels.json", "train.json", "validation.json", "test.json", "test-answers.csv", DATASHEET)
 VIDEOS, TRUTH = "videos", "ground_truth"
 _OPENING = '{"fingerprint": "'
 
 
-def take(root: Path, fingerprint: str, clips: int) -> None:
-    """Make a folder ready for the clips 1 to `clips` of a recipe: those of another recipe are deleted.
-
-    Raises DatasetError, before anything is deleted, where the folder has no marker and is not empty, or where something
-    that is not Tabletop's has the name of a file to be written.
-    """
+def refuse_foreign(root: Path) -> None:
+    """Raise DatasetError where a folder has no marker and is not empty, naming some of what lies there."""
     if root.exists() and not root.is_dir():
         raise DatasetError(f"{root}: is a file, and Tabletop needs a folder")
-    root.mkdir(parents=True, exist_ok=True)
-    files.drop_drafts(root)
-    before = _marker(root)
-    there = files.foreign(root, [MARKER]) + [MARKER] * (root / MARKER).exists()
-    if before is None and there:
+    if not root.exists() or _marker(root) is not None:
+        return
+    there = files.foreign(root, [MARKER, LOCK]) + [MARKER] * (root / MARKER).exists()
+    if there:
         raise DatasetError(
             f"{root}: holds {_some(there)} and was not made by Tabletop, so nothing there is deleted or overwritten; "
             "give a folder that is empty or not there yet"
         )
+
+
+def holds(root: Path, fingerprint: str) -> bool:
+    """Whether the marker of a folder names this recipe."""
+    return (_marker(root) or {}).get("fingerprint") == fingerprint
+
+
+def take(root: Path, fingerprint: str, clips: int) -> None:
+    """Make a folder ready for the clips 1 to `clips` of a recipe: those of another recipe are deleted.
+
+    Raises DatasetError, before anything is deleted, where `refuse_foreign` does, or where something that is not
+    Tabletop's has the name of a file to be written.
+    """
+    refuse_foreign(root)
+    root.mkdir(parents=True, exist_ok=True)
+    files.drop_drafts(root)
+    before = _marker(root)
+    if before == {}:
+        log.get(__name__).warning(f"{root / MARKER} was cut off, so all clips are rendered again")
     if before is not None and before.get("fingerprint") != fingerprint:
         _clear(root, before.get("clips"), clips)
     if before is None or before.get("fingerprint") != fingerprint:
@@ -60,10 +74,7 @@ def _marker(root: Path) -> dict | None:
     try:
         found = json.loads(text)
     except ValueError:
-        if not _OPENING.startswith(text.strip("\0")[: len(_OPENING)]):
-            return None
-        log.get(__name__).warning(f"{root / MARKER} was cut off, so all clips are rendered again")
-        return {}
+        return {} if _OPENING.startswith(text.strip("\0")[: len(_OPENING)]) else None
     return found if isinstance(found, dict) and "fingerprint" in found else None
 
 
