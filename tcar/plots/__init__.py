@@ -23,6 +23,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tueplots import figsizes, fontsizes
 
+from tcar import files
+
 # Okabe and Ito (2008), readable with every common colour blindness; those of methods beyond them were searched for,
 # so that any two differ to a deuteranope and a protanope too (tests/test_plots.py). A method that reads one stream
 # has that stream's colour or one near it, so the reader learns two colours once.
@@ -150,10 +152,10 @@ def save(fig: Figure, run, name: str, data, *, source: str | None = None) -> Non
     with styled():
         title = SOURCES[run.data.dataset] if source is None else source
         fig.suptitle(title, x=0.995, ha="right", color="#666666")
-        fig.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None}, dpi=_DPI)
-        (folder / f"{name}.png").write_bytes(_small_png(fig))
-    numbers = json.dumps(_plain(data), sort_keys=True, ensure_ascii=False)
-    (folder / f"{name}.json").write_text(numbers + "\n", encoding="utf-8")
+        with files.drafted(folder / f"{name}.pdf") as draft:
+            fig.savefig(draft, metadata={"CreationDate": None}, dpi=_DPI)
+        files.replace_file(folder / f"{name}.png", _small_png(fig), durable=False)
+    _save_numbers(folder / f"{name}.json", data)
 
 
 def save_animation(
@@ -164,10 +166,14 @@ def save_animation(
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [Image.fromarray(frame).quantize(128, dither=Image.Dither.NONE) for frame in frames]
     path, pause = folder / f"{name}.gif", round(1000 / frame_rate)
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=pause, loop=0, optimize=True)
-    numbers = json.dumps(_plain(data), sort_keys=True, ensure_ascii=False)
-    (folder / f"{name}.json").write_text(numbers + "\n", encoding="utf-8")
+    with files.drafted(path) as draft:
+        pictures[0].save(draft, save_all=True, append_images=pictures[1:], duration=pause, loop=0, optimize=True)
+    _save_numbers(folder / f"{name}.json", data)
     return path
+
+
+def _save_numbers(path: Path, data) -> None:
+    files.write_text(path, json.dumps(_plain(data), sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def _small_png(fig: Figure) -> bytes:
