@@ -16,6 +16,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 
+from tcar import params
 from tcar.notebooks import NotebookError
 
 START_TIMEOUT = 120  # seconds a kernel may take to answer, on a loaded machine
@@ -68,8 +69,11 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], logfile: 
     """Run `source` with these parameters; `target` is there when it has succeeded, and only then.
 
     A failed notebook is kept as `<name>.failed.ipynb` beside it. What the kernel prints goes to the terminal
-    and to logfile. Raises NotebookError naming the cell and the error.
+    and to logfile. A secret parameter is handed over in the environment, since the notebook keeps the others. Raises
+    NotebookError naming the cell and the error.
     """
+    hidden = {key: f"TCAR_{key.upper()}" for key in params.secrets(parameters)}
+    given = {**parameters, **{key: f"${variable}" for key, variable in hidden.items()}}
     target.parent.mkdir(parents=True, exist_ok=True)
     logfile.parent.mkdir(parents=True, exist_ok=True)
     part, failed = target.with_suffix(".part.ipynb"), target.with_suffix(".failed.ipynb")
@@ -77,11 +81,13 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], logfile: 
         old.unlink(missing_ok=True)
     with (
         logfile.open("w", encoding="utf-8") as file,
-        _environment(TCAR_STAGE=source.stem, MPLBACKEND=BACKEND),
+        _environment(
+            TCAR_STAGE=source.stem, MPLBACKEND=BACKEND, **{hidden[key]: parameters[key] for key in hidden}
+        ),
     ):
         echo = Echo(sys.stdout, file)
         try:
-            _with_one_retry(source, part, dict(parameters), echo)
+            _with_one_retry(source, part, given, echo)
         except KeyboardInterrupt:
             # The cell that was cut off is reported once more at exit, in hundreds of lines.
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)

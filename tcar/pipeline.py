@@ -100,7 +100,7 @@ def notebook_path(step: Step, run: Params) -> Path:
 def _parameters(step: Step, run: Params) -> dict[str, Any]:
     names = {f.name for stage in ("common", *step.parameters) for f in fields(params.STAGES[stage])}
     neutral = NEUTRAL - {"name", "publish"} if step is REPORT else NEUTRAL
-    return {name: value for name, value in run.as_dict().items() if name in names - neutral}
+    return {name: value for name, value in params.shown(run.as_dict()).items() if name in names - neutral}
 
 
 def _inputs(step: Step, run: Params) -> list[Path]:

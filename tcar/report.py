@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcar import files, replicates
+from tcar.params import shown
 from tcar.real_plans import PLANS
 from tcar.tables import (
     METRICS,
@@ -186,7 +187,7 @@ def numbers(results: dict, params: "Params", figures: list[str], captions: dict[
     return {
         "synthetic": bool(results["evaluation"].get("synthetic")), "values": values, "captions": captions,
         "text": sentences(results), "figures": figures,
-        "parameters": {key: parameter(value) for key, value in params.as_dict().items()},
+        "parameters": {key: parameter(value) for key, value in shown(params.as_dict()).items()},
     }
 
 
@@ -227,13 +228,13 @@ def build(params: "Params", figures: Iterable[Path]) -> list[Path]:
     drawn = [given[name] for name in FIGURES if name in given]
     captions = {table.name: table.caption for table in made}
     inserted = numbers(results, params, [path.stem for path in drawn], captions)
-    shown = [*(Path(params.results_dir, f"{stage}.json") for stage in STAGES), *measured]
-    shown += [meta for path in shown if (meta := path.with_suffix(".meta.json")).is_file()]
+    behind = [*(Path(params.results_dir, f"{stage}.json") for stage in STAGES), *measured]
+    behind += [meta for path in behind if (meta := path.with_suffix(".meta.json")).is_file()]
 
     with tempfile.TemporaryDirectory(prefix="tcar-paper-") as draft:
         folder = Path(draft)
         copy([SOURCES / "tcar.typ", SOURCES / "refs.bib"], folder)
-        copy(shown, folder / "results")
+        copy(behind, folder / "results")
         copy(drawn, folder / "figures")
         _write_tables(made, inserted, folder / "tables")
         # Embedded fonts only: a font that happens to be installed would move the page breaks.

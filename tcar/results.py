@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tcar import files
-from tcar.params import Params
+from tcar.params import Params, shown
 
 DIGITS = 10  # significant ones kept: below what two machines agree on anyway
 PACKAGE = Path(__file__).parent
@@ -53,7 +53,7 @@ def save(
     path = Path(path)
     meta = {
         **revision(params.root),
-        "parameters": params.as_dict(),
+        "parameters": shown(params.as_dict()),
         "inputs": {relative(p, params.root): digest(p) for p in map(Path, inputs)},
         "seeds": list(seeds),
         "versions": {"python": platform.python_version(), **_versions()},

@@ -138,7 +138,7 @@ def test_csv_is_always_there_and_the_alarm_comes_last(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("webhook", "shown"), [("https://h.example/T0/secret", "(an address)"), ("$HOOK", "$HOOK"), ("", "")]
+    ("webhook", "shown"), [("https://h.example/T0/secret", "(not shown)"), ("$HOOK", "$HOOK"), ("", "")]
 )
 def test_the_address_of_a_webhook_is_written_nowhere(tmp_path, webhook, shown):
     parameters = {**ABOUT["parameters"], "webhook": webhook}

@@ -44,6 +44,10 @@ class ParameterError(ValueError):
     """A parameter is unknown, mistyped or out of range; the message names the key, the file and the fix."""
 
 
+SECRETS = tuple(name for name, declared in FIELDS.items() if declared.metadata.get("secret"))
+HIDDEN = "(not shown)"
+
+
 @cache
 def find_root(start: Path) -> Path:
     """The project folder: the nearest one from `start` upward whose pyproject.toml belongs to tcar, else this
@@ -172,11 +176,32 @@ def from_notebook(namespace: Mapping[str, typing.Any]) -> Params:
         unknown = [_unknown(k) for k in names if k not in FIELDS and k not in ("In", "Out")]
         if unknown:
             raise ParameterError(f"{source}: " + "; ".join(unknown))
-    run = from_values({k: namespace[k] for k in FIELDS if k in namespace}, source=source)
+    given = {k: namespace[k] for k in FIELDS if k in namespace}
+    refuse_secrets(given, source)
+    run = from_values(given, source=source)
     # The pipeline keeps everything a notebook prints, so there the kernel writes no file of its own.
     logfile = None if "TCAR_STAGE" in os.environ else run.logs_dir / f"{source}.log"
     log.configure(run.common.log_level, logfile)
     return run
+
+
+def secrets(values: Mapping[str, typing.Any]) -> dict[str, str]:
+    """The secrets among flat parameters, those that are stated themselves rather than as the $NAME of a variable."""
+    return {key: values[key] for key in SECRETS if not str(values.get(key, "")).startswith("$") and values.get(key)}
+
+
+def shown(values: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
+    """Flat parameters as any file may hold them: what is secret is left out."""
+    return {**values, **dict.fromkeys(secrets(values), HIDDEN)}
+
+
+def refuse_secrets(values: Mapping[str, typing.Any], place: str) -> None:
+    """Raise ParameterError where a secret is stated in a place that is kept or that others can read."""
+    for key in secrets(values):
+        raise ParameterError(
+            f"{place}: {key} is stated where it is kept and others can read it; put it into an environment variable "
+            f'and state its name, as in {key} = "$MY_{key.upper()}"'
+        )
 
 
 def _unknown(key: object) -> str:
@@ -187,9 +212,10 @@ def _unknown(key: object) -> str:
 def _check(key: str, value, source: str):
     """The value in its declared type, or a ParameterError."""
     expected, limits = TYPES[key], FIELDS[key].metadata
+    told = HIDDEN if limits.get("secret") else repr(value)
     if not _fits(value, expected):
         name = str(expected) if typing.get_args(expected) else expected.__name__
-        found = f"{value!r} ({_kind(value)})"
+        found = f"{told} ({_kind(value)})"
         raise ParameterError(f"{source}: {key} is {found}, expected {name}{_hint(value, expected)}")
     if expected is float:
         value = float(value)
@@ -197,7 +223,7 @@ def _check(key: str, value, source: str):
     for item in items:
         problem = _outside(item, limits)
         if problem:
-            raise ParameterError(f"{source}: {key} is {value!r}, {problem}")
+            raise ParameterError(f"{source}: {key} is {told}, {problem}")
     if "length" in limits and len(value) != limits["length"]:
         raise ParameterError(f"{source}: {key} is {value!r}, expected {limits['length']} numbers")
     if key == "name" and not re.fullmatch(r"[\w][\w.-]*", value):

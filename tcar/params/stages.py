@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 
 
 def _bounded(default, **limits):
-    """A field with limits: `choices`, `pattern`, `minimum`, `maximum` (of each item), `length` (of lists)."""
+    """A field with limits: `choices`, `pattern`, `minimum`, `maximum` (of each item), `length` (of lists).
+
+    `secret=True`: no file is to hold its value (`tcar.params.shown`).
+    """
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=limits)
-    return field(default=default, metadata=limits)
+    return field(default=default, metadata=limits, repr=not limits.get("secret"))
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,7 @@ class Watching:
     trackers: list[str] = _bounded(["csv"], choices=("csv", "tensorboard", "wandb"))  # CSV is always written
     wandb_project: str = _bounded("tcar", pattern=r"[\w.-]+")
     # "" = none; an address, or $NAME of an environment variable that holds it, which keeps a secret out of results.
-    webhook: str = _bounded("", pattern=r"|https?://\S+|\$\w+")
+    webhook: str = _bounded("", pattern=r"|https?://\S+|\$\w+", secret=True)
     alert_window: int = _bounded(50, minimum=10)  # logged steps that a step is compared with: long for noise, yet soon
     divergence_margin: float = _bounded(0.2, minimum=0.01)  # of the first loss: far beyond a warm-up's bump
     gradient_explosion: float = _bounded(10.0, minimum=1.5)  # times the median: clipping answers less than that

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import itertools
 import math
+import os
 import random
 import re
 import textwrap
@@ -39,7 +40,9 @@ class SearchSettings:
     base_file: Path
     space: dict[str, BaseDistribution]
     trial: dict[str, Any] = field(default_factory=dict)  # parameters of all trials that differ from the base
-    storage: str = ""  # "" = a journal file in the run's folder; else a journal's path or a database's address
+    # "" = a journal file in the run's folder; else a journal's path or a database's address, with $NAME for what an
+    # environment variable holds, such as a password.
+    storage: str = field(default="", repr=False)
     sampler: str = "tpe"
     pruner: str = "median"
     trials: int = 20
@@ -57,9 +60,10 @@ class SearchSettings:
     @property
     def address(self) -> str:
         """The storage: an absolute path of a journal file, or a database's address."""
-        if "://" in self.storage:
-            return self.storage
-        stated = Path(self.storage).expanduser() if self.storage else self.folder / f"{self.name}.journal"
+        storage = os.path.expandvars(self.storage)
+        if "://" in storage:
+            return storage
+        stated = Path(storage).expanduser() if storage else self.folder / f"{self.name}.journal"
         return str((self.base.root / stated).resolve())
 
     @property
@@ -161,7 +165,7 @@ def write_params(settings: SearchSettings, changes: Mapping[str, Any], remarks: 
     """Write the base's parameter file with the winner's values under the name of the search, and give its path.
 
     remarks: lines of comment at its head. Comments of the base stay; each changed line says what it was. The run does
-    not publish: what the project's paper shows is decided by hand.
+    not publish: what the project's paper shows is decided by hand. A secret that the base states is left out.
     Raises ParameterError: a file of that name that no search has written, or that was edited since.
     """
     target = settings.winner_file
@@ -176,12 +180,16 @@ def write_params(settings: SearchSettings, changes: Mapping[str, Any], remarks: 
     text = settings.base_file.read_text(encoding="utf-8")
     # What was decided at the call (the run that a notebook is of) differs from the file as well.
     called = {key: value for key, value in settings.base.as_dict().items() if value != base.as_dict()[key]}
-    for key, value in (called | {"publish": False} | dict(changes) | {"name": settings.name}).items():
+    own = {"publish": False, **dict(changes), "name": settings.name}
+    own |= {key: base.as_dict()[key] for key in params.SECRETS}
+    for key in params.secrets(own):
+        own[key], text = "", re.sub(rf"^{key}:.*", f'{key}: ""', text, flags=re.MULTILINE)
+    for key, value in (called | own).items():
         if value != (before := base.as_dict()[key]):
             text = _replaced(text, key, value, f"was {before}" if key in changes else "")
     head = [f"# {line}" for remark in remarks for line in textwrap.wrap(remark, 116)]
     text = "\n".join([*head, text])
-    wanted = settings.base.as_dict() | dict(changes) | {"name": settings.name, "publish": False}
+    wanted = settings.base.as_dict() | own
     with files.drafted(target) as draft:
         draft.write_text(f"{_mark(text)}\n{text}", encoding="utf-8")
         if (written := params.load(draft).as_dict()) != wanted:
@@ -265,6 +273,8 @@ def _check(values: Mapping[str, Any], path: Path) -> None:
     params.from_values({"seeds": seeds}, source=str(path))
     if len(set(seeds)) < max(2, len(seeds)):
         raise ParameterError(f"{path}: seeds is {seeds!r}, expected at least two different ones")
-    if values.get("storage", "").startswith("sqlite"):
+    if unset := re.search(r"\$\w+", os.path.expandvars(storage := values.get("storage", ""))):
+        raise ParameterError(f"{path}: storage names {unset[0]}, but there is no such environment variable")
+    if os.path.expandvars(storage).startswith("sqlite"):
         raise ParameterError(f"{path}: storage is SQLite, where two workers can take the same trial; "
                              "leave it empty for a journal file, or name a database server")

@@ -13,12 +13,14 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import optuna
@@ -59,13 +61,21 @@ def open_storage(address: str) -> BaseStorage:
         try:
             return RDBStorage(address)
         except Exception as error:  # of SQLAlchemy or of the database's driver
-            raise SearchError(f"the storage cannot be opened: {' '.join(str(error).split())}") from error
+            raise SearchError(f"the storage cannot be opened: {_without_password(str(error), address)}") from None
     try:
         Path(address).parent.mkdir(parents=True, exist_ok=True)
         _mend(Path(address))
         return JournalStorage(JournalFileBackend(address))
     except OSError as error:
         raise SearchError(f"{address}: the journal cannot be written: {error}") from error
+
+
+def _without_password(text: str, address: str) -> str:
+    """A driver's message on one line, without the address and the password in it."""
+    password = re.match(r"[^:]+://[^:/]*:(.+)@", address)
+    for hidden in (address, *([password[1], unquote(password[1])] if password else [])):
+        text = text.replace(hidden, "…")
+    return " ".join(text.split())
 
 
 def open_study(storage: BaseStorage, name: str, definition: Mapping[str, Any]) -> optuna.Study:

@@ -39,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     first = Ranks.here().rank == 0
     log.configure("INFO" if first else "WARNING")
     try:
-        run = params.load(asked.params, **dict(map(_change, asked.changes)))
+        changes = dict(map(_change, asked.changes))
+        params.refuse_secrets(changes, "the command line")
+        run = params.load(asked.params, **changes)
         for seed in run.training.seeds:
             task = task_of(run, seed)
             folder = training_folder(run, task, seed)

@@ -155,8 +155,9 @@ class Webhook:
         except (OSError, ValueError, HTTPException) as error:  # of the network, of the address, of the answer
             if not self.failed:
                 self.failed = True
-                # Not the address: whoever has it can post there.
-                log.get(__name__).warning(f"the webhook does not take alerts ({error}); said once, the run goes on")
+                # Not the address: whoever has it can post there. What is wrong with an address is told with a part of it.
+                why = error if isinstance(error, OSError) else type(error).__name__
+                log.get(__name__).warning(f"the webhook does not take alerts ({why}); said once, the run goes on")
 
 
 def raised(folder: str | Path) -> list[Alert]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from tcar import files, log, results
+from tcar import files, log, params, results
 from tcar.params import ParameterError, Watching
 from tcar.train.alerts import Alarm, Alert, Webhook
 from tcar.train.watch import Watcher
@@ -258,12 +258,8 @@ def wandb_mode() -> str:
 
 
 def _shareable(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The run without the address of its webhook: whoever has that can post there."""
-    parameters = dict(run.get("parameters", {}))
-    if not str(parameters.get("webhook", "")).startswith(("$", "http")):
-        return {**run, "parameters": parameters}
-    shown = parameters["webhook"] if parameters["webhook"].startswith("$") else "(an address)"
-    return {**run, "parameters": {**parameters, "webhook": shown}}
+    """The run with its parameters as others may see them: whoever has a webhook's address can post there."""
+    return {**run, "parameters": params.shown(run.get("parameters", {}))}
 
 
 def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
