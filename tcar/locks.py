@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""One process at a time in a folder, and in a run."""
 
 import contextlib
 import datetime
@@ -6,28 +6,62 @@ import fcntl
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tcar import log
 
+if TYPE_CHECKING:
+    from tcar.params import Params
+
 LOG = log.get(__name__)
+POLL = 0.2  # seconds between two tries
+WRITING = 5.0  # seconds that another process may take to write a result
+_runs: set[Path] = set()  # the locks of runs that this process holds
 
 
 @contextmanager
-def alone(path: Path, error: type[Exception], message: str) -> Iterator[None]:
+def of_run(run: "Params", error: type[Exception], patience: float = 0.0) -> Iterator[None]:
+    """Hold the lock of a run: only one process at a time writes its results.
+
+    A process takes it once, however often it asks, and a notebook of the pipeline is inside the pipeline's. Raises
+    `error` where another process holds it for longer than `patience` seconds.
+    """
+    path = run.run_dir / "pipeline" / "lock"
+    if path in _runs or "TCAR_STAGE" in os.environ:
+        yield
+        return
+    busy = f"{run.run_dir}: another run of this name is going on; wait for it to end, or give this one another `name`"
+    with alone(path, error, busy, patience):
+        _runs.add(path)
+        try:
+            yield
+        finally:
+            _runs.discard(path)
+
+
+@contextmanager
+def alone(path: Path, error: type[Exception], message: str, patience: float = 0.0) -> Iterator[None]:
     """Hold the lock of a file, which the system gives back when the process ends, however it ends.
 
     Raises `error` with the message, which is to name the folder and the fix, and with who holds the lock, where another
-    process does. Where the disk knows no locks, a warning says so and the work goes on.
+    process does, for longer than `patience` seconds. Where the disk knows no locks, a warning says so and the work goes
+    on.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
+        began, told = time.monotonic(), not patience
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise error(f"{message} ({_holder(path)})") from None
+            while not _taken(file):
+                if time.monotonic() - began >= patience:
+                    raise error(f"{message} ({_holder(path)})")
+                if not told:
+                    LOG.info(f"waiting: {message} ({_holder(path)})")
+                told = True
+                time.sleep(POLL)
         except OSError as problem:
             LOG.warning(f"{path.parent}: this disk knows no locks ({problem.strerror}); start no second call meanwhile")
         file.truncate(0)
@@ -38,6 +72,15 @@ def alone(path: Path, error: type[Exception], message: str) -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):
                 file.truncate(0)
+
+
+def _taken(file) -> bool:
+    """Whether the lock is this process's by now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _self() -> str:

@@ -344,8 +344,7 @@ def main(arguments: list[str] | None = None, steps: tuple[Step, ...] = (*TABLE, 
             show(run, steps)
         else:
             # Two runs of the same name would write the same files.
-            busy = f"{run.run_dir}: another run of this name is going on; wait for it to end"
-            with locks.alone(run.run_dir / "pipeline" / "lock", PipelineError, busy):
+            with locks.of_run(run, PipelineError):
                 run_all(run, steps, only=only, force=chosen.force)
     except (ParameterError, NotebookError, PipelineError, results.ResultError) as error:
         _say(f"error: {error}", "31")

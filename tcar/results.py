@@ -13,12 +13,14 @@ import math
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tcar import files
+from tcar import files, locks, log
 from tcar.params import Params, shown
 
 DIGITS = 10  # significant ones kept: below what two machines agree on anyway
@@ -29,6 +31,9 @@ VERSIONS = (
 )  # fmt: skip
 # These carry settings and text but compute no number: a change in them makes no result stale.
 PASSIVE = {"tcar", "tcar.compat", "tcar.log", "tcar.params"}
+
+
+_BEGAN, _written = time.time_ns(), {}  # what this process has written, and when
 
 
 class ResultError(ValueError):
@@ -48,7 +53,7 @@ def save(
 
     values: nested dictionaries, lists, arrays, numbers and text; floats are rounded to 10 significant digits,
     a NaN or infinity becomes null. extra: what was measured but differs from run to run, such as seconds.
-    Raises ResultError for a value that JSON cannot hold.
+    Raises ResultError for a value that JSON cannot hold, and where another process is at work on the run.
     """
     path = Path(path)
     meta = {
@@ -61,9 +66,21 @@ def save(
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "extra": dict(extra or {}),
     }
-    write(path, values)
-    write(path.with_suffix(".meta.json"), meta)
+    inside = path.is_relative_to(params.run_dir)
+    with locks.of_run(params, ResultError, locks.WRITING) if inside else nullcontext():
+        _tell_of_others(path)
+        write(path, values)
+        write(path.with_suffix(".meta.json"), meta)
+        _written[path] = path.stat().st_mtime_ns
     return path
+
+
+def _tell_of_others(path: Path) -> None:
+    """Say that a result is replaced which another process has written since this one began."""
+    there = path.stat().st_mtime_ns if path.is_file() else 0
+    if there > _BEGAN and there != _written.get(path):
+        when = datetime.datetime.fromtimestamp(there / 1e9).isoformat(sep=" ", timespec="seconds")
+        log.get(__name__).warning(f"{path}: another process wrote it at {when}, after this one began; it is replaced")
 
 
 def load(path: Path) -> dict[str, Any]:

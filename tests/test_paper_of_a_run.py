@@ -41,10 +41,11 @@ def published(project, monkeypatch) -> Path:
 
 def in_this_process(source, target, parameters, logfile) -> None:
     namespace, notebook = {}, notebooks.read(source)
-    for cell in notebook.cells:
-        exec(cell, namespace)
-        if cell == notebook.declaration:
-            namespace.update(parameters)
+    with execution._environment(TCAR_STAGE=source.stem):
+        for cell in notebook.cells:
+            exec(cell, namespace)
+            if cell == notebook.declaration:
+                namespace.update(parameters)
 
 
 def say(**values) -> None:

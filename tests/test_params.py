@@ -146,6 +146,12 @@ class TestNotebook:
         params.from_notebook(self.namespace(name="y"))
         assert not (project / "runs" / "y").exists()
 
+    def test_by_hand_it_draws_in_the_run_and_not_among_the_figures_of_the_paper(self, project, monkeypatch):
+        drawn = params.from_notebook(self.namespace(name="x")).figures_dir
+        assert drawn == project / "runs" / "x" / "figures"
+        monkeypatch.setenv("TCAR_STAGE", "03_training")
+        assert params.from_notebook(self.namespace(name="x")).figures_dir == project / "figures" / "x"
+
 
 def test_checkpoints_are_found_from_the_project_folder_wherever_one_works(project, monkeypatch):
     (project / "weights").mkdir()

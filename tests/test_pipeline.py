@@ -54,10 +54,11 @@ def toy(project, monkeypatch):
         ran.append(source.stem)
         namespace = {}
         notebook = notebooks.read(source)
-        for cell in notebook.cells:
-            exec(cell, namespace)
-            if cell == notebook.declaration:
-                namespace.update(parameters)
+        with execution._environment(TCAR_STAGE=source.stem):
+            for cell in notebook.cells:
+                exec(cell, namespace)
+                if cell == notebook.declaration:
+                    namespace.update(parameters)
 
     monkeypatch.setattr(execution, "execute", in_this_process)
     return ran

@@ -4,6 +4,7 @@ The defaults are those of `params/demo.yaml`. Every key, type and range is check
 mistyped parameter would otherwise be a run with a default nobody asked for.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from tcar import log
+from tcar import locks, log
 from tcar.params.stages import (
     FIELDS,
     STAGES,
@@ -77,6 +78,7 @@ class Params:
     ablations: Ablations = field(default_factory=Ablations)
     interpretability: Interpretability = field(default_factory=Interpretability)
     root: Path = field(default_factory=lambda: find_root(Path.cwd()))  # where relative paths begin
+    by_hand: bool = field(default=False, compare=False)  # in a notebook that is not run by the pipeline
 
     def as_dict(self) -> dict[str, typing.Any]:
         """All parameters, flat, as the YAML file has them."""
@@ -99,8 +101,9 @@ class Params:
 
     @property
     def figures_dir(self) -> Path:
-        """The figures and the numbers behind them."""
-        return self.root / self.common.figures / self.common.name
+        """The figures and the numbers behind them; those of a notebook run by hand stay in the run's folder, so that
+        trying something never changes the figures of the paper."""
+        return self.run_dir / "figures" if self.by_hand else self.root / self.common.figures / self.common.name
 
     @property
     def data_root(self) -> Path:
@@ -179,10 +182,31 @@ def from_notebook(namespace: Mapping[str, typing.Any]) -> Params:
     given = {k: namespace[k] for k in FIELDS if k in namespace}
     refuse_secrets(given, source)
     run = from_values(given, source=source)
+    if "TCAR_STAGE" not in os.environ:
+        run = dataclasses.replace(run, by_hand=True)
+        _claim(run, to_the_end=log.under_papermill(namespace))
     # The pipeline keeps everything a notebook prints, so there the kernel writes no file of its own.
     logfile = None if "TCAR_STAGE" in os.environ else run.logs_dir / f"{source}.log"
     log.configure(run.common.log_level, logfile)
     return run
+
+
+_held = contextlib.ExitStack()
+
+
+def _claim(run: Params, to_the_end: bool) -> None:
+    """Raise ParameterError where another process is at work on the run.
+
+    A notebook that papermill runs keeps others out until it ends. Of those open in JupyterLab any number may be of one
+    run, as most are idle: each takes the lock while it writes a result.
+    """
+    _held.close()
+    taken = locks.of_run(run, ParameterError, locks.WRITING)
+    if to_the_end:
+        _held.enter_context(taken)
+        return
+    with taken:
+        pass
 
 
 def secrets(values: Mapping[str, typing.Any]) -> dict[str, str]:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tcar import log, params, results
+from tcar import locks, log, params, results
 from tcar.data.ssv2 import DatasetError
 from tcar.features import FeatureError
 from tcar.params import ParameterError, Params
@@ -26,7 +26,8 @@ def run_command(
     try:
         run = params.load(chosen.params)
         log.configure(run.common.log_level, run.logs_dir / f"{name}.log")
-        print(f"written: {results.relative(build(run), run.root)}")
+        with locks.of_run(run, ParameterError):
+            print(f"written: {results.relative(build(run), run.root)}")
     except (ParameterError, DatasetError, FeatureError, TrainingError, results.ResultError) as error:
         print(f"error: {error}")
         return 1

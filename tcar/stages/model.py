@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tcar import files, params
+from tcar import files, locks, params, results
 from tcar.evaluate import calibration
 from tcar.models.checkpoints import CheckpointError
 from tcar.models.fusion import FusionConfig
@@ -63,9 +63,10 @@ def save_model(run: Params, fit: Fit, validation: TokenSet) -> dict:
     """
     model = TCA.create(model_config(run, fit.fusion), pretrained=True, **run.stream_checkpoints)
     model.fusion.load_state_dict(fit.state_dict)
-    fitted = calibration(logits(fit, validation), validation.labels)
-    model.save_pretrained(model_folder(run), card=card_facts(run, fit))
-    write_calibration(model_folder(run), fitted)
+    fitted, facts = calibration(logits(fit, validation), validation.labels), card_facts(run, fit)
+    with locks.of_run(run, results.ResultError, locks.WRITING):
+        model.save_pretrained(model_folder(run), card=facts)
+        write_calibration(model_folder(run), fitted)
     return {"temperature": fitted["temperature"], "parameters": model.parameter_table()}
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from tcar import log, results
+from tcar import locks, log, results
 from tcar.data.ssv2 import SPLITS, load_labels, load_split
 from tcar.data.tabletop import load_index
 from tcar.evaluate import annotations, metrics
@@ -185,7 +185,8 @@ def build(run: Params) -> Path:
     scores = []
     for number in range(run.ablations.replicates):
         LOG.info(f"replicate {number + 1} of {run.ablations.replicates}")
-        scores.append(measure(run, number))
+        with locks.of_run(replicate(run, number), ParameterError):
+            scores.append(measure(run, number))
         LOG.info(", ".join(f"{method} {row['twin_accuracy']:.1%}" for method, row in scores[-1].items()))
     numbers = range(len(scores))
     values = {

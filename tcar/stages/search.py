@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState
 
-from tcar import replicates, results
+from tcar import locks, replicates, results
 from tcar.models.fusion import fusion_cost
 from tcar.models.packaged import packaged
 from tcar.search import Found, Score, search
@@ -68,10 +69,12 @@ def run_search(settings: SearchSettings, workers: int = 1, make_score=token_scor
     """
     data = data or identity(token_sets(settings.base, SPLITS))
     record = outcome(settings, search(settings, make_score, data, workers))
-    file = write_params(settings, record["winner"]["changes"], _remarks(record))
-    record["written"] = results.relative(file, settings.base.root)
-    results.save(settings.folder / f"{settings.name}.json", record, params=settings.base, seeds=settings.seeds,
-                 inputs=[file])  # fmt: skip
+    # Searches share their book; only what comes of it is written by one at a time, after whatever the run is busy with.
+    with locks.of_run(settings.base, SearchError, math.inf):
+        file = write_params(settings, record["winner"]["changes"], _remarks(record))
+        record["written"] = results.relative(file, settings.base.root)
+        results.save(settings.folder / f"{settings.name}.json", record, params=settings.base, seeds=settings.seeds,
+                     inputs=[file])  # fmt: skip
     return record
 
 
@@ -83,8 +86,9 @@ def publish(settings: SearchSettings, record: dict) -> Path:
     stated = {role for role in ROLES if getattr(base.streams, f"{role}_checkpoint")}
     weights = [packaged(getattr(base.streams, role)) for role in ROLES if role not in stated]
     inputs = [path for path in weights if path.is_file()]
-    for folder in (base.results_dir, base.root / "paper" / "results")[: 1 + base.common.publish]:
-        written = results.save(folder / replicates.SEARCH, record, params=base, seeds=settings.seeds, inputs=inputs)
+    with locks.of_run(base, SearchError, math.inf):
+        for folder in (base.results_dir, base.root / "paper" / "results")[: 1 + base.common.publish]:
+            written = results.save(folder / replicates.SEARCH, record, params=base, seeds=settings.seeds, inputs=inputs)
     return written
 
 

@@ -155,7 +155,7 @@ class Webhook:
         except (OSError, ValueError, HTTPException) as error:  # of the network, of the address, of the answer
             if not self.failed:
                 self.failed = True
-                # Not the address: whoever has it can post there. What is wrong with an address is told with a part of it.
+                # Whoever has the address can post there, and an error in it is told with a part of it.
                 why = error if isinstance(error, OSError) else type(error).__name__
                 log.get(__name__).warning(f"the webhook does not take alerts ({why}); said once, the run goes on")
 
