@@ -20,7 +20,7 @@ help:
 	@echo "make paper      render the data, run the stale notebooks, build the paper  [PARAMS=params/demo.yaml]"
 	@echo "make test       the tests, with the whole pipeline in small"
 	@echo "make doctor     what is installed, found and missing, each fault with its fix  [PARAMS=…]"
-	@echo "make lab        open the notebooks in JupyterLab"
+	@echo "make lab        JupyterLab on copies of the notebooks, which git does not see"
 	@echo "make replicates the methods on other clips, streams and trainings: half an hour  [PARAMS=params/demo.yaml]"
 	@echo "make terms      each loss term and regulariser against its absence, five seeds each  [PARAMS=params/demo.yaml]"
 	@echo "make streams    train the two small streams that come with the package again"
@@ -72,7 +72,7 @@ streams: setup
 	$(py) -m tcar.models.pretrain
 
 lab: setup
-	$(py) -m jupyterlab notebooks
+	@$(py) -m tcar.lab
 
 lint: setup
 	$(py) -m ruff check .
