@@ -1,7 +1,7 @@
 """JupyterLab on the project's folder, with copies of the notebooks to run and change: `make lab`.
 
-JupyterLab keeps what a notebook has shown in its file, and those in `notebooks/` are tracked. So it opens on `runs/lab/`,
-which git ignores; figures, executed notebooks, parameters and clips are in the same tree.
+JupyterLab keeps what a notebook has shown in its file, and those in `notebooks/` are tracked. So it opens on
+`runs/lab/`, which git ignores; figures, executed notebooks, parameters and clips are in the same tree.
 """
 
 import os

@@ -4,11 +4,11 @@
     python -m tcar.pipeline params/demo.yaml --list     say what is stale, and why
     python -m tcar.pipeline params/demo.yaml --only 03_training --force
 
-A step is stale when a parameter of its stages, its code, a module of tcar it imports, an input or one of
-its outputs has changed since it last succeeded. The state of a step is kept as soon as the step has
-succeeded. That is why this is no doit file: doit writes its state when the whole run ends, so a run killed
-in the fifth notebook would begin again with the first; and of its checks only the order of the steps would
-be left, since code cells, modules and targets need hashes of their own.
+A step is stale when a parameter of its stages, its code, a module of tcar it imports, a package that decides
+values, an input or one of its outputs has changed since it last succeeded. The state of a step is kept as soon
+as the step has succeeded. That is why this is no doit file: doit writes its state when the whole run ends, so a
+run killed in the fifth notebook would begin again with the first; and of its checks only the order of the steps
+would be left, since code cells, modules and targets need hashes of their own.
 """
 
 import argparse
@@ -66,9 +66,9 @@ TABLE = (
     ),
 )
 REPORT = Step("report", tuple(o for s in TABLE for o in s.outputs), (), tuple(params.STAGES))
-# These change where a run is kept or how fast it goes, not what comes out.
+# These change the folder that a run's state is in too, or how fast it goes, but neither what comes out nor where.
 NEUTRAL = {
-    "name", "runs", "figures", "workers", "log_level", "publish", "data_root",
+    "name", "runs", "workers", "log_level", "publish",
     "trackers", "wandb_project", "webhook", "alert_window", "divergence_margin", "gradient_explosion",
     "throughput_collapse", "disk_reserve_gb",
 }  # fmt: skip
@@ -78,7 +78,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 # ---- what a step depends on ----
 def fingerprint(step: Step, run: Params) -> dict[str, Any]:
-    """Everything that decides what a step writes: parameters, code, modules of tcar, inputs."""
+    """Everything that decides what a step writes: parameters, code, modules of tcar, packages, inputs."""
     if step is REPORT:
         code, modules = "", results.module_digests("tcar.report")
     else:
@@ -88,6 +88,7 @@ def fingerprint(step: Step, run: Params) -> dict[str, Any]:
         "parameters": _parameters(step, run),
         "code": code,
         "modules": modules,
+        "versions": results.versions(),
         "inputs": {results.relative(path, run.root): _content(path) for path in _inputs(step, run)},
     }
 
@@ -119,6 +120,8 @@ def _inputs(step: Step, run: Params) -> list[Path]:
         return sorted({*found, *_files(run.root / "paper", "*.typ", "*.bib", "*.csv")})
     if step.name != "00_data_audit" or run.data.dataset != "tabletop":
         found += _files(run.data_root, *ANNOTATIONS)
+    if step.name != "00_data_audit":  # what a later audit has quarantined is left out too
+        found += _files(run.run_dir / "audit", "quarantine.json")
     if "streams" in step.parameters:
         stated = (run.streams.semantic_checkpoint, run.streams.motion_checkpoint)
         found += [run.root / Path(path).expanduser() for path in stated if path]
@@ -135,6 +138,8 @@ def _outputs(step: Step, run: Params) -> list[Path]:
     found = [run.results_dir / f"{name}.json" for name in step.outputs]
     if step.name == "00_data_audit" and run.data.dataset == "tabletop":
         found += _files(run.data_root, *ANNOTATIONS)
+    if step.name == "03_training":
+        found += _files(run.run_dir / "model", "*")
     return found
 
 
@@ -158,9 +163,10 @@ def reasons(step: Step, run: Params, now: dict[str, Any]) -> list[str]:
     if "code" not in before:
         return ["has not succeeded yet"]
     found = [
-        f"{key}: {before['parameters'].get(key)} -> {now['parameters'].get(key)}"
-        for key in sorted(before["parameters"].keys() | now["parameters"].keys())
-        if results.digest([before["parameters"].get(key)]) != results.digest([now["parameters"].get(key)])
+        f"{key}: {old} -> {new}"
+        for part in ("parameters", "versions")
+        for key in sorted(before.get(part, {}).keys() | now[part].keys())
+        if results.digest([old := before.get(part, {}).get(key)]) != results.digest([new := now[part].get(key)])
     ]
     found += ["its code changed"] if before["code"] != now["code"] else []
     found += [f"{name} changed" for name in _differing(before["modules"], now["modules"])]

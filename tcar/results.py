@@ -26,8 +26,8 @@ from tcar.params import Params, shown
 DIGITS = 10  # significant ones kept: below what two machines agree on anyway
 PACKAGE = Path(__file__).parent
 VERSIONS = (
-    "torch", "torchvision", "timm", "transformers", "numpy", "scikit-learn", "umap-learn", "captum", "av",
-    "decord2",
+    "torch", "torchvision", "timm", "transformers", "accelerate", "numpy", "scipy", "scikit-learn", "umap-learn",
+    "captum", "optuna", "av", "decord2", "pillow", "opencv-python-headless", "matplotlib", "typst",
 )  # fmt: skip
 # These carry settings and text but compute no number: a change in them makes no result stale.
 PASSIVE = {"tcar", "tcar.compat", "tcar.log", "tcar.params"}
@@ -61,7 +61,7 @@ def save(
         "parameters": shown(params.as_dict()),
         "inputs": {relative(p, params.root): digest(p) for p in map(Path, inputs)},
         "seeds": list(seeds),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **versions()},
         "device": _device(),
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "extra": dict(extra or {}),
@@ -210,7 +210,8 @@ def relative(path: Path, root: Path) -> str:
     return path.resolve().relative_to(root.resolve()).as_posix() if inside else str(path)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The installed versions of the packages that decide values and pictures."""
     found = {}
     for name in VERSIONS:
         try:

@@ -92,6 +92,31 @@ def test_a_changed_parameter_concerns_the_steps_of_its_stage(toy, capsys):
     assert run(toy) == (0, ["c"])
 
 
+def test_a_folder_that_is_written_to_is_no_matter_of_indifference(toy, project):
+    run(toy)
+    say(train_sets=3, data_root="elsewhere")  # where the first step renders the clips
+    assert run(toy) == (0, ["a", "b"])
+    say(train_sets=3, data_root="elsewhere", figures="drawn")
+    assert run(toy) == (0, ["a", "b", "c"])
+    assert (project / "drawn" / "toy" / "a.png").is_file()
+
+
+def test_another_version_of_a_package_that_decides_values_makes_stale(toy, monkeypatch, capsys):
+    run(toy)
+    newer = results.versions() | {"torch": "99.0"}
+    monkeypatch.setattr(results, "versions", lambda: newer)
+    assert run(toy) == (0, ["a", "b", "c"])
+    assert "-> 99.0" in capsys.readouterr().out
+    assert run(toy) == (0, [])
+
+
+def test_what_a_later_audit_leaves_out_concerns_all_that_read_the_clips(toy, project):
+    run(toy)
+    results.write(project / "runs" / "toy" / "audit" / "quarantine.json", {"broken": []})
+    assert run(toy) == (0, ["a", "b", "c"])
+    assert run(toy) == (0, [])
+
+
 def test_a_step_that_runs_again_to_the_same_values_makes_nothing_else_stale(toy, project):
     run(toy)
     write_a(project, value="{'odd': 1}")

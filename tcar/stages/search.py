@@ -58,7 +58,8 @@ def token_score(settings: SearchSettings) -> Score:
 def identity(tokens: dict[str, TokenSet]) -> dict[str, str]:
     """What a score on tokens depends on besides the parameters."""
     made = {split: tokens[split].digest() for split in SPLITS}
-    return made | {"code": results.code_digest("tcar.train.heads", "tcar.models.fusion")}
+    code = results.code_digest("tcar.train.heads", "tcar.models.fusion", "tcar.stages.fusion")
+    return made | {"code": code, "torch": results.versions()["torch"]}
 
 
 def run_search(settings: SearchSettings, workers: int = 1, make_score=token_score, data: dict | None = None) -> dict:

@@ -15,7 +15,7 @@ from tcar.stages.runs import LiveCurves
 from tcar.train import alerts, tracking
 from tcar.train.checkpoints import Checkpoints
 from tcar.train.tasks import Task, TokenTask
-from tcar.train.trainer import INTERRUPTED, Trained, train
+from tcar.train.trainer import INTERRUPTED, Trained, code_of, train
 from tcar.train.watch import StopTraining, Watcher
 
 if TYPE_CHECKING:
@@ -98,10 +98,8 @@ def watch(run: Params, tokens: Mapping[str, TokenSet], seed: int) -> Watched:
 
 def training_key(task: Task, run: Params, seed: int) -> str:
     """A digest of all that decides what a training gives: code, model, data, recipe and seed."""
-    return results.digest({
-        "code": results.code_digest("tcar.train.trainer", "tcar.train.tasks"), "task": task.identity(),
-        "recipe": asdict(task.recipe), "trainer": asdict(run.trainer), "seed": seed,
-    })  # fmt: skip
+    recipe = {"recipe": asdict(task.recipe), "trainer": asdict(run.trainer), "seed": seed}
+    return results.digest({**code_of(task), "task": task.identity(), **recipe})
 
 
 def record(run: Params, watched: Watched, fits: Sequence[Fit]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tcar.train", description=__doc__)
     parser.add_argument("params", type=Path, help="a parameter file, such as params/ssv2.yaml")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="parameters that differ from the file's")
+    parser.add_argument("--other-code", action="store_true", help="go on with a training that other code has begun")
     asked = parser.parse_args(arguments)
     first = Ranks.here().rank == 0
     log.configure("INFO" if first else "WARNING")
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
             task = task_of(run, seed)
             folder = training_folder(run, task, seed)
             following = watchers(run.watching, folder) if first else ()
-            found = train(task, run, folder, seed, following, results.revision(run.root))
+            found = train(task, run, folder, seed, following, results.revision(run.root), asked.other_code)
             if first:
                 if found.best_epoch:
                     _save(run, task, found, folder, seed)

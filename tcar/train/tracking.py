@@ -129,7 +129,7 @@ class CsvTracker:
         for table in self.tables.values():
             table.keep(step)
         before = results.load(self.folder / RUN).get("parts", []) if step and (self.folder / RUN).is_file() else []
-        part = {"after_step": step, "started": _now(), "ended": None, "reason": None}
+        part = {"after_step": step, "started": _now(), "ended": None, "reason": None, "commit": run.get("commit")}
         self.about = {**_shareable(run), "parts": [*before, part]}
         results.write(self.folder / RUN, self.about)
 

@@ -27,9 +27,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from tcar import locks, log
+from tcar import locks, log, results
 from tcar.evaluate import calibration
 from tcar.params import Params
 from tcar.tokens import TrainingError
@@ -73,12 +74,13 @@ class Trained:
 
 def train(
     task: Task, run: Params, folder: str | Path, seed: int, watchers: Sequence[Watcher] = (),
-    facts: dict[str, Any] | None = None,
+    facts: dict[str, Any] | None = None, other_code: bool = False,
 ) -> Trained:  # fmt: skip
     """Train with AdamW, linear warm-up and a cosine to zero; go on where an interrupted training in `folder` ended.
 
     The best epoch is that of the highest validation top-1, then of the lowest loss. `facts` reach the watchers beside
     what the trainer knows. On a CPU a process computes on one thread, and the same seed gives the same weights.
+    `other_code` goes on with a training that was begun by other code or another torch, and says so.
     AdamW: Loshchilov & Hutter 2019, arXiv:1711.05101. Averaged weights: Tarvainen & Valpola 2017, arXiv:1703.01780.
 
     Raises:
@@ -89,7 +91,8 @@ def train(
     """
     processes = Processes(run, task.partly_used)
     with _alone(Path(folder), processes), reproducible(seed):
-        training = _Training(task, run, Path(folder), seed, watchers if processes.main else (), processes)
+        watching = watchers if processes.main else ()
+        training = _Training(task, run, Path(folder), seed, watching, processes, other_code)
         reason = training.follow(facts or {})
         state, checkpoints = training.state, training.checkpoints
         best, fitted = training.stepper.best(), None
@@ -128,7 +131,7 @@ class _State:
 
 class _Training:
     def __init__(self, task: Task, run: Params, folder: Path, seed: int, watchers: Sequence[Watcher],
-                 processes: Processes):  # fmt: skip
+                 processes: Processes, other_code: bool = False):  # fmt: skip
         self.task, self.run, self.seed, self.watchers, self.processes = task, run, seed, watchers, processes
         self.recipe, self.settings, self.name = task.recipe, run.trainer, f"{task.name}, seed {seed}"
         if self.recipe.epochs <= self.recipe.warmup_epochs:
@@ -139,6 +142,7 @@ class _Training:
         self.stepper = Stepper(task, run, seed, processes)
         self.steps, self.state, self.checkpoints = self.stepper.steps, _State(), Checkpoints(folder)
         self.identity = json.loads(json.dumps(self._identity()))
+        self.other_code = other_code
         self._resume()
 
     def follow(self, facts: dict[str, Any]) -> str:
@@ -326,22 +330,41 @@ class _Training:
         begun, asked = kept.state.pop("made_from"), self.identity
         if odd := [key for key in {**begun, **asked} if begun.get(key) != asked.get(key)]:
             some = "; ".join(f"{key} was {_short(begun.get(key))}, is {_short(asked.get(key))}" for key in odd)
-            raise TrainingError(
-                f"{self.checkpoints.root} holds a training with other parameters: {some}. Give them back, or train "
-                "under another name, or remove the folder"
-            )
+            self._meet(odd, some, kept.state["ended"])
         self.stepper.restore(kept)
         self.state = _State(**kept.state)
         if not self.processes.main:
             self.state.sums = dict.fromkeys(_SUMS, 0.0)
         logger.info(f"{self.name}: goes on after step {self.state.step}, from {found}")
 
+    def _meet(self, odd: list[str], some: str, ended: str) -> None:
+        """Raise TrainingError where a training cannot go on because of what is different, or else say that it does."""
+        root = self.checkpoints.root
+        if not code_of(self.task).keys() >= set(odd):
+            raise TrainingError(
+                f"{root} holds a training with other parameters: {some}. Give them back, or train under another name, "
+                "or remove the folder"
+            )
+        if not ended and not self.other_code:
+            raise TrainingError(
+                f"{root} holds half a training by other code: {some}. Give the code back, or remove the folder to "
+                "begin anew; --other-code (other_code=True) goes on all the same, and its numbers are then of both"
+            )
+        logger.warning(f"{self.name}: {'was trained' if ended else 'goes on that was begun'} by other code ({some})")
+
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a training to go on; the clips of a step may come about in another way."""
         settings = {key: value for key, value in asdict(self.settings).items() if key not in _FREE}
         recipe = {key: getattr(self.recipe, key) for key in _RECIPE}
         total = {"seed": self.seed, "batch_size x accumulation x processes": self.stepper.total}
-        return {**recipe, **settings, **total, **self.task.identity()}
+        return {**recipe, **settings, **total, **code_of(self.task), **self.task.identity()}
+
+
+def code_of(task: Task) -> dict[str, str]:
+    """What computes a training: a digest of the code of trainer and task, and the version of torch."""
+    own = type(task).__module__
+    modules = ["tcar.train.trainer", *([own] if own.startswith("tcar.") else [])]
+    return {"code": results.code_digest(*modules), "torch": torch.__version__}
 
 
 def _score(row: dict) -> tuple[float, float]:
