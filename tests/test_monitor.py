@@ -9,8 +9,8 @@ import pytest
 from videos import write_video
 
 from tcar.data import census
-from tcar.data.audit import load_quarantine
-from tcar.data.health import ClipHealth, check
+from tcar.data.audit import audit, load_quarantine
+from tcar.data.health import ClipHealth, check, read_journal
 from tcar.data.monitor import compare, compare_bytes, main, monitor
 from tcar.data.ssv2 import SPLITS, Clip, DatasetError, load_split
 
@@ -99,6 +99,48 @@ def test_a_clip_of_another_folder_is_read_from_there(dataset, tmp_path, capsys):
     assert run(dataset, "--into", str(tmp_path / "elsewhere"), "--splits", "validation") == 0
     assert "2 clips, 0 quarantined" in capsys.readouterr().out
     assert not (dataset / "audit").exists()
+
+
+def test_an_audit_of_one_split_keeps_what_is_known_of_the_others(dataset, capsys):
+    kept = (dataset / "videos" / "7.webm").read_bytes()
+    assert run(dataset) == 0
+    (dataset / "videos" / "7.webm").write_bytes(b"")
+    flip_quietly(dataset / "videos" / "9.webm")
+    assert run(dataset) == 1
+    capsys.readouterr()
+    (dataset / "videos" / "1.webm").unlink()
+    assert run(dataset, "--splits", "train") == 1
+    assert "audited: train; of 4 other clips what was known is kept" in capsys.readouterr().out
+    quarantined = {"1": "missing", "7": "empty", "9": "altered"}
+    assert load_quarantine(dataset / "audit" / "quarantine.json") == quarantined
+    found = report(dataset)
+    assert {kind: ids for kind, ids in found["changes"].items() if ids} == {"vanished": ["1"]}
+    assert (found["checked"], found["clips"], found["unlisted"]) == (
+        10, {"train": 6, "validation": 2, "test": 2}, [],
+    )  # fmt: skip
+    assert found["statistics"]["validation"]["clips"] == found["statistics"]["test"]["clips"] == 1
+    # With the list of a split gone nobody knows whose clips are left: they are kept as well.
+    (dataset / "test.json").rename(dataset / "elsewhere.json")
+    assert run(dataset, "--splits", "train", "validation") == 1
+    assert load_quarantine(dataset / "audit" / "quarantine.json") == quarantined
+    (dataset / "elsewhere.json").rename(dataset / "test.json")
+    (dataset / "videos" / "7.webm").write_bytes(kept)
+    assert run(dataset) == 1
+    # Trusted is still what was first found sound.
+    assert load_quarantine(dataset / "audit" / "quarantine.json") == {"1": "missing", "9": "altered"}
+    assert report(dataset)["changes"]["new"] == []
+
+
+def test_an_audit_of_one_split_leaves_the_work_of_an_interrupted_one(dataset):
+    journal = dataset / "audit" / "unfinished.jsonl"
+    splits = {split: load_split(dataset, split) for split in SPLITS}
+    journal.parent.mkdir()
+    audit(splits["train"] + splits["test"], 1, journal=journal)
+    begun = read_journal(journal)
+    assert run(dataset, "--splits", "test") == 0
+    assert read_journal(journal) == {name: begun[name] for name in map(str, range(1, 7))}
+    assert run(dataset) == 0
+    assert not journal.exists()
 
 
 def test_bad_input_is_another_exit_status(dataset, tmp_path, capsys):

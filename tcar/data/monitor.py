@@ -2,7 +2,7 @@
 
 Four files are kept, in `audit/` of the dataset or run: `findings.jsonl` (every clip), `quarantine.json`,
 `health.json` (the report), and `history.jsonl` (one line an audit). An interrupted audit leaves `unfinished.jsonl`,
-from which the next one goes on.
+from which the next one goes on. An audit of some splits keeps in all of them what was known of the others.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import datetime
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from tcar.data.health import ClipHealth, note, read_journal
 from tcar.data.ssv2 import SPLITS, Clip, DatasetError, load_split
 from tcar.params import ParameterError, load
 
+LOG = log.get(__name__)
 THRESHOLD = 0.02  # share of broken clips that is borne with, where no parameter file says another
 CHANGES = ("new", "repaired", "newly broken", "altered", "vanished")
 
@@ -30,6 +31,7 @@ def monitor(
     splits: Mapping[str, Sequence[Clip]],
     folder: str | Path,
     *,
+    others: Mapping[str, Sequence[Clip]] | None = None,
     workers: int = 0,
     time_limit: float = 60.0,
     accept: bool = False,
@@ -38,6 +40,8 @@ def monitor(
 
     A file that was sound and whose bytes are others now is quarantined as "altered", even where it still decodes:
     damage to a compressed frame is often a valid stream. `accept` takes the bytes of today for the right ones.
+    others: splits that are not audited this time. What is known of their clips stays, in all four files; so it does of
+    every clip that is in none of the lists while one of `SPLITS` is missing: it may be of that one.
     time_limit: seconds for one file. Raises DatasetError where another audit of this folder is running, or a
     file in it is not of this format.
     """
@@ -52,20 +56,40 @@ def monitor(
         journal = folder / "unfinished.jsonl"
         health = audit(clips, workers, time_limit, journal)
         health = [compare_bytes(found, before.get(found.id), accept) for found in health]
-        report = describe(splits, health, compare(before, health))
+        listed = {**splits, **(others or {})}
+        kept = _known_of_others(listed, health, before)
+        health += kept
+        report = describe(listed, health, compare(before, health)) | {"audited": sorted(splits), "kept": len(kept)}
         files.write_text(folder / "health.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
         save_quarantine(health, folder / "quarantine.json")
         with (folder / "history.jsonl").open("a", encoding="utf-8") as file:
-            kept = {key: report[key] for key in ("when", "checked", "broken", "reasons")}
+            line = {key: report[key] for key in ("when", "audited", "checked", "broken", "reasons")}
             counts = {kind: len(ids) for kind, ids in report["changes"].items()}
-            file.write(json.dumps({**kept, "changes": counts}) + "\n")
+            file.write(json.dumps({**line, "changes": counts}) + "\n")
         # Last, and in one step: until then a killed audit can be repeated from its journal.
         with files.drafted(folder / "findings.jsonl") as draft:
             draft.touch()
             for found in health:
                 note(draft, found)
-        journal.unlink(missing_ok=True)
+        _drop_from_journal(journal, clips)
     return report
+
+
+def _known_of_others(
+    listed: Mapping[str, Sequence[Clip]], health: Sequence[ClipHealth], before: Mapping[str, ClipHealth]
+) -> list[ClipHealth]:
+    """What the audit before found of clips that this one left out, unless every split is known and none lists them."""
+    audited, ids = {found.id for found in health}, {clip.id for clips in listed.values() for clip in clips}
+    whole = listed.keys() >= set(SPLITS)
+    return [found for name, found in before.items() if name not in audited and (name in ids or not whole)]
+
+
+def _drop_from_journal(journal: Path, clips: Sequence[Clip]) -> None:
+    """Take out what has come to its end; an interrupted audit of other splits can still go on from the rest."""
+    left, done = read_journal(journal), {clip.id for clip in clips}
+    journal.unlink(missing_ok=True)
+    for name in left.keys() - done:
+        note(journal, *left[name])
 
 
 def compare_bytes(found: ClipHealth, before: ClipHealth | None, accept: bool = False) -> ClipHealth:
@@ -122,13 +146,13 @@ def describe(
         "reasons": dict(sorted(reasons.items())),
         "warnings": warnings,
         "duplicates": same,
-        "across splits": [ids for ids in same if len({split_of[name][0] for name in ids}) > 1],
+        "across splits": [ids for ids in same if len({split_of[name][0] for name in ids if name in split_of}) > 1],
         "listed twice": sorted(name for name, of in split_of.items() if len(of) > 1),
         "unlisted": _unlisted(splits),
         "changes": dict(changes),
         "statistics": {
             split: {
-                **statistics(clips, [by_id[clip.id] for clip in clips]),
+                **statistics(clips, [by_id[clip.id] for clip in clips if clip.id in by_id]),
                 "differences": census.differences(health, {clip.id: split for clip in clips}).get(split),
                 "template words": census.template_words(clips),
                 "object words": census.object_words(clips),
@@ -150,6 +174,8 @@ def summary(report: Mapping[str, Any]) -> str:
     """The report in a few lines for people."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in report["reasons"].items())
     lines = [f"{report['checked']} clips, {report['broken']} quarantined" + (f" ({reasons})" if reasons else "")]
+    if report["kept"]:
+        lines.append(f"audited: {', '.join(report['audited'])}; of {report['kept']} other clips what was known is kept")
     for kind, ids in [*report["changes"].items(), *report["warnings"].items()]:
         if ids:
             lines.append(f"{kind}: {len(ids)} ({', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''})")
@@ -157,6 +183,17 @@ def summary(report: Mapping[str, Any]) -> str:
         if report[kind]:
             lines.append(f"{kind}: {len(report[kind])}")
     return "\n".join(lines)
+
+
+def _readable(root: Path, names: Collection[str]) -> dict[str, list[Clip]]:
+    """The splits that nobody has asked for, where there are lists of them."""
+    found = {}
+    for split in sorted(names):
+        try:
+            found[split] = load_split(root, split)
+        except DatasetError as error:
+            LOG.info(f"{split} is not looked at: {error}")
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -184,8 +221,9 @@ def main(arguments: list[str] | None = None) -> int:
         folder = chosen.into or folder
         splits = {split: load_split(root, split) for split in chosen.splits}
         report = monitor(
-            splits, folder, workers=workers, time_limit=chosen.time_limit, accept=chosen.accept
-        )
+            splits, folder, others=_readable(root, set(SPLITS) - set(splits)), workers=workers,
+            time_limit=chosen.time_limit, accept=chosen.accept,
+        )  # fmt: skip
     except (DatasetError, ParameterError, ValueError, OSError) as error:
         print(f"the audit could not be made: {error}", file=sys.stderr)
         return 2
