@@ -56,6 +56,7 @@ def predict(
     *,
     semantic_checkpoint: str | Path | None = None,
     motion_checkpoint: str | Path | None = None,
+    upright: bool = True,
 ) -> Prediction:
     """Name the action in a video, with calibrated probabilities where the model was trained.
 
@@ -63,6 +64,7 @@ def predict(
     it, as in training, and a short video repeats frames. `model` is a folder that `TCA.save_pretrained` wrote
     (default: runs/demo/model) with its `calibration.json`, a TCA, or "full": the full-size model with random
     weights. The checkpoints are those of the streams, where the package has no weights of its own.
+    `upright` is that of `tcar.data.video.read_frames`, and as in the parameters of the training.
 
     Raises:
         PredictionError: no model at the default place, frames of another shape or type, or `top` below 1.
@@ -74,7 +76,7 @@ def predict(
     _check_frames(video)
     network, trained, temperature, note = _open(model, semantic_checkpoint, motion_checkpoint)
     counts = network.config.semantic_frames, network.config.motion_frames
-    frames = [torch.from_numpy(_sample(video, count))[None] for count in counts]
+    frames = [torch.from_numpy(_sample(video, count, upright))[None] for count in counts]
     with torch.inference_mode():
         logits = network.eval()(*frames).float().numpy()
     shares = probabilities(logits, temperature)[0]
@@ -139,10 +141,10 @@ def _check_frames(video: str | Path | np.ndarray) -> None:
             raise PredictionError(f"{given}: uint8 frames [time, height, width, 3] in RGB expected")
 
 
-def _sample(video: str | Path | np.ndarray, count: int) -> np.ndarray:
+def _sample(video: str | Path | np.ndarray, count: int, upright: bool) -> np.ndarray:
     if isinstance(video, np.ndarray):
         return video[segment_indices(len(video), count)]
-    return read_segments(video, count)
+    return read_segments(video, count, upright=upright)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -151,6 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("video", help="a video file")
     parser.add_argument("--model", help=f'folder of a saved model, or "full" (default: {DEFAULT_MODEL})')
     parser.add_argument("--top", type=int, default=5, help="how many classes to show")
+    parser.add_argument("--as-stored", dest="upright", action="store_false", help="do not turn a phone's video upright")
     for role in FULL_SIZE:
         parser.add_argument(f"--{role}-checkpoint", help=f"weights of the {role} stream")
     try:

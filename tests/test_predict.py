@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from videos import write_video
 
 import tcar
 from tcar.data.video import VideoError, probe, read_frames, segment_indices
@@ -101,6 +102,17 @@ def test_a_file_gives_what_its_frames_give(shared, saved, weights):
     found = predict(path, saved, **weights)
     assert found == predict(video, saved, **weights)
     assert found == tcar.predict(str(path), str(saved), **weights)
+
+
+def test_a_phones_video_is_seen_as_it_is_shown(saved, weights, tmp_path, capsys):
+    path = write_video(tmp_path / "phone.mp4", 20, codec="libx264", rate=25, rotation=90)
+    stored = read_frames(path, range(20), upright=False)
+    upright, lying = (predict(frames, saved, **weights) for frames in (np.rot90(stored, 1, axes=(1, 2)).copy(), stored))
+    assert upright.top != lying.top
+    assert predict(path, saved, **weights) == upright
+    main([str(path), "--model", str(saved), "--as-stored", *(f"--{role.replace('_', '-')}={file}"
+                                                             for role, file in weights.items())])  # fmt: skip
+    assert capsys.readouterr().out == f"{lying}\n"
 
 
 def test_a_real_clip_goes_through_the_full_size_model(shared):

@@ -122,13 +122,6 @@ def test_one_frame(tmp_path):
     np.testing.assert_array_equal(read_segments(path, 4), decode_all(path, [0] * 4))
 
 
-def test_a_rotated_video_comes_as_it_is_stored(tmp_path):
-    path = write_video(tmp_path / "phone.mp4", codec="libx264", rate=25, rotation=90)
-    with av.open(str(path)) as container:
-        assert next(container.decode(video=0)).rotation != 0
-    assert [read_number(frame) for frame in read_frames(path, SHUFFLED)] == SHUFFLED
-
-
 @pytest.mark.parametrize("suffix", [".mp4", ".avi", ".txt", ""])
 def test_the_name_of_a_file_says_nothing(clip, tmp_path, suffix):
     (tmp_path / f"clip{suffix}").write_bytes(clip.read_bytes())

@@ -1,5 +1,6 @@
 """Small video files for the tests, each frame of which carries its own number."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -33,18 +34,23 @@ def write_video(
     height: int = 120,
     times: list[int] | None = None,
     rotation: int = 0,
+    flips: dict[str, bool] | None = None,
+    aspect: Fraction | None = None,
     **options: str,
 ) -> Path:
     """Encode numbered frames; `times` gives each frame's time in units of one frame, for a variable rate.
 
-    rotation: degrees a player is told to turn the picture by.
+    rotation: degrees a player is told to turn the picture by, against the clock; flips: how to mirror it then. aspect:
+    width of a pixel over its height.
     """
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = options or ({"crf": "30", "cpu-used": "8"} if codec == "libvpx-vp9" else {})
-        if rotation:
-            stream.set_display_rotation(rotation)
+        if rotation or flips:
+            stream.set_display_rotation(rotation, **(flips or {}))
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
         for number in range(frames):
             frame = av.VideoFrame.from_ndarray(numbered_frame(number, width, height), format="rgb24")
             frame.pts = times[number] if times else number

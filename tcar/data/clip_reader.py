@@ -19,20 +19,22 @@ class ClipReader:
     """Reads a clip as `frames` squares of `size` pixels a side, the middle frames of equal segments, in any epoch.
 
     The whole frame is squashed to the square, or with `crop` scaled by its shorter side and cut to its middle. With a
-    `cache`, a clip is decoded once and its frames are kept there, while there is room.
+    `cache`, a clip is decoded once and its frames are kept there, while there is room. `upright` is that of
+    `tcar.data.video.read_frames`; a cache has its own.
     """
 
     frames: int
     size: int
     crop: bool = False
     cache: FrameCache | None = None
+    upright: bool = True
 
     def __call__(self, item: tuple[Clip, int]) -> tuple[UInt8[np.ndarray, "t s s 3"]] | str:
         """Return the frames, or the reason (`tcar.data.container.REASONS`) for which the file has none."""
         path = item[0].path
         try:
             if self.cache is None:
-                frames = read_segments(path, self.frames)
+                frames = read_segments(path, self.frames, upright=self.upright)
             else:
                 frames = self.cache.read(path, segment_indices(self.cache.count(path), self.frames))
         except VideoError as error:

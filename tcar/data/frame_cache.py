@@ -28,20 +28,21 @@ USED = "used"  # the file with the bytes taken, under a lock: workers share one 
 class FrameCache:
     """All frames of clips, whose shorter side is `side` pixels (0: as they are), in at most `limit` bytes of a folder.
 
-    Picklable, and safe to use from several processes at once. A disk that does not take a clip is warned of, and the
-    cache grows no more.
+    `upright` is that of `tcar.data.video.read_frames`. Picklable, and safe to use from several processes at once. A disk
+    that does not take a clip is warned of, and the cache grows no more.
     """
 
     folder: Path
     limit: int
     side: int = 0
+    upright: bool = True
 
     @classmethod
-    def open(cls, folder: str | Path, limit: int, side: int = 0) -> "FrameCache":
+    def open(cls, folder: str | Path, limit: int, side: int = 0, upright: bool = True) -> "FrameCache":
         """Begin to use a folder, with what earlier runs left in it; raises ValueError for a limit below 1."""
         if limit < 1:
             raise ValueError(f"a frame cache of {limit} bytes holds nothing: set its limit to at least 1, or use none")
-        cache = cls(Path(folder), limit, side)
+        cache = cls(Path(folder), limit, side, upright)
         cache.folder.mkdir(parents=True, exist_ok=True)
         with cache._locked() as used:
             # What was cut off while it was written belongs to nobody; the count follows what is really there.
@@ -56,7 +57,7 @@ class FrameCache:
         """
         frames = self._kept(path)
         if frames is None:
-            with Video(path) as video:
+            with Video(path, self.upright) as video:
                 size = self._size(video.info.height, video.info.width)
                 frames = video.read(list(range(video.info.frames)), size)
             self._keep(path, frames)
@@ -87,7 +88,7 @@ class FrameCache:
     def _place(self, path: Path) -> Path:
         """Where a video's frames are: another place as soon as the file, or the size wanted of it, is another."""
         status = path.stat()
-        name = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {self.side}"
+        name = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {self.side}{' upright' * self.upright}"
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
 
     def _kept(self, path: Path) -> UInt8[np.ndarray, "t h w 3"] | None:

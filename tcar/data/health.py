@@ -13,6 +13,7 @@ import numpy as np
 
 from tcar.data.container import VideoError, varies
 from tcar.data.machine import reason_of
+from tcar.data.orientation import Orientation
 from tcar.data.ssv2 import Clip, DatasetError
 from tcar.data.video import Video
 
@@ -25,7 +26,9 @@ class ClipHealth:
     """The findings on one clip: pixels, frames a second, seconds, bytes; zeros where the file does not tell.
 
     `reason` is empty for a healthy clip, else one of `container.REASONS`, "crashed the decoder", "timed out", or
-    "altered" (`monitor`). `warnings` are what need not be wrong: "variable frame rate", "rotated", "single frame".
+    "altered" (`monitor`). `warnings` are what need not be wrong: "variable frame rate", "single frame"; "rotated",
+    where the container has the stored picture turned or mirrored, "slanted", where by an angle that is not followed;
+    and "pixels not square", which are not stretched. Width and height are those shown.
     `difference` is the mean change of a grey thumbnail from one frame to the next, of 255. `digest` is of the
     file, `content` of what is seen, so that copies in another container are found, and `trusted` the digest of
     the file when it was first found sound (`monitor`).
@@ -54,14 +57,19 @@ def check(clip: Clip) -> ClipHealth:
     size, digest = (clip.path.stat().st_size, _digest(clip.path)) if clip.path.is_file() else (0, "")
     try:
         with Video(clip.path) as video:
-            info, seen = video.info, _Seen()
+            held = video.orientation
+            info, seen = video.info, _Seen(held)
+            shape = video.stream.sample_aspect_ratio or 1
             for frame in video.frames():
                 seen.add(frame)
             uneven = video.times is not None and varies(video.times, video.time_base, info.rate)
     except VideoError as error:
         return ClipHealth(clip.id, False, reason_of(error), bytes=size, detail=error.detail, digest=digest)
     ok = seen.frames == info.frames
-    found = {"variable frame rate": uneven, "rotated": seen.rotation != 0, "single frame": info.frames == 1}
+    found = {
+        "variable frame rate": uneven, "rotated": held.turned, "slanted": held.slanted, "pixels not square": shape != 1,
+        "single frame": info.frames == 1,
+    }  # fmt: skip
     return ClipHealth(
         clip.id,
         ok,
@@ -84,8 +92,8 @@ def check(clip: Clip) -> ClipHealth:
 class _Seen:
     """What the frames of a video look like from afar."""
 
-    def __init__(self):
-        self.frames, self.rotation, self._hash = 0, 0, hashlib.blake2b(digest_size=16)
+    def __init__(self, orientation: Orientation):
+        self.frames, self._orientation, self._hash = 0, orientation, hashlib.blake2b(digest_size=16)
         self._last, self._total = None, 0.0
         # One for all frames: each would set up a scaler of its own, which costs more than decoding.
         self._scaler = av.video.reformatter.VideoReformatter()
@@ -95,8 +103,8 @@ class _Seen:
         grey = self._scaler.reformat(frame, width, height, "gray", interpolation="AREA").to_ndarray().astype(np.int16)
         if self._last is not None:
             self._total += float(np.abs(grey - self._last).mean())
-        self._last, self.rotation = grey, frame.rotation
-        self._hash.update(grey.astype(np.uint8).tobytes())
+        self._last = grey
+        self._hash.update(self._orientation(grey.astype(np.uint8)).tobytes())
         self.frames += 1
 
     @property

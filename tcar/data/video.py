@@ -17,6 +17,7 @@ from tcar.data.container import (
     varies,
     video_stream,
 )
+from tcar.data.orientation import Orientation, orientation
 from tcar.data.sampling import segment_indices
 
 # A whole file up to this size is read once and kept while its frames are decoded; a larger one is read twice.
@@ -32,7 +33,7 @@ _HOLES = {"h264": bytes(32), "vp9": bytes(512)}
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the container holds: frames in the file, pixels, frames a second, seconds.
+    """What the container holds: frames in the file, pixels as they are shown, frames a second, seconds.
 
     `warning` says when the packets do not fill the declared duration, but a frame is all that lacks, or the frame
     rate varies, so that a cut file cannot be told from a sound one.
@@ -58,7 +59,7 @@ def probe(path: str | Path) -> VideoInfo:
 
 
 def iterate_frames(path: str | Path) -> Iterator[av.VideoFrame]:
-    """Decode a video from its first frame to its last, strictly.
+    """Decode a video from its first frame to its last, strictly; the frames are as they are stored, not turned.
 
     Raises VideoError, undecodable and out of order among its reasons, at the first packet or frame that is
     damaged, has another size than the rest, or is not the one that should be shown next.
@@ -68,25 +69,26 @@ def iterate_frames(path: str | Path) -> Iterator[av.VideoFrame]:
 
 
 def read_frames(
-    path: str | Path, indices: Sequence[int], size: int | tuple[int, int] | None = None
+    path: str | Path, indices: Sequence[int], size: int | tuple[int, int] | None = None, *, upright: bool = True
 ) -> UInt8[np.ndarray, "t h w 3"]:
     """Exactly the frames asked for, by their number in the order of showing, in the order asked for, as RGB.
 
     size: (height, width) or one number for a square; every frame is then resized (`resize`) as it is decoded.
     A video is decoded from its first frame to the last one wanted, whatever its container promises about
-    seeking. Frames come as they are stored: not turned, where a phone has marked them as lying on their side.
+    seeking. Frames come as a player shows them, turned and mirrored where the file says so; with `upright` False, as
+    they are stored. Pixels that are not square stay as they are.
     Raises VideoError for a file that cannot give them and IndexError for a number the file does not have.
     Damage that still decodes as a valid stream cannot be seen here; the audit keeps digests against it.
     """
-    with Video(path) as video:
+    with Video(path, upright) as video:
         return video.read([int(index) for index in indices], size)
 
 
 def read_segments(
-    path: str | Path, segments: int, size: int | tuple[int, int] | None = None
+    path: str | Path, segments: int, size: int | tuple[int, int] | None = None, *, upright: bool = True
 ) -> UInt8[np.ndarray, "t h w 3"]:
     """The middle frame of each of `segments` equal parts of a video; raises as `read_frames` does."""
-    with Video(path) as video:
+    with Video(path, upright) as video:
         return video.read(segment_indices(video.info.frames, segments), size)
 
 
@@ -94,11 +96,12 @@ class Video:
     """A file opened, demuxed to its end and found complete; a context manager, which raises as `probe` does.
 
     `info` is what `probe` returns; `times` are those at which frames are shown, in units of `time_base` seconds,
-    or None for a container that does not write them down.
+    or None for a container that does not write them down. `orientation` is what is done to a frame that is read:
+    nothing where `upright` is False.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, upright: bool = True):
+        self.path, self.upright = Path(path), upright
 
     def __enter__(self) -> "Video":
         self.container = open_container(self.path)
@@ -146,7 +149,9 @@ class Video:
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         duration = declared or (len(shown) / rate if rate else 0.0)
         name = self.container.format.name
-        return VideoInfo(len(shown), codec.width, codec.height, rate, duration, codec.name, name, warning)
+        found = orientation(self.path, stream.index, marks[0].place) if self.upright else Orientation()
+        self.orientation, (width, height) = found, found.size(codec.width, codec.height)
+        return VideoInfo(len(shown), width, height, rate, duration, codec.name, name, warning)
 
     def _check_complete(self, duration: float | None) -> str:
         stream, rate = self.stream, float(self.stream.average_rate or 0)
@@ -214,8 +219,9 @@ class Video:
     def _check_frame(self, frame: av.VideoFrame, number: int) -> None:
         if frame.is_corrupt:
             raise VideoError(self.path, "undecodable", f"frame {number} is damaged")
-        if (frame.width, frame.height) != (self.info.width, self.info.height):
-            detail = f"frame {number} is {frame.width}x{frame.height}, not {self.info.width}x{self.info.height}"
+        width, height = self.orientation.size(frame.width, frame.height)
+        if (width, height) != (self.info.width, self.info.height):
+            detail = f"frame {number} is {width}x{height}, not {self.info.width}x{self.info.height}"
             raise VideoError(self.path, "undecodable", detail)
         if self.times is None or frame.pts is None:
             return
@@ -238,7 +244,7 @@ class Video:
         reformatter = av.video.reformatter.VideoReformatter()
         for number, frame in enumerate(self.frames()):
             if number in wanted:
-                image = reformatter.reformat(frame, format="rgb24").to_ndarray()
+                image = self.orientation(reformatter.reformat(frame, format="rgb24").to_ndarray())
                 found[number] = image if size is None else resize(image[None], size)[0]
             if number == last:
                 return np.stack([found[index] for index in indices])

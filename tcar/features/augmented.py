@@ -15,16 +15,17 @@ from tcar.features.views import SegmentView
 class AugmentedView:
     """As `SegmentView`, and every view but 0 cropped, coloured and erased as `config` says.
 
-    `config.flip` mirrors the same views as that of a `SegmentView`, before anything else.
+    `config.flip` mirrors the same views as that of a `SegmentView`, before anything else; `upright` is that of one.
     """
 
     frames: int
     config: AugmentConfig
+    upright: bool = True
 
     @property
     def key(self) -> str:
         """What enters the key of a store."""
-        return f"segment middles, {self.config}"
+        return f"segment middles, {self.config}" + ("" if self.upright else ", as stored")
 
     def flipped(self, name: str, number: int, seed: int) -> bool:
         """Whether view `number` of the clip of this id is mirrored."""
@@ -41,4 +42,4 @@ class AugmentedView:
 
     @property
     def _plain(self) -> SegmentView:
-        return SegmentView(self.frames, self.config.flip)
+        return SegmentView(self.frames, self.config.flip, self.upright)

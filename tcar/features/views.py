@@ -33,11 +33,12 @@ class SegmentView:
     """One frame of each of `frames` equal segments: the middle one in view 0, a random one in every other.
 
     The sampling of TSN (Wang et al., 2016), in testing and in training. `flip` is the probability that a view other
-    than 0 is mirrored; raises ValueError where it is none.
+    than 0 is mirrored; raises ValueError where it is none. `upright` is that of `tcar.data.video.read_frames`.
     """
 
     frames: int
     flip: float = 0.0
+    upright: bool = True
 
     def __post_init__(self):
         if not 0 <= self.flip <= 1:
@@ -46,7 +47,8 @@ class SegmentView:
     @property
     def key(self) -> str:
         """What enters the key of a store."""
-        return f"segment middles, flip {self.flip}" if self.flip else "segment middles"
+        flip = f", flip {self.flip}" if self.flip else ""
+        return f"segment middles{flip}" + ("" if self.upright else ", as stored")
 
     def flipped(self, name: str, number: int, seed: int) -> bool:
         """Whether view `number` of the clip of this id is mirrored."""
@@ -59,10 +61,10 @@ class SegmentView:
     def __call__(self, clip: Clip, number: int, seed: int) -> UInt8[np.ndarray, "t _ _ 3"]:
         """Read the frames of one view."""
         if number == 0:
-            return read_segments(clip.path, self.frames)
+            return read_segments(clip.path, self.frames, upright=self.upright)
         # The id is part of the seed: clips differ, and neither their order nor who reads them matters.
         draw = np.random.default_rng([seed, number, *clip.id.encode()]).random(self.frames)
         count = probe(clip.path).frames
         places = ((np.arange(self.frames) + draw) * count / self.frames).astype(int)
-        frames = read_frames(clip.path, places.clip(max=count - 1).tolist())
+        frames = read_frames(clip.path, places.clip(max=count - 1).tolist(), upright=self.upright)
         return np.ascontiguousarray(frames[:, :, ::-1]) if self.flipped(clip.id, number, seed) else frames

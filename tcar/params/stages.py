@@ -54,6 +54,7 @@ class Data:
         0.02, minimum=0.0, maximum=1.0
     )  # share of clips that may be broken
     contact_sheet_clips: int = _bounded(32, minimum=1)
+    upright: bool = True  # clips are turned as their files tell a player to; false: read as they are stored
 
 
 @dataclass(frozen=True)

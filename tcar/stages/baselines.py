@@ -128,7 +128,7 @@ def _fits(run: Params, made: dict[str, dict], recipe: Training) -> dict[str, lis
         given["checkpoints"] = {key: run.checkpoint(stated) for key, stated in entry["checkpoints"].items()}
         fits[name] = [
             fit_clips(
-                ClipJob(name, classes, seed, **given),
+                ClipJob(name, classes, seed, upright=run.data.upright, **given),
                 found["train"],
                 found["validation"],
                 recipe,

@@ -76,7 +76,7 @@ def extract(run: Params, role: str, found: dict[str, list[Clip]], remake: bool =
         device=run.common.device,
         views=settings.views,
         view_seed=settings.view_seed,
-        view=SegmentView(frames, settings.view_flip),
+        view=SegmentView(frames, settings.view_flip, run.data.upright),
         token_type=settings.token_type,
         precision=settings.stream_precision,
         remake=remake,
@@ -84,10 +84,10 @@ def extract(run: Params, role: str, found: dict[str, list[Clip]], remake: bool =
 
 
 def token_grids(
-    made: Stream, found: list[Clip], frames: int | None = None
+    made: Stream, found: list[Clip], frames: int | None = None, upright: bool = True
 ) -> Float[np.ndarray, "clips t h w d"]:
     """Compute the tokens of a few clips on the stream's own grid, before any pooling."""
-    videos = np.stack([read_segments(clip.path, frames or made.frames) for clip in found])
+    videos = np.stack([read_segments(clip.path, frames or made.frames, upright=upright) for clip in found])
     tokens = made(torch.from_numpy(videos))
     return tokens.values.unflatten(2, tokens.grid[1:]).numpy()
 

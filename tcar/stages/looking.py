@@ -166,7 +166,9 @@ def pixel_saliency(run: Params, model: TCA, clip: Clip) -> dict[str, dict]:
     """
     config = model.config
     frames = {
-        role: torch.from_numpy(read_segments(clip.path, getattr(config, f"{role}_frames")))[None] / 255
+        role: torch.from_numpy(
+            read_segments(clip.path, getattr(config, f"{role}_frames"), upright=run.data.upright)
+        )[None] / 255
         for role in ROLES
     }
     paths = {

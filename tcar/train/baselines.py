@@ -51,7 +51,7 @@ class ClipJob:
     """One fit to do: a baseline by name, the names of its classes in order, and what its training does not share.
 
     0 `epochs` leave the baseline as it is loaded. `learning_rate` is the peak of its fastest group. `checkpoints` are
-    those of `tcar.models.baselines.create_baseline`.
+    those of `tcar.models.baselines.create_baseline`, `upright` is that of `tcar.data.video.read_frames`.
     """
 
     baseline: str
@@ -61,6 +61,7 @@ class ClipJob:
     batch_size: int
     learning_rate: float
     checkpoints: dict[str, str] = field(default_factory=dict)
+    upright: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,7 +270,7 @@ def _cut(places: Sequence[int], size: int) -> list[Sequence[int]]:
 
 def _loader(job: ClipJob, workers: int, device: torch.device) -> Loader:
     baseline = find_baseline(job.baseline)
-    read = ClipReader(baseline.frames, baseline.size, baseline.crop)
+    read = ClipReader(baseline.frames, baseline.size, baseline.crop, upright=job.upright)
     return Loader(read, workers=workers, ahead=AHEAD * job.batch_size, pin=device.type == "cuda")
 
 

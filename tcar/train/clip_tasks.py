@@ -76,13 +76,16 @@ class ClipTask:
         )  # fmt: skip
         self.run, self.frames, self.recipe = run, frames, run.training
         limit = int(1e9 * settings.frame_cache_gb)
-        cache = FrameCache.open(run.run_dir / "frames", limit) if limit else None
-        self.views = ClipViews(frames, size, crop, augment, flip_pairs(list(class_names)), seed, cache)
+        upright, mirrored = run.data.upright, flip_pairs(list(class_names))
+        cache = FrameCache.open(run.run_dir / "frames", limit, upright=upright) if limit else None
+        self.views = ClipViews(frames, size, crop, augment, mirrored, seed, cache, upright)
         self._mix = Mix(self.num_classes, settings.mixup, settings.cutmix, settings.mix_probability, seed)
 
     def _read_from(self) -> dict[str, Any]:
         """What the clips decide of a training."""
         views = asdict(replace(self.views, cache=None))  # frames are the same wherever they come from
+        if views["upright"]:
+            del views["upright"]  # the default: what was begun before there was a choice goes on
         return {split: fingerprint(clips) for split, clips in self.clips.items()} | {"views": views}
 
     def batches(self, split: str, slices: Sequence[Slice], epoch: int, broken: dict[str, str]) -> Iterator[Batch]:

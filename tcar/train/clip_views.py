@@ -24,7 +24,7 @@ class ClipViews:
     after the other, squares of `size` pixels a side. In epoch 0, which is that of scoring, they are the middles of
     equal segments of the whole frame, or with `crop` of its middle; in others a random frame of each segment, varied as
     `augment` says, alike for all readers. With a `cache`, a clip is decoded once and its frames are kept there, while
-    there is room.
+    there is room. `upright` is that of `tcar.data.video.read_frames`; a cache has its own.
     """
 
     frames: tuple[int, ...]
@@ -34,6 +34,7 @@ class ClipViews:
     mirrored: Mapping[int, int]
     seed: int
     cache: FrameCache | None = None
+    upright: bool = True
 
     def __call__(self, item: tuple[Clip, int]) -> tuple[UInt8[np.ndarray, "t s s 3"], int] | str:
         """Return the frames and the class of a view, or the reason for which the file has none."""
@@ -42,7 +43,7 @@ class ClipViews:
             if self.cache is not None:
                 indices = self._indices(clip.id, epoch, self.cache.count(clip.path))
                 return self._cut(self.cache.read(clip.path, indices), clip, epoch)
-            with Video(clip.path) as video:
+            with Video(clip.path, self.upright) as video:
                 return self._cut(video.read(self._indices(clip.id, epoch, video.info.frames)), clip, epoch)
         except VideoError as error:
             return reason_of(error)
