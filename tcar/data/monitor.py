@@ -20,6 +20,7 @@ from tcar.data import census
 from tcar.data.audit import audit, require_healthy, save_quarantine, statistics
 from tcar.data.health import ClipHealth, note, read_journal
 from tcar.data.ssv2 import SPLITS, Clip, DatasetError, load_split
+from tcar.data.video_files import SUFFIXES
 from tcar.params import ParameterError, load
 
 LOG = log.get(__name__)
@@ -167,7 +168,7 @@ def _unlisted(splits: Mapping[str, Sequence[Clip]]) -> list[str]:
     paths = {clip.path for clips in splits.values() for clip in clips}
     folders = {path.parent for path in paths if path.parent.is_dir()}
     there = {entry for folder in folders for entry in folder.iterdir() if entry.is_file()}
-    return sorted(entry.name for entry in there - paths if entry.suffix in {path.suffix for path in paths})
+    return sorted(entry.name for entry in there - paths if entry.suffix.lower() in SUFFIXES)
 
 
 def summary(report: Mapping[str, Any]) -> str:

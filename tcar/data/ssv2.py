@@ -1,22 +1,22 @@
 """Read the annotation files of Something-Something-V2, and of everything written in their layout."""
 
-import csv
 import gc
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from tcar import log
+from tcar.data.annotation_files import DatasetError, read_json, read_rows
+from tcar.data.video_files import SUFFIXES, other_names
+
+LOG = log.get(__name__)
 SPLITS = ("train", "validation", "test")
 PREFIXES = ("", "something-something-v2-")  # of the annotation files, by release
 VIDEO_FOLDERS = ("videos", "20bn-something-something-v2")
-
-
-class DatasetError(ValueError):
-    """A dataset folder or one of its files is not what the reader needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +64,11 @@ def find_annotation(root: str | Path, name: str) -> Path | None:
     return None
 
 
-def _parse(path: Path, kind: type) -> list | dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: not valid JSON ({error}); fetch or write the file again") from error
-    if not isinstance(content, kind):
-        raise DatasetError(f"{path}: holds a {type(content).__name__}, expected a {kind.__name__}")
-    return content
+def _there(root: Path) -> str:
+    """What lies in place of an annotation file that is missing: another suffix, capitals, an archive."""
+    names = [entry.name for folder in (root, root / "labels") if folder.is_dir() for entry in folder.iterdir()]
+    near = sorted(name for name in names if re.search(r"label|train|valid|test|answer|something", name, re.IGNORECASE))
+    return f" (there are {', '.join(near[:8])})" if near else ""
 
 
 def _strip(template: str) -> str:
@@ -91,10 +88,10 @@ def load_labels(root: str | Path) -> dict[str, int]:
     if path is None:
         raise DatasetError(
             f"{root}: no labels.json (nor something-something-v2-labels.json) in it or in its "
-            "labels/ folder; unpack the label files of the dataset there"
+            f"labels/ folder{_there(root)}; unpack the label files of the dataset there"
         )
     try:
-        labels = {_strip(template): int(index) for template, index in _parse(path, dict).items()}
+        labels = {_strip(template): _whole(index) for template, index in read_json(path, dict).items()}
     except (TypeError, ValueError) as error:
         raise DatasetError(f"{path}: a class index is not a whole number ({error})") from error
     if not labels or sorted(labels.values()) != list(range(len(labels))):
@@ -103,6 +100,12 @@ def load_labels(root: str | Path) -> dict[str, int]:
             f"templates with indices {sorted(set(labels.values()))[:5]}..."
         )
     return labels
+
+
+def _whole(index: Any) -> int:
+    if isinstance(index, bool) or not isinstance(index, int | str):
+        raise TypeError(f"found {index!r}")
+    return int(index)
 
 
 def class_names(root: str | Path) -> list[str]:
@@ -115,8 +118,9 @@ def load_split(root: str | Path, split: str) -> list[Clip]:
     """The clips of one split, in the order of its file.
 
     Reads `<split>.json` of either release, or `<split>.csv` with the columns `id,label_index`; the answers of
-    `test` come from `test-answers.csv` (`id;template`) where it is present. No video is opened or looked for:
-    that is the audit's task. Raises DatasetError naming the file, the entry and the fix.
+    `test` come from `test-answers.csv` (`id;template`) where it is present. No video is opened, and whether there is
+    one is the audit's to say; where it is not called `<id>.webm`, but has another suffix, that name is taken. Raises
+    DatasetError naming the file, the entry and the fix.
     """
     if split not in SPLITS:
         raise DatasetError(f"split {split!r} does not exist; choose one of {', '.join(SPLITS)}")
@@ -131,14 +135,27 @@ def load_split(root: str | Path, split: str) -> list[Clip]:
             clips = _from_csv(path, sorted(labels, key=labels.__getitem__), videos)
     else:
         raise DatasetError(
-            f"{root}: no {split}.json, something-something-v2-{split}.json or {split}.csv; "
+            f"{root}: no {split}.json, something-something-v2-{split}.json or {split}.csv{_there(root)}; "
             "unpack the label files of the dataset there"
         )
     if len({clip.id for clip in clips}) != len(clips):
         seen: set[str] = set()
         twice = next(clip.id for clip in clips if clip.id in seen or seen.add(clip.id))
         raise DatasetError(f"{path}: clip {twice} is listed twice; each id may stand once in a split")
-    return clips
+    return _as_named(clips, videos)
+
+
+def _as_named(clips: list[Clip], videos: Path) -> list[Clip]:
+    """The clips with the names that their files have, where these are not the usual ones."""
+    others = other_names(videos)
+    torn = [others[clip.id] for clip in clips if len(others.get(clip.id, ())) > 1] if others else []
+    if torn:
+        LOG.warning(
+            f"{videos}: {len(torn)} clip(s) have several files, none of them .webm, and count as missing: "
+            f"{', '.join(torn[0])}; keep one of each"
+        )
+    sole = {name: videos / names[0] for name, names in others.items() if len(names) == 1}
+    return [replace(clip, path=sole[clip.id]) if clip.id in sole else clip for clip in clips] if sole else clips
 
 
 @contextmanager
@@ -157,25 +174,25 @@ def _answers(root: Path) -> dict[str, str]:
     path = find_annotation(root, "test-answers.csv")
     if path is None:
         return {}
-    answers = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        identifier, separator, template = line.partition(";")
-        if not separator and line.strip():
-            raise DatasetError(f"{path}, line {number}: {line!r} is not `id;template`")
-        if separator:
-            answers[identifier.strip()] = template.strip()
+    answers: dict[str, str] = {}
+    for number, cells in read_rows(path, ";"):
+        if len(cells) != 2:
+            raise DatasetError(f"{path}, line {number}: {';'.join(cells)!r} is not `id;template`")
+        identifier, template = cells
+        if _strip(answers.setdefault(identifier, template)) != _strip(template):
+            raise DatasetError(
+                f"{path}, line {number}: clip {identifier} is {template!r}, but {answers[identifier]!r} further up; "
+                "keep the right one"
+            )
     return answers
 
 
 def _from_json(path: Path, labels: dict[str, int], videos: Path, answers: dict[str, str]) -> list[Clip]:
     clips = []
     known: dict[str, tuple[str, int | None]] = {"": ("", None)}  # one text for all clips of a template
-    for entry in _parse(path, list):
-        try:
-            identifier = str(entry["id"])
-        except (KeyError, TypeError) as error:
-            raise DatasetError(f'{path}: entry {entry!r} has no "id"') from error
-        template = entry.get("template") or answers.get(identifier, "")
+    for entry in read_json(path, list):
+        identifier = _identifier(path, entry.get("id") if isinstance(entry, dict) else None, entry)
+        template = _text(path, entry, "template") or answers.get(identifier, "")
         if template not in known:
             known[template] = template, labels.get(_strip(template))
         template, label = known[template]
@@ -184,7 +201,7 @@ def _from_json(path: Path, labels: dict[str, int], videos: Path, answers: dict[s
                 f"{path}: clip {identifier} has the template {template!r}, which is not in "
                 "the label list; labels and split must come from the same release"
             )
-        if label is None and "label" in entry:
+        if label is None and _text(path, entry, "label"):
             raise DatasetError(f'{path}: clip {identifier} has a caption but no "template"')
         clips.append(
             Clip(
@@ -192,27 +209,59 @@ def _from_json(path: Path, labels: dict[str, int], videos: Path, answers: dict[s
                 videos / f"{identifier}.webm",
                 label,
                 template,
-                entry.get("label", ""),
-                tuple(entry.get("placeholders", ())),
+                _text(path, entry, "label"),
+                _placeholders(path, entry),
             )
+        )
+    if answers and clips and not any(clip.id in answers for clip in clips):
+        raise DatasetError(
+            f"{path}: none of its {len(clips)} clips is among the {len(answers)} of test-answers.csv; both must come "
+            "from the same release, and the answers must be `id;template`"
         )
     return clips
 
 
+def _identifier(path: Path, value: Any, entry: Any) -> str:
+    """The id of an entry, which is the name of a file without its suffix."""
+    name = str(value).strip() if isinstance(value, (str, int)) and value is not True and value is not False else ""
+    if name.isdecimal():
+        return name
+    if not name or "/" in name or name[0] == "." or name.lower().endswith(SUFFIXES):
+        raise DatasetError(
+            f'{path}: entry {str(entry)[:200]} has no "id" (the name of a video without its suffix: text, or a whole '
+            "number)"
+        )
+    return name
+
+
+def _text(path: Path, entry: dict, key: str) -> str:
+    """A text of an entry; an empty one where there is none, or null."""
+    value = entry.get(key)
+    if value is not None and not isinstance(value, str):
+        raise DatasetError(f'{path}: clip {entry["id"]} has the "{key}" {value!r}, expected text, or null for none')
+    return value or ""
+
+
+def _placeholders(path: Path, entry: dict) -> tuple[str, ...]:
+    value = entry.get("placeholders") or []
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise DatasetError(f'{path}: clip {entry["id"]} has the "placeholders" {value!r}, expected a list of texts')
+    return tuple(value)
+
+
 def _from_csv(path: Path, names: list[str], videos: Path) -> list[Clip]:
     clips = []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.reader(file)
-        if (header := next(rows, None)) != ["id", "label_index"]:
-            raise DatasetError(f"{path}: the first line must be `id,label_index`, found {header}")
-        for row in rows:
-            if len(row) != 2 or not row[1].isdecimal() or int(row[1]) >= len(names):
-                raise DatasetError(
-                    f"{path}, line {rows.line_num}: {row} is not an id and a class index "
-                    f"from 0 to {len(names) - 1}"
-                )
-            label = int(row[1])
-            clips.append(Clip(row[0], videos / f"{row[0]}.webm", label, names[label], "", ()))
+    rows = read_rows(path, ",")
+    _, header = next(rows, (1, None))
+    if header != ["id", "label_index"]:
+        raise DatasetError(f"{path}: the first line must be `id,label_index`, found {header}")
+    for number, row in rows:
+        if len(row) != 2 or not row[1].isdecimal() or int(row[1]) >= len(names):
+            raise DatasetError(
+                f"{path}, line {number}: {row} is not an id and a class index from 0 to {len(names) - 1}"
+            )
+        identifier, label = _identifier(path, row[0], row), int(row[1])
+        clips.append(Clip(identifier, videos / f"{identifier}.webm", label, names[label], "", ()))
     return clips
 
 
