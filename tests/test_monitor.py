@@ -1,5 +1,6 @@
 import fcntl
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -187,10 +188,12 @@ def test_repetitions_and_strangers(dataset):
                 target.mux(packet)
     (videos / "7.mp4").rename(videos / "7.webm")
     (videos / "99.webm").write_bytes((videos / "2.webm").read_bytes())
+    (videos / os.fsdecode(b"\xe9.mp4")).touch()
     splits = {split: load_split(dataset, split) for split in SPLITS}
     found = monitor(splits, dataset / "audit", workers=1)
     assert found["duplicates"] == found["across splits"] == [["1", "7"]]
-    assert found["unlisted"] == ["99.webm"]
+    assert found["unlisted"] == ["99.webm", "\\udce9.mp4"]
+    assert report(dataset)["unlisted"] == found["unlisted"]
     assert found["statistics"]["train"]["clips"] == 6
     assert found["statistics"]["train"]["object words"] == {"cup": 6}
     assert found["statistics"]["train"]["template words"]["pushing"] == 3

@@ -162,8 +162,9 @@ def test_names_in_the_archive_are_not_trusted(folders, capsys):
         (member(f"{STEM}/../../9.webm"), b"x"), (member(f"{STEM}/9.webm", tarfile.SYMTYPE, "/etc/passwd"), b""),
         (member(f"{STEM}/{ids[0]}.webm", tarfile.LNKTYPE, f"{STEM}/{ids[1]}.webm"), b""),
         (member(f"{STEM}/10.webm", tarfile.CHRTYPE), b""), (member(f"{STEM}/11.webm", tarfile.FIFOTYPE), b""),
+        (member(f"{STEM}/..\\12.webm"), b"x"),
     ]  # fmt: skip
-    harmless = [(member(f"{STEM}/..\\12.webm"), b"x"), (member(f"{STEM}/run.sh"), b"x"), (member("١.webm"), b"x")]
+    harmless = [(member(f"{STEM}/run.sh"), b"x"), (member("١.webm"), b"x")]
     write(downloads, {f"{STEM}.tgz": gzip.compress(tar(VIDEOS, *hostile, *harmless, *hostile))} | labels_zip())
 
     def outside() -> list[Path]:
@@ -175,7 +176,7 @@ def test_names_in_the_archive_are_not_trusted(folders, capsys):
     assert outside() == before
     assert len(report(dataset)["refused"]) == len(hostile)
     assert not any(path.is_symlink() for path in (dataset / "videos").iterdir())
-    assert "8 refused: ../../outside.webm: the name leads out" in capsys.readouterr().out
+    assert "9 refused: ../../outside.webm: the name leads out" in capsys.readouterr().out
 
 
 def test_a_damaged_zip_of_videos_names_the_video_and_is_mended_by_a_sound_one(folders, capsys):
@@ -204,10 +205,11 @@ def test_names_in_a_zip_are_not_trusted(folders):
     downloads, dataset = folders
     link = zipfile.ZipInfo(f"{STEM}/9.webm")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
-    hostile = [("../../outside.webm", b"x"), ("../7.webm", b"x"), ("/tmp/8.webm", b"x"), (link, b"/etc/passwd")]
+    hostile = [("../../outside.webm", b"x"), ("../7.webm", b"x"), ("/tmp/8.webm", b"x"), (link, b"/etc/passwd"),
+               ("..\\12.webm", b"x")]  # fmt: skip
     buffer = io.BytesIO(zipped(unpacked()))
     with zipfile.ZipFile(buffer, "a") as archive:
-        for name, content in [*hostile, ("..\\12.webm", b"x"), ("run.sh", b"x")]:
+        for name, content in [*hostile, ("run.sh", b"x")]:
             archive.writestr(name, content)
     write(downloads, {"archive.zip": buffer.getvalue()} | labels_zip())
     before = sorted(path for path in dataset.parent.rglob("*") if not path.is_relative_to(dataset))

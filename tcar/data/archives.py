@@ -8,6 +8,7 @@ comes from the number at the end of their names.
 import io
 import os
 import re
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tcar.data.ssv2 import PREFIXES, SPLITS, DatasetError
+from tcar.data.video_files import SUFFIXES
 
 ANNOTATIONS = ("labels.json", *(f"{split}.json" for split in SPLITS), "test-answers.csv")
 NEWER = {f"{prefix}{name}": name for name in ANNOTATIONS for prefix in PREFIXES}  # name by that of either release
@@ -25,9 +27,18 @@ HEAD = 1 << 16  # bytes that tell what a file is
 MEMBERS = 200  # of a zip; one with more is no zip of parts
 READABLE_ZIP = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 OFFICIAL = "something-something-v2"  # in the names of the official files
-VIDEO = re.compile(r"([0-9]+)\.webm")
+VIDEO = re.compile(r"([0-9]+)\.webm", re.IGNORECASE)
+FOREIGN = {
+    b"PK\x03\x04": "a zip within a zip", b"7z\xbc\xaf": "an archive of 7-Zip", b"Rar!": "an archive of RAR",
+    b"\xfd7zXZ\0": "packed by xz", b"BZh": "packed by bzip2", b"\x28\xb5\x2f\xfd": "packed by zstd",
+}  # fmt: skip
 NUMBERED = re.compile(r"(.*[-_. ])([0-9]{1,3})", re.DOTALL)
 SUFFIX = re.compile(r"(\.(zip|gz|tgz|tar|bin)|\s*\([0-9]+\))$", re.IGNORECASE)  # "(1)": a browser's second copy
+
+
+def last_component(name: str) -> str:
+    """The name of a member of an archive without its folders, which Windows writes with backslashes."""
+    return name.replace("\\", "/").rpartition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class Source:
     @property
     def name(self) -> str:
         """The last component of the name."""
-        return (self.member or self.path.name).rpartition("/")[2]
+        return last_component(self.member or self.path.name)
 
     def open(self) -> io.BufferedIOBase:
         """Open for reading from the beginning."""
@@ -113,46 +124,81 @@ def survey(folder: Path, leave_out: Path | None = None) -> Downloads:
     if not folder.exists():
         raise DatasetError(f"{folder}: no such folder; give the one that the downloads are in")
     found, groups = Downloads(), {}
-    for path, size in _files(folder, leave_out):
+    strange: list[Path] = []
+    for path, size in _files(folder, leave_out, found.remarks):
         found.files += 1
         if video := VIDEO.fullmatch(path.name):
             if size > found.sizes.get(video[1], 0):
                 found.videos[video[1]], found.sizes[video[1]] = path, size
         elif path.name.endswith(UNFINISHED):
             found.remarks.append(f"{path}: a download that has not ended")
+        elif path.suffix.lower() in SUFFIXES:
+            strange.append(path)
         else:
-            for source in _sources(path, size, found):
-                if role := NEWER.get(source.name):
-                    found.annotations.setdefault(role, []).append(source)
-                else:
-                    groups.setdefault(_group(source)[0], []).append(source)
+            try:
+                for source in _sources(path, size, found):
+                    if role := NEWER.get(source.name):
+                        found.annotations.setdefault(role, []).append(source)
+                    else:
+                        groups.setdefault(_group(source)[0], []).append(source)
+            except OSError as error:
+                found.remarks.append(f"{path}: cannot be read ({error.strerror}); left out")
+    if strange:
+        found.remarks.append(
+            f"{strange[0]}: one of {len(strange)} video(s) that the published set does not have, not called "
+            "<number>.webm; left out: put those that are wanted into videos/ of the dataset folder"
+        )
     for name, sources in sorted(groups.items()):
         if (archive := _archive(name, sources)) is not None:
             found.archives.append(archive)
+        elif kind := next((kind for start, kind in FOREIGN.items() if sources[0].head(8).startswith(start)), ""):
+            found.remarks.append(f"{sources[0]}: {kind}, which is not read here; unpack it by hand")
         elif OFFICIAL in sources[0].name.casefold():
             found.remarks.append(f"{sources[0]}: begins neither as a zip nor as a tar nor as gzip; download it again")
     found.archives.sort(key=lambda archive: (OFFICIAL not in archive.name, -archive.size))
     return found
 
 
-def _files(folder: Path, leave_out: Path | None) -> Iterator[tuple[Path, int]]:
-    """Every file with its size, through linked folders too, each folder once."""
+def _files(folder: Path, leave_out: Path | None, remarks: list[str]) -> Iterator[tuple[Path, int]]:
+    """Every file with its size, through linked folders too, each folder once.
+
+    remarks: grows by a line for each entry that is neither file nor folder, cannot be looked at, or leads back out.
+    """
     if folder.is_file():
         yield folder, folder.stat().st_size
         return
+    above = {_identity(parent) for parent in folder.resolve().parents}
     waiting, seen = [folder], {_identity(leave_out)} if leave_out and leave_out.is_dir() else set()
     while waiting:
         current = waiting.pop()
-        if _identity(current) in seen:
+        try:
+            identity = _identity(current)
+            if identity in above:
+                remarks.append(f"{current}: a link to a folder that these downloads lie in; left out")
+            elif identity in seen and current.is_symlink():
+                remarks.append(f"{current}: a link to a folder that was looked into already; left out")
+            if identity in seen | above:
+                continue
+            seen.add(identity)
+            with os.scandir(current) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            remarks.append(f"{current}: cannot be listed ({error.strerror}); left out")
             continue
-        seen.add(_identity(current))
-        for entry in sorted(os.scandir(current), key=lambda entry: entry.name):
+        for entry in listed:
             if entry.name.startswith((".", "__MACOSX")):
                 continue
-            if entry.is_dir():
-                waiting.append(Path(entry.path))
-            elif entry.is_file():
-                yield Path(entry.path), entry.stat().st_size
+            try:
+                if entry.is_dir():
+                    waiting.append(Path(entry.path))
+                elif entry.is_file():
+                    yield Path(entry.path), entry.stat().st_size
+                else:
+                    link, pipe = "a link to nothing, or to no file", "no file, but a pipe, socket or device"
+                    what = link if entry.is_symlink() else pipe
+                    remarks.append(f"{entry.path}: {what}; left out")
+            except OSError as error:  # a link to itself, or gone meanwhile
+                remarks.append(f"{entry.path}: cannot be read ({error.strerror}); left out")
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -169,18 +215,19 @@ def _sources(path: Path, size: int, found: Downloads) -> Iterator[Source]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [info for info in archive.infolist() if not info.is_dir()]
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
         found.remarks.append(f"{path}: a zip that is damaged or cut short ({error}); download it again")
         return
     videos = Archive(str(path), {0: source})
     for info in members:
-        name = info.filename.rpartition("/")[2]
+        name = last_component(info.filename)
         strange = info.flag_bits & 1 or info.compress_type not in READABLE_ZIP
-        problem = f"{path}: {info.filename} is packed in a way that is not read here; unpack this zip by hand"
+        how = " (encrypted)" if info.flag_bits & 1 else ""
+        problem = f"{path}: {info.filename} is packed in a way that is not read here{how}; unpack this zip by hand"
         if video := VIDEO.fullmatch(name):
             videos.zipped[video[1]] = info.file_size
             videos.problems += [problem] if strange and not videos.problems else []
-        elif name in NEWER or (len(members) <= MEMBERS and not name.startswith(".")):
+        elif name in NEWER or (len(members) <= MEMBERS and name and not name.startswith(".")):
             if strange:
                 found.remarks.append(problem)
             else:
@@ -243,6 +290,6 @@ def _holds_videos(head: bytes) -> bool:
     try:
         with tarfile.open(fileobj=io.BytesIO(_plain(head)), mode="r|") as archive:
             names = (member.name for member in archive)
-            return any(OFFICIAL in name or VIDEO.fullmatch(name.rpartition("/")[2]) for name in names)
+            return any(OFFICIAL in name or VIDEO.fullmatch(last_component(name)) for name in names)
     except tarfile.TarError:  # where the first bytes end
         return False

@@ -28,8 +28,8 @@ USED = "used"  # the file with the bytes taken, under a lock: workers share one 
 class FrameCache:
     """All frames of clips, whose shorter side is `side` pixels (0: as they are), in at most `limit` bytes of a folder.
 
-    `upright` is that of `tcar.data.video.read_frames`. Picklable, and safe to use from several processes at once. A disk
-    that does not take a clip is warned of, and the cache grows no more.
+    `upright` is that of `tcar.data.video.read_frames`. Picklable, and safe to use from several processes at once.
+    A disk that does not take a clip is warned of, and the cache grows no more.
     """
 
     folder: Path

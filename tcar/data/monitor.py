@@ -168,7 +168,8 @@ def _unlisted(splits: Mapping[str, Sequence[Clip]]) -> list[str]:
     paths = {clip.path for clips in splits.values() for clip in clips}
     folders = {path.parent for path in paths if path.parent.is_dir()}
     there = {entry for folder in folders for entry in folder.iterdir() if entry.is_file()}
-    return sorted(entry.name for entry in there - paths if entry.suffix.lower() in SUFFIXES)
+    names = sorted(entry.name for entry in there - paths if entry.suffix.lower() in SUFFIXES)
+    return [name.encode(errors="backslashreplace").decode() for name in names]  # a file's name need not be text
 
 
 def summary(report: Mapping[str, Any]) -> str:

@@ -17,15 +17,18 @@ import json
 import math
 import os
 import shutil
+import stat
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tcar import files, locks, log
-from tcar.data.archives import ANNOTATIONS, VIDEO, Archive, Downloads, Source, survey
+from tcar.data.archives import ANNOTATIONS, Archive, Downloads, Source, survey
 from tcar.data.ssv2 import SPLITS, DatasetError, find_annotation, load_labels, load_split
 from tcar.data.unpack import DRAFT, MEGABYTE, ArchiveError, CutShortError, Joined, Zipped, store_videos, video_name
+from tcar.data.video_files import other_names
 
 LOG = log.get(__name__)
 REPORT, LOCK = "prepare.json", ".prepare.lock"
@@ -34,6 +37,7 @@ FULL_SET = 220_000  # from so many listed videos on it is the published set, of 
 FULL_BYTES = 19_400_000_000  # its size, packed as well as unpacked: videos do not shrink
 SLACK = 0.99  # published sizes are rounded
 ROOM = 1 << 28  # bytes that are to stay free
+UNPRINTABLE = "backslashreplace"  # names of files need not be text
 
 
 @dataclass
@@ -49,7 +53,8 @@ class Report:
     symbolic_links: int = 0
     missing: list[str] = field(default_factory=list)
     surplus: list[str] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)  # of what archives hold, by this call and those before
+    left_out: list[str] = field(default_factory=list)  # of the downloads
     unread: str = ""
     problem: str = ""
     cut_short: bool = False
@@ -95,7 +100,8 @@ def prepare(downloads: str | Path, dataset: str | Path, allow_missing: bool = Fa
             draft.unlink()
         _link(found, videos)
         report = _take_stock(videos, ids)
-        report.unread = _unread(dataset)
+        before = _before(dataset)
+        report.unread, report.refused, report.left_out = before["unread"], before["refused"], found.remarks
         if not report.complete:
             _unpack(found, dataset, ids, report, allow_missing)
         files.replace_file(dataset / REPORT, _json(report))
@@ -111,7 +117,7 @@ def inspect(dataset: str | Path) -> Report:
     listed = {split: load_split(dataset, split) for split in SPLITS}
     (videos,) = {clip.path.parent for clips in listed.values() for clip in clips} or {dataset / "videos"}
     found = _take_stock(videos, {split: {clip.id for clip in clips} for split, clips in listed.items()})
-    found.unread = _unread(dataset)
+    found.unread = _before(dataset)["unread"]
     return found
 
 
@@ -178,32 +184,44 @@ def _present(videos: Path) -> Present:
     """What is in the folder; empty files and links to nothing do not count."""
     sizes, links = {}, 0
     for entry in os.scandir(videos):
-        if (video := VIDEO.fullmatch(entry.name)) and entry.is_file() and (size := entry.stat().st_size):
-            sizes[video[1]] = size
+        stem, suffix = os.path.splitext(entry.name)
+        if suffix == ".webm" and stem[0] != "." and (size := _bytes(Path(entry.path))):
+            sizes[stem] = size
             links += entry.is_symlink()
     return Present(sizes, links)
+
+
+def _bytes(path: Path) -> int:
+    """The size of a file; 0 where there is none."""
+    with suppress(OSError):  # a link to nothing, or to itself
+        status = path.stat()
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return 0
 
 
 def _take_stock(videos: Path, ids: dict[str, set[str]], before: Report | None = None) -> Report:
     """Compare the videos that are there with the annotation files; what `before` says of the archive stays."""
     present, listed = _present(videos), set().union(*ids.values())
+    named = {video: _bytes(videos / names[0]) for video, names in other_names(videos).items() if len(names) == 1}
+    sizes = present.sizes | {video: size for video, size in named.items() if size}
     report = before or Report({split: len(found) for split, found in ids.items()})
-    report.videos, report.bytes = len(present.sizes), sum(present.sizes.values())
+    report.videos, report.bytes = len(sizes), sum(sizes.values())
     report.symbolic_links = present.symbolic_links
-    report.missing = sorted(listed - present.sizes.keys(), key=lambda video: (len(video), video))
-    report.surplus = sorted(present.sizes.keys() - listed, key=lambda video: (len(video), video))
+    report.missing = sorted(listed - sizes.keys(), key=lambda video: (len(video), video))
+    report.surplus = sorted(sizes.keys() - listed, key=lambda video: (len(video), video))
     return report
 
 
-def _unread(dataset: Path) -> str:
-    """The archive that an earlier call began and did not bring to its end."""
+def _before(dataset: Path) -> dict[str, Any]:
+    """What earlier calls noted: the archive that was not read to its end, and what was refused."""
     try:
-        return str(json.loads((dataset / REPORT).read_text(encoding="utf-8"))["unread"])
+        noted = json.loads((dataset / REPORT).read_text(encoding="utf-8"))
+        return {"unread": str(noted["unread"]), "refused": [str(member) for member in noted.get("refused", [])]}
     except FileNotFoundError:
-        return ""
-    except (ValueError, KeyError, TypeError):
+        return {"unread": "", "refused": []}
+    except (ValueError, KeyError, TypeError, AttributeError):
         LOG.warning(f"{dataset / REPORT}: not readable; the archive is read again")
-        return REPORT
+        return {"unread": REPORT, "refused": []}
 
 
 def _unpack(found: Downloads, dataset: Path, ids: dict[str, set[str]], report: Report, allow_missing: bool) -> None:
@@ -211,9 +229,14 @@ def _unpack(found: Downloads, dataset: Path, ids: dict[str, set[str]], report: R
     for remark in found.remarks:
         LOG.warning(remark)
     sound = _sound(found, report, dataset, allow_missing)
+    # What could not be read to its end is still to be read while videos are missing, whatever else is read.
+    failed, earlier = [], report.unread
+    if earlier not in {"", REPORT, *(archive.name for archive in sound)}:
+        advice = f"put it back, or, to do without it, remove {dataset / REPORT}"
+        failed.append((earlier, f"{earlier}: not read to its end by an earlier call; {advice}", False))
     for archive in sound:
         _check_disk(dataset, report, archive)
-        report.unread, report.problem, report.cut_short, report.refused = archive.name, "", False, []
+        report.unread, report.problem, report.cut_short = archive.name, "", False
         files.replace_file(dataset / REPORT, _json(report))  # whatever happens now, the next call knows
         parts = archive.beginning() if archive.problems else [archive.parts[n] for n in sorted(archive.parts)]
         try:
@@ -225,11 +248,14 @@ def _unpack(found: Downloads, dataset: Path, ids: dict[str, set[str]], report: R
             report.unread = ""
         except ArchiveError as error:
             report.problem, report.cut_short = str(error), isinstance(error, CutShortError)
+            failed.append((archive.name, report.problem, report.cut_short))
         _take_stock(dataset / "videos", ids, report)
         if report.complete:
             return
         if report.problem:
             LOG.warning(report.problem)
+    if failed and report.missing:
+        report.unread, report.problem, report.cut_short = failed[-1]
 
 
 def _sound(found: Downloads, report: Report, dataset: Path, allow_missing: bool) -> list[Archive]:
@@ -278,7 +304,8 @@ def _check_disk(dataset: Path, report: Report, archive: Archive) -> None:
 
 
 def _json(report: Report) -> bytes:
-    return (json.dumps(report.as_dict(), indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(report.as_dict(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    return text.encode(errors=UNPRINTABLE)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -301,7 +328,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: what is there is kept; run the same command again to go on", file=sys.stderr)
         return 130
-    print(_summary(report, asked.dataset))
+    print(_summary(report, asked.dataset).encode(errors=UNPRINTABLE).decode())
     if report.complete or (asked.allow_missing and (not report.unread or report.cut_short)):
         return 0
     return 1
@@ -310,7 +337,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _summary(report: Report, dataset: Path) -> str:
     listed = sum(report.listed.values())
     lines = [f"{dataset}: {report.videos:,} videos, {report.bytes / 1e9:.2f} GB; {listed:,} are listed"]
-    for name, ids in (("missing", report.missing), ("surplus", report.surplus), ("refused", report.refused)):
+    kinds = {"missing": report.missing, "surplus": report.surplus, "refused": report.refused}
+    for name, ids in (kinds | {"left out": report.left_out}).items():
         if ids:
             more = f", … (all in {REPORT})" if len(ids) > 5 else ""
             lines.append(f"{len(ids):,} {name}: {', '.join(ids[:5])}{more}")

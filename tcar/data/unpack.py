@@ -3,6 +3,7 @@
 import gzip
 import io
 import lzma
+import re
 import stat
 import tarfile
 import zipfile
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tcar import log
-from tcar.data.archives import HEAD, VIDEO, Source, kind_of
+from tcar.data.archives import HEAD, VIDEO, Source, kind_of, last_component
 from tcar.data.ssv2 import DatasetError
 
 LOG = log.get(__name__)
@@ -149,9 +150,10 @@ def _judged(name: str, size: int, is_file: bool) -> Member | None:
     """What a member is by its name, without its bytes yet; None for what is of no interest."""
     if not is_file:
         return Member("", b"", f"{name}: a link or a device, not a file")
-    if name.startswith("/") or ".." in name.split("/"):
+    path = name.replace("\\", "/")  # as Windows separates folders
+    if path.startswith("/") or ".." in path.split("/") or re.match("[A-Za-z]:", path):
         return Member("", b"", f"{name}: the name leads out of the folder")
-    video = VIDEO.fullmatch(name.rpartition("/")[2])
+    video = VIDEO.fullmatch(last_component(name))
     if video is None:
         return None
     if size > LARGEST_VIDEO:
@@ -202,7 +204,7 @@ def store_videos(
     they differ. refused: grows by what `read_videos` refuses. A video is written under another name and gets its own
     when the one after it has been read. Raises what `read_videos` and `Zipped.videos` raise, and OSError.
     """
-    told, kept, known, draft = 0, 0, set(), None
+    told, kept, known, draft = 0, 0, set(refused), None
     if present:
         LOG.info(
             f"{len(present):,} videos are there: the archive is read from its beginning again and compared with them; "
