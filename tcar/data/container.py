@@ -1,8 +1,12 @@
 """The container of a video: opening a file that may be anything, and what it declares about its frames."""
 
-from collections.abc import Sequence
+import io
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -31,26 +35,37 @@ class VideoError(Exception):
         return f"{self.path}: {self.reason}{detail}; fetch the file again or quarantine its id"
 
 
-def open_container(path: Path) -> av.container.InputContainer:
-    """Open a file that may be anything; raises VideoError: missing, empty, truncated or not a video."""
+@contextmanager
+def open_container(path: Path) -> Iterator[av.container.InputContainer]:
+    """Open a file that may be anything; raises VideoError: missing, empty, truncated or not a video.
+
+    libav gets the bytes and not the name, which it would take for a URL, or for a pattern of names.
+    """
     if not path.is_file():
         raise VideoError(path, "missing")
     if path.stat().st_size == 0:
         raise VideoError(path, "empty", "0 bytes")
     try:
+        file = path.open("rb", buffering=0)
+    except OSError as error:
+        reason = "its permissions do not let it be read" if isinstance(error, PermissionError) else error.strerror
+        raise VideoError(path, "missing", reason) from error
+    with file, _demuxer(path, file) as container:
+        if container.format.name.endswith(_STILL_FORMATS):
+            raise VideoError(path, "not a video", f"its content is {container.format.name}")
+        yield container
+
+
+def _demuxer(path: Path, file: io.FileIO) -> av.container.InputContainer:
+    nameless = SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell)
+    try:
         # Tags are free text, and a damaged one is no reason to fail.
-        container = av.open(str(path), metadata_errors="replace")
-    except PermissionError as error:
-        raise VideoError(path, "missing", "its permissions do not let it be read") from error
-    except (av.FFmpegError, MemoryError) as error:
-        head = path.open("rb").read(16)
+        return av.open(nameless, metadata_errors="replace")
+    except (av.FFmpegError, OSError, MemoryError) as error:
+        head = os.pread(file.fileno(), 16, 0)
         if any(head[at : at + len(mark)] == mark for at, mark in _CONTAINER_STARTS):
             raise VideoError(path, "truncated", "the container begins but cannot be read on") from error
         raise VideoError(path, "not a video", getattr(error, "strerror", "") or str(error)) from error
-    if container.format.name.endswith(_STILL_FORMATS):
-        container.close()
-        raise VideoError(path, "not a video", f"its content is {container.format.name}")
-    return container
 
 
 def video_stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
@@ -66,9 +81,10 @@ def video_stream(path: Path, container: av.container.InputContainer) -> av.Video
     return stream
 
 
-def strict_decoder(stream: av.VideoStream) -> av.VideoCodecContext:
+def strict_decoder(stream: av.VideoStream, cut: bool = False) -> av.VideoCodecContext:
     """A decoder that raises av.FFmpegError at damage instead of painting over it, in one thread.
 
+    cut: the stream was cut out of another one, and may name pictures that are not there; then damage only marks frames.
     Raises RuntimeError where this build of PyAV lacks it.
     """
     strict, pixels = STRICT_DECODERS.get(stream.codec_context.name), stream.codec_context.format
@@ -80,7 +96,7 @@ def strict_decoder(stream: av.VideoStream) -> av.VideoCodecContext:
         raise RuntimeError(f"this build of PyAV has no {strict}; install the one pinned in pyproject.toml") from error
     # Slices and frames decoded side by side would report their damage late, or on another frame.
     decoder.thread_count = 1
-    decoder.options = {"err_detect": STRICT_FLAGS}
+    decoder.options = {"err_detect": STRICT_FLAGS.removeprefix("explode+") if cut else STRICT_FLAGS}
     return decoder
 
 
@@ -112,3 +128,14 @@ def varies(times: Sequence[int], time_base: Fraction, rate: float) -> bool:
     steps = np.diff(np.sort(np.asarray(times, np.int64))) * float(time_base) * rate
     uneven = int((np.abs(steps - 1) > 0.5).sum())
     return uneven > max(3.0, 0.05 * len(steps))
+
+
+def pauses(times: Sequence[int], time_base: Fraction) -> str:
+    """Say which frame stands much longer than usual, or that the rate `varies`; empty for an even rhythm."""
+    steps = np.diff(np.asarray(times, np.int64))
+    usual = np.sort(steps)[len(steps) // 2] * time_base if len(steps) else 0
+    if not usual or steps.max() * time_base <= 1.5 * float(usual):
+        return ""
+    if varies(times, time_base, float(1 / usual)):
+        return "the frames are at a variable frame rate, so that missing ones leave no trace"
+    return f"frame {steps.argmax()} stands for {float(steps.max() * time_base):.3g} s: frames may be missing after it"

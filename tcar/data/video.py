@@ -1,6 +1,7 @@
 """Exact frames out of video files, decoded strictly with PyAV: the frames asked for, or an error that says why."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,23 +10,24 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from tcar.data.codecs import pictures_of
 from tcar.data.container import (
     VideoError,
     declared_duration,
     open_container,
+    pauses,
     strict_decoder,
-    varies,
     video_stream,
 )
 from tcar.data.orientation import Orientation, orientation
 from tcar.data.sampling import segment_indices
+from tcar.data.structure import SELF_CHECKED, check_structure
 
 # A whole file up to this size is read once and kept while its frames are decoded; a larger one is read twice.
 HELD_BYTES = 256 * 2**20
 
 # These write down when each frame is shown; AVI and raw streams leave it to be guessed.
 _TIMED_FORMATS = ("matroska", "mov,")
-_BLOCK_HEADER = 64  # bytes that Matroska needs at most between two frames, a new cluster's beginning included
 # Zero bytes in a row that are a hole in the file, as an incomplete download leaves it. H.264 forbids three of them in
 # its data; VP9 can write dozens for a picture that stands still (48 in a clip of Tabletop), but no whole disk block.
 _HOLES = {"h264": bytes(32), "vp9": bytes(512)}
@@ -104,117 +106,131 @@ class Video:
         self.path, self.upright = Path(path), upright
 
     def __enter__(self) -> "Video":
-        self.container = open_container(self.path)
-        try:
+        with ExitStack() as opened:
+            self.container = opened.enter_context(open_container(self.path))
             self.stream = video_stream(self.path, self.container)
             self.time_base = self.stream.time_base
             self.packets = self._demux()
             self.info = self._describe()
-        except BaseException:
-            self.container.close()
-            raise
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(self, *_) -> None:
-        self.container.close()
+        self._opened.close()
 
     def _demux(self) -> list[av.Packet] | None:
         """Every packet in the file's order, or None where holding them would take too much memory."""
-        size = self.path.stat().st_size
-        self.marks, held = [], []
+        size, self.place = self.path.stat().st_size, None  # where the first frame begins, in bytes
+        codec = self.stream.codec_context
+        self.pictures, self.marks, held, self.blanks = pictures_of(codec.name, codec.extradata), [], [], 0
         try:
             for packet in self.container.demux(self.stream):
                 if packet.size:
+                    self.place = self.place if self.marks else packet.pos
                     self.marks.append(_Mark(packet))
+                    self.pictures.add(memoryview(packet))
                     if size <= HELD_BYTES:
                         held.append(packet)
-        except av.FFmpegError as error:
+                else:
+                    self.blanks += packet.dts is not None  # the last one only empties the decoder
+        except (av.FFmpegError, OSError) as error:
             raise VideoError(self.path, "truncated", error.strerror or str(error)) from error
+        self.pictures.finish()
         return held if size <= HELD_BYTES else None
 
     def _describe(self) -> VideoInfo:
-        stream, codec, marks = self.stream, self.stream.codec_context, self.marks
-        if not marks:
+        stream, codec, name = self.stream, self.stream.codec_context, self.container.format.name
+        if not self.marks:
             raise VideoError(self.path, "truncated", "the container holds no frame")
-        if any(mark.corrupt for mark in marks):
+        if any(mark.corrupt for mark in self.marks):
             raise VideoError(self.path, "truncated", "a packet is cut short")
-        declared = declared_duration(self.container, stream)
-        # Packets before the start of an edit list are decoded but never shown.
-        shown = [mark for mark in marks if not mark.discarded]
-        times = sorted(mark.time for mark in shown if mark.time is not None)
-        timed = len(times) == len(shown) and self.container.format.name.startswith(_TIMED_FORMATS)
-        self.times = times if timed else None
-        warning = self._check_complete(declared)
-        self._check_gaps()
+        check_structure(self.path, name, len(self.marks), stream.index)
+        listed = len(stream.index_entries) if name.startswith("mov,") else 0
+        if (lost := listed - len(self.marks) - self.blanks) > 0:
+            raise VideoError(self.path, "truncated", f"{lost} of {listed} listed frames are not in the file")
+        if self.pictures.lost:
+            raise VideoError(self.path, "undecodable", self.pictures.lost)
+        times = self._shown()
+        self.times = times if None not in times and name.startswith(_TIMED_FORMATS) else None
         rate = float(stream.average_rate or stream.guessed_rate or 0)
-        duration = declared or (len(shown) / rate if rate else 0.0)
-        name = self.container.format.name
-        found = orientation(self.path, stream.index, marks[0].place) if self.upright else Orientation()
+        duration, warning = self._compare_times(times, rate)
+        found = orientation(self.path, stream.index, self.place) if self.upright else Orientation()
         self.orientation, (width, height) = found, found.size(codec.width, codec.height)
-        return VideoInfo(len(shown), width, height, rate, duration, codec.name, name, warning)
+        return VideoInfo(len(times), width, height, rate, duration, codec.name, name, warning)
 
-    def _check_complete(self, duration: float | None) -> str:
-        stream, rate = self.stream, float(self.stream.average_rate or 0)
-        expected = stream.frames or (round(duration * rate) if duration and rate else 0)
-        if expected <= len(self.marks):
-            return ""
-        detail = f"{len(self.marks)} of {expected} declared frames are in the file"
-        # A count is exact; with a duration, one frame and 2% are left to muxers that end the last frame elsewhere.
-        if not stream.frames and expected - len(self.marks) <= max(1.0, 0.02 * expected):
-            return detail
-        times = [mark.time for mark in self.marks if mark.time is not None]
-        if not stream.frames and varies(times, stream.time_base, rate):
-            return detail + ", at a variable frame rate"
-        raise VideoError(self.path, "truncated", detail)
+    def _shown(self) -> list[int | None]:
+        """The times of the frames that a player shows, in order, decoded where the packets do not tell."""
+        self.first, self.begin = 0, None
+        if self.pictures.cut:
+            # Of what was cut in two, players show nothing that was predicted from the part before.
+            self.first = next((number for number, mark in enumerate(self.marks) if mark.key), 0)
+            self.begin = self.marks[self.first].time
+        marks = list(zip(self.marks, self.pictures.shown, strict=True))[self.first :]
+        # Packets before the start of an edit list are decoded but never shown.
+        shown = [(mark.time, count) for mark, count in marks if not mark.discarded and count != 0]
+        if self.begin is not None or any(count is None for _, count in shown):
+            with open_container(self.path) as again:
+                stream = again.streams[self.stream.index]
+                times = [frame.pts for frame in self._decode(stream, self._demuxed(again))]
+        else:
+            times = [time for time, _ in shown]
+        if not times:
+            raise VideoError(self.path, "undecodable", "no frame is shown")
+        return times if None in times else sorted(times)
 
-    def _check_gaps(self) -> None:
-        """Find frames that Matroska's reader has stepped over: bytes of the file, and a time, that no frame claims."""
-        if not self.container.format.name.startswith("matroska") or len(self.container.streams) > 1:
-            return
-        size = self.path.stat().st_size
-        unclaimed = size - sum(mark.size + _BLOCK_HEADER for mark in self.marks)
-        if unclaimed > max(4096, 0.05 * size):
-            raise VideoError(self.path, "truncated", f"{unclaimed} of its {size} bytes belong to no frame")
-        if self.times is None or len(self.marks) < 3:
-            return
-        steps = [after.time - before.time for before, after in zip(self.marks, self.marks[1:], strict=False)]
-        usual = sorted(steps)[len(steps) // 2]
-        for number, step in enumerate(steps):
-            before, after = self.marks[number], self.marks[number + 1]
-            if step <= 1.5 * usual or before.place is None or after.place is None:
-                continue
-            unclaimed = after.place - before.place - before.size
-            if unclaimed > _BLOCK_HEADER:
-                detail = f"{unclaimed} bytes between frames {number} and {number + 1} belong to no frame"
+    def _compare_times(self, times: list[int | None], rate: float) -> tuple[float, str]:
+        """Seconds the film lasts, and a warning where it may lack frames: where it ends, or between two of them."""
+        name, step = self.container.format.name, float(self.time_base)
+        # AVI keeps no times, only the order of its chunks, of which those without content show nothing new.
+        shown = [mark for mark in self.marks if not mark.discarded and mark.moment is not None]
+        clock = sorted(mark.moment for mark in shown) if None in times else times
+        declared = declared_duration(self.container, self.stream)
+        if not shown or not rate:
+            return declared or (len(times) / rate if rate else 0.0), ""
+        last = max(shown, key=lambda mark: mark.moment)
+        end = last.moment * step + max(last.duration * step, 1 / rate)
+        lasts = end - clock[0] * step
+        # Some declare how long the film lasts, others when it ends.
+        lacking = min(declared - lasts, declared - end) * rate if declared else 0.0
+        expected = len(times) + round(lacking)
+        if expected > len(times):
+            detail = f"{len(times)} of {expected} declared frames are in the file"
+            if not name.startswith(SELF_CHECKED) and lacking > max(1.0, 0.02 * expected):
                 raise VideoError(self.path, "truncated", detail)
+            return lasts, detail
+        if self.first:
+            return lasts, f"the first {self.first} packets cannot be shown: those before them are missing"
+        return lasts, pauses(clock, self.time_base)
 
     def frames(self) -> Iterator[av.VideoFrame]:
         """Decode from the first frame on, and check each frame against its place."""
-        decoder, number = strict_decoder(self.stream), 0
-        try:
-            for packet in self._packets():
-                for frame in decoder.decode(packet):
-                    self._check_frame(frame, number)
-                    yield frame
-                    number += 1
-        except (av.FFmpegError, MemoryError) as error:
-            raise VideoError(self.path, "undecodable", getattr(error, "strerror", "") or str(error)) from error
+        for number, frame in enumerate(self._decode(self.stream, self._held_or_read_again())):
+            self._check_frame(frame, number)
+            yield frame
 
-    def _packets(self) -> Iterator[av.Packet | None]:
-        """The packets, and None, which empties the decoder."""
-        hole = _HOLES.get(self.info.codec)
-        for number, packet in enumerate(self._held_or_read_again()):
-            if hole is not None and hole in bytes(packet):
-                raise VideoError(self.path, "undecodable", f"there is a hole of zeros in packet {number}")
-            yield packet
-        yield None
+    def _decode(self, stream: av.VideoStream, packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
+        decoder = strict_decoder(stream, self.pictures.cut)
+        hole = _HOLES.get(self.stream.codec_context.name)
+        try:
+            for number, packet in enumerate(packets):
+                if number < self.first or self.begin is not None and (packet.pts or self.begin) < self.begin:
+                    continue
+                if hole is not None and hole in bytes(packet):
+                    raise VideoError(self.path, "undecodable", f"there is a hole of zeros in packet {number}")
+                yield from decoder.decode(packet)
+            yield from decoder.decode(None)  # which empties the decoder
+        except (av.FFmpegError, OSError, MemoryError) as error:
+            raise VideoError(self.path, "undecodable", getattr(error, "strerror", "") or str(error)) from error
 
     def _held_or_read_again(self) -> Iterator[av.Packet]:
         if self.packets is not None:
             yield from self.packets
             return
         with open_container(self.path) as again:
-            yield from (packet for packet in again.demux(again.streams[self.stream.index]) if packet.size)
+            yield from self._demuxed(again)
+
+    def _demuxed(self, container: av.container.InputContainer) -> Iterator[av.Packet]:
+        return (packet for packet in container.demux(container.streams[self.stream.index]) if packet.size)
 
     def _check_frame(self, frame: av.VideoFrame, number: int) -> None:
         if frame.is_corrupt:
@@ -252,13 +268,14 @@ class Video:
 
 
 class _Mark:
-    """What is kept of a packet: when it is shown, where it lies in the file, its bytes, and its flags."""
+    """What is kept of a packet: when it is shown, and for how long, in units of the stream, and its flags."""
 
-    __slots__ = ("corrupt", "discarded", "place", "size", "time")
+    __slots__ = ("corrupt", "discarded", "duration", "key", "moment", "time")
 
     def __init__(self, packet: av.Packet):
-        self.time, self.place, self.size = packet.pts, packet.pos, packet.size
-        self.corrupt, self.discarded = packet.is_corrupt, packet.is_discard
+        self.time, self.duration = packet.pts, packet.duration or 0
+        self.moment = packet.dts if packet.pts is None else packet.pts
+        self.corrupt, self.discarded, self.key = packet.is_corrupt, packet.is_discard, packet.is_keyframe
 
 
 def _shape(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -1,0 +1,167 @@
+"""The pictures of H.264 and H.265, as the headers of their slices number them (ITU-T H.264, 7.3 and 7.4.3; H.265)."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tcar.data.pictures import Bits, Pictures
+
+_HEADER = 48  # bytes of a slice that hold all that is read of its header
+_HIGH = frozenset((44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244))  # profiles that say more
+
+
+def units(data: memoryview, length: int) -> Iterator[bytes]:
+    """The first bytes of each unit (NAL): behind start codes, or with `length` behind a size of so many bytes."""
+    at = 0
+    if length:
+        while at + length < len(data):
+            size = int.from_bytes(data[at : at + length], "big")
+            yield bytes(data[at + length : at + length + min(size, 4096)])
+            at += length + size
+        return
+    content = bytes(data)
+    while (at := content.find(b"\0\0\1", at) + 3) > 2:
+        yield content[at : at + 4096].partition(b"\0\0\1")[0]
+
+
+def _bits(unit: bytes) -> Bits:
+    """The bits of a unit, without the bytes that keep it from looking like a start code."""
+    return Bits(unit.replace(b"\0\0\3", b"\0\0"))
+
+
+class _Sequence(NamedTuple):
+    colours_apart: bool
+    number_bits: int
+    gaps: bool
+    fields: bool
+
+
+class H264(Pictures):
+    """Each picture that others refer to has the next frame_num, so that a missing one leaves a gap."""
+
+    def configure(self, extradata: bytes) -> None:
+        self._length, self._sequences, self._sets, self._last = 0, {}, {}, None
+        if extradata[:1] == b"\1":
+            self._length = (extradata[4] & 3) + 1
+            at, many = 6, extradata[5] & 31
+            for _ in range(many):
+                at = self._stored(extradata, at)
+            many, at = extradata[at], at + 1
+            for _ in range(many):
+                at = self._stored(extradata, at)
+        else:
+            for unit in units(memoryview(extradata), 0):
+                self._parameters(unit)
+
+    def _stored(self, extradata: bytes, at: int) -> int:
+        end = at + 2 + int.from_bytes(extradata[at : at + 2], "big")
+        self._parameters(extradata[at + 2 : end])
+        return end
+
+    def _parameters(self, unit: bytes) -> None:
+        if unit[0] & 31 == 7:
+            self._sequence(unit)
+        elif unit[0] & 31 == 8:
+            bits = _bits(unit[1:_HEADER])
+            self._sets[bits.golomb()] = bits.golomb()
+
+    def _sequence(self, unit: bytes) -> None:
+        bits = _bits(unit[4:])
+        number, apart = bits.golomb(), False
+        if unit[1] in _HIGH:
+            chroma = bits.golomb()
+            apart = chroma == 3 and bool(bits.read(1))
+            bits.golomb(), bits.golomb(), bits.read(1)
+            if bits.read(1):
+                for count in (16,) * 6 + (64,) * (6 if chroma == 3 else 2):
+                    _skip_scaling(bits, count)
+        number_bits = bits.golomb() + 4
+        order = bits.golomb()
+        if order == 0:
+            bits.golomb()
+        elif order == 1:
+            bits.read(1), bits.golomb(), bits.golomb()
+            for _ in range(bits.golomb()):
+                bits.golomb()
+        bits.golomb()
+        gaps = bool(bits.read(1))
+        bits.golomb(), bits.golomb()
+        self._sequences[number] = _Sequence(apart, number_bits, gaps, not bits.read(1))
+
+    def shows(self, packet: memoryview) -> int | None:
+        for unit in units(packet, self._length):
+            kind = unit[0] & 31
+            if kind in (7, 8):
+                self._parameters(unit)
+            elif kind in (1, 2, 5):
+                return self._picture(unit)
+        return 0
+
+    def _picture(self, unit: bytes) -> int | None:
+        bits, referred, new = _bits(unit[1:_HEADER]), unit[0] >> 5 & 3, unit[0] & 31 == 5
+        bits.golomb(), bits.golomb()
+        sequence = self._sequences[self._sets[bits.golomb()]]
+        if sequence.colours_apart:
+            bits.read(2)
+        number = bits.read(sequence.number_bits)
+        field = sequence.fields and bits.read(1)
+        begins = self._last is None and not new
+        if not new and not begins and not sequence.gaps:
+            expected = (self._last + 1) % (1 << sequence.number_bits)
+            if number != expected and not (number == self._last and (field or not referred)):
+                self._miss(f"it has the number {number} and not {expected}")
+        if referred or begins:
+            self._last = number
+        self.cut = self.cut or begins
+        return None if field or begins else 1
+
+
+def _skip_scaling(bits: Bits, count: int) -> None:
+    last = following = 8
+    for _ in range(count):
+        if following:
+            code = bits.golomb()
+            following = (last + (code + 1 >> 1) * (1 if code & 1 else -1)) % 256
+        last = following or last
+
+
+class Hevc(Pictures):
+    """Leading pictures that a cut has taken the reference from (RASL) are decoded by nobody; libav finds lost ones."""
+
+    def configure(self, extradata: bytes) -> None:
+        self._length, self._leads, self._orphaned, self._told = 0, True, False, True
+        if extradata[:1] != b"\1":
+            for unit in units(memoryview(extradata), 0):
+                self._parameters(unit)
+            return
+        self._length, at = (extradata[21] & 3) + 1, 23
+        for _ in range(extradata[22]):
+            many, at = int.from_bytes(extradata[at + 1 : at + 3], "big"), at + 3
+            for _ in range(many):
+                end = at + 2 + int.from_bytes(extradata[at : at + 2], "big")
+                self._parameters(extradata[at + 2 : end])
+                at = end
+
+    def _parameters(self, unit: bytes) -> None:
+        """A set of pictures may say that each has a flag of its own whether it is shown."""
+        if unit[0] >> 1 & 63 == 34:
+            bits = _bits(unit[2:_HEADER])
+            bits.golomb(), bits.golomb(), bits.read(1)
+            self._told = self._told and not bits.read(1)
+
+    def shows(self, packet: memoryview) -> int | None:
+        shown, seen = 0, False
+        for unit in units(packet, self._length):
+            kind, layer = unit[0] >> 1 & 63, (unit[0] & 1) << 5 | unit[1] >> 3
+            self._parameters(unit)
+            if kind in (36, 37):  # end of a sequence or of the stream
+                self._leads = True
+            elif kind < 32 and not layer and not seen:
+                shown, seen = self._picture(kind), True
+        return shown
+
+    def _picture(self, kind: int) -> int | None:
+        if 16 <= kind <= 23:
+            self._orphaned, self._leads = self._leads or kind < 21, False
+        elif self._leads:
+            self.cut = self.cut or not self.shown
+        return 0 if kind in (8, 9) and self._orphaned else 1 if self._told else None

@@ -1,0 +1,245 @@
+"""Whether the structure of a video file is whole: elements that end beyond the file, bytes that are in no element.
+
+Only what a container itself says of its bytes is proof of a loss. The formats are read as far as they frame their
+data: Matroska (RFC 9559), MP4 (ISO/IEC 14496-12), AVI, FLV, IVF, ASF, Ogg (RFC 3533) and MPEG-TS (ISO/IEC 13818-1).
+"""
+
+import os
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from tcar.data.container import VideoError
+
+Read = Callable[[int, int], bytes]  # count and place to bytes, fewer at the end of the file
+
+
+def check_structure(path: Path, file_format: str, packets: int, stream: int) -> None:
+    """Walk the structure of a file in libav's `file_format`, of whose stream number `stream` `packets` were read.
+
+    Raises VideoError, truncated, where bytes are missing or frames were stepped over; other formats pass.
+    """
+    check = next((check for name, check in _CHECKS.items() if file_format.startswith(name)), None)
+    if check is None:
+        return
+    with path.open("rb", buffering=0) as file:
+        try:
+            blocks = check(partial(os.pread, file.fileno()), path.stat().st_size, stream)
+        except (ValueError, struct.error, IndexError) as error:
+            detail = str(error) if type(error) is ValueError else "it ends within the header of an element"
+            raise VideoError(path, "truncated", detail) from error
+    if packets < blocks:
+        detail = f"{blocks - packets} of {blocks} blocks in the file belong to no frame that can be read"
+        raise VideoError(path, "truncated", detail)
+
+
+def _within(end: int, limit: int, name: str, place: int) -> None:
+    if end > limit:
+        raise ValueError(f"{name} at byte {place} ends {end - limit} bytes beyond what holds it")
+
+
+_WINDOW = 4 * 2**20  # bytes of a cluster that is read at once
+
+# Matroska: the names of elements.
+_SEGMENT, _CLUSTER, _TRACKS, _ENTRY, _NUMBER, _TYPE = 0x18538067, 0x1F43B675, 0x1654AE6B, 0xAE, 0xD7, 0x83
+_VOID, _SIMPLE_BLOCK, _BLOCK, _GROUP, _ENCRYPTED = 0xEC, 0xA3, 0xA1, 0xA0, 0xAF
+_IN_SEGMENT = {_CLUSTER, _TRACKS, 0x114D9B74, 0x1549A966, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367, _VOID, 0xBF}
+_IN_CLUSTER = {0xE7, 0xA7, 0xAB, 0x5854, 0xBF, _VOID, _SIMPLE_BLOCK, _GROUP, _ENCRYPTED}
+
+
+def _elements(read: Read, start: int, end: int) -> Iterator[tuple[int, int, int, bytes]]:
+    """Name, begin and end of the content (-1: not known), and the first bytes of each EBML element in a row."""
+    while start < end:
+        head = read(24, start)
+        width = 9 - head[0].bit_length()
+        if width > 4:
+            raise ValueError(f"the bytes at {start} belong to no frame and no other element")
+        length = 9 - head[width].bit_length()
+        body, limit = start + width + length, 1 << 7 * length
+        size = int.from_bytes(head[width : width + length], "big") & limit - 1
+        name = int.from_bytes(head[:width], "big")
+        if size == limit - 1:
+            if name not in (_SEGMENT, _CLUSTER):
+                raise ValueError(f"the element at byte {start} has no length")
+            yield name, body, -1, head[width + length :]
+            return
+        _within(body + size, end, "the element", start)
+        yield name, body, body + size, head[width + length :]
+        start = body + size
+
+
+def _matroska(read: Read, size: int, stream: int) -> int:
+    blocks, videos = Counter(), []
+    for name, body, end, _ in _elements(read, 0, size):
+        if name == _SEGMENT:
+            _segment(read, body, size if end < 0 else end, blocks, videos)
+            break  # what follows is no part of the film
+    # libav numbers its streams as the tracks are, attached pictures after them
+    return blocks[videos[stream]] if stream < len(videos) else 0
+
+
+def _segment(read: Read, start: int, end: int, blocks: Counter, videos: list[int]) -> None:
+    while start < end:
+        for name, body, stop, _ in _elements(read, start, end):
+            if name not in _IN_SEGMENT:
+                raise ValueError(f"the bytes before {body} belong to no frame and no other element")
+            if name == _TRACKS:
+                for _, begin, finish, _ in (entry for entry in _elements(read, body, stop) if entry[0] == _ENTRY):
+                    inner = {key: read(to - at, at) for key, at, to, _ in _elements(read, begin, finish) if to - at < 9}
+                    videos.append(int.from_bytes(inner.get(_NUMBER, b""), "big"))
+            elif name == _CLUSTER:
+                stop = _cluster(read, body, stop, end, blocks)
+            start = stop if stop >= 0 else end
+
+
+def _cluster(read: Read, start: int, stop: int, end: int, blocks: Counter) -> int:
+    """Count the blocks of every track in a cluster and return where it ends, which one of unknown size leaves open."""
+    if 0 <= stop < start + _WINDOW:  # one read instead of one for every block
+        content = read(stop - start, start)
+        read = partial(_slice, content, start)
+    for name, body, after, head in _elements(read, start, end if stop < 0 else stop):
+        if stop < 0 and name in _IN_SEGMENT - _IN_CLUSTER:
+            return start
+        if name not in _IN_CLUSTER:
+            raise ValueError(f"the bytes before {body} belong to no frame and no other element")
+        if name == _VOID and read(after - body, body).strip(b"\0"):
+            raise ValueError(f"{after - body} bytes at {body} belong to no frame: they are marked as padding")
+        if name == _GROUP:
+            inner = [(at, to, first) for key, at, to, first in _elements(read, body, after) if key == _BLOCK]
+            if not inner:
+                raise ValueError(f"{after - body} bytes at {body} belong to no frame: a group without its block")
+            _count(*inner[0], blocks)
+        elif name == _SIMPLE_BLOCK:
+            _count(body, after, head, blocks)
+        start = after
+    return start
+
+
+def _slice(content: bytes, start: int, count: int, place: int) -> bytes:
+    return content[place - start : place - start + count]
+
+
+def _count(body: int, end: int, head: bytes, blocks: Counter) -> None:
+    width = 9 - head[0].bit_length()
+    if end - body > width + 3:
+        blocks[int.from_bytes(head[:width], "big") & (1 << 7 * width) - 1] += 1
+
+
+def _mp4(read: Read, size: int, _: int) -> int:
+    start = 0
+    while start + 8 <= size:
+        head = read(16, start)
+        length, name = int.from_bytes(head[:4], "big"), head[4:8]
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        if name in (b"moov", b"moof", b"mdat"):
+            _within(start + length, size, f"the box {name.decode()}", start)
+        if length < 8:  # up to the end of the file, or no box any more
+            break
+        start += length
+    return 0
+
+
+def _avi(read: Read, size: int, stream: int) -> int:
+    start, blocks = 0, 0
+    while start + 12 <= size and read(4, start) == b"RIFF":
+        length = int.from_bytes(read(4, start + 4), "little")
+        # a recording that was never finished does not know its length
+        end = size if length in (0, 0xFFFFFFFF) else start + 8 + length
+        _within(end, size + 1, "the list RIFF", start)
+        blocks += _chunks(read, start + 12, min(end, size), b"%02d" % stream)
+        start = end + end % 2
+    return blocks
+
+
+def _chunks(read: Read, start: int, end: int, stream: bytes) -> int:
+    """Count the chunks of a stream that hold anything, in a row of chunks and in the lists among them."""
+    blocks = 0
+    while start + 8 <= end:
+        name, length = struct.unpack("<4sI", read(8, start))
+        if not name.isalnum() and name != b"rec ":
+            # some leave out the byte that fills an odd length up
+            name, length = struct.unpack("<4sI", read(8, start - 1))
+            start -= 1
+            if not name.isalnum():
+                raise ValueError(f"the bytes at {start} belong to no frame and no other chunk")
+        if name == b"LIST" and length == 4 and read(4, start + 8) == b"movi":
+            length = end - start - 8  # never finished
+        _within(start + 8 + length, end + 1, f"the chunk {name.decode()}", start)
+        if name == b"LIST":
+            if read(4, start + 8) in (b"movi", b"rec "):
+                blocks += _chunks(read, start + 12, start + 8 + length, stream)
+        elif length and name[:2] == stream and name[2:] in (b"dc", b"db"):
+            blocks += 1
+        start += 8 + length + length % 2
+    return blocks
+
+
+def _flv(read: Read, size: int, _: int) -> int:
+    start = int.from_bytes(read(4, 5), "big") + 4
+    while start < size:
+        length = 11 + int.from_bytes(read(3, start + 1), "big")
+        _within(start + length + 4, size, "the tag", start)
+        before = int.from_bytes(read(4, start + length), "big")
+        if before != length and before != length - 11 and before:
+            raise ValueError(f"the bytes at {start} belong to no frame: the tag there has another length")
+        start += length + 4
+    return 0
+
+
+def _ivf(read: Read, size: int, _: int) -> int:
+    head = read(32, 0)
+    start, times = int.from_bytes(head[6:8], "little"), []
+    while start < size:
+        length, time = struct.unpack("<IQ", read(12, start))
+        _within(start + 12 + length, size, "the frame", start)
+        times.append(time)
+        start += 12 + length
+    packets, span = len(times), max(times, default=0) - min(times, default=0)
+    declared = int.from_bytes(head[24:28], "little")  # of frames, or of the units their times are in
+    if declared != 0xFFFFFFFF and declared > max(packets, span + span // max(1, packets - 1)) + 1:
+        raise ValueError(f"{packets} of {declared} declared frames are in the file")
+    return packets
+
+
+def _asf(read: Read, size: int, _: int) -> int:
+    start = 0
+    while start + 24 <= size:
+        length = int.from_bytes(read(8, start + 16), "little")
+        _within(start + length, size, "the object", start)
+        if length < 24:  # a broadcast does not know its length
+            break
+        start += length
+    return 0
+
+
+def _ogg(read: Read, size: int, _: int) -> int:
+    start, pages = 0, {}
+    while start < size:
+        head = read(27 + 255, start)
+        if head[:4] != b"OggS":
+            raise ValueError(f"the bytes at {start} belong to no page")
+        serial, number = struct.unpack("<II", head[14:22])
+        if number != pages.get(serial, number - 1) + 1:
+            raise ValueError(f"before byte {start} a page is missing")
+        pages[serial] = number
+        end = start + 27 + head[26] + sum(head[27 : 27 + head[26]])
+        _within(end, size, "the page", start)
+        start = end
+    return 0
+
+
+def _mpegts(read: Read, size: int, _: int) -> int:
+    head = read(204 * 3, 0)
+    for length, sync in ((188, 0), (192, 4), (204, 0)):
+        if head[sync::length][:3] == b"GGG" and size % length:
+            raise ValueError(f"its last packet has {size % length} of {length} bytes")
+    return 0
+
+
+_CHECKS = {"matroska": _matroska, "mov,": _mp4, "avi": _avi, "ivf": _ivf, "asf": _asf}
+# The structure of these proves nothing of their end: a file may be cut between two elements.
+SELF_CHECKED = tuple(_CHECKS)
+_CHECKS |= {"flv": _flv, "ogg": _ogg, "mpegts": _mpegts}
