@@ -134,8 +134,10 @@ def pauses(times: Sequence[int], time_base: Fraction) -> str:
     """Say which frame stands much longer than usual, or that the rate `varies`; empty for an even rhythm."""
     steps = np.diff(np.asarray(times, np.int64))
     usual = np.sort(steps)[len(steps) // 2] * time_base if len(steps) else 0
-    if not usual or steps.max() * time_base <= 1.5 * float(usual):
+    if not usual:
         return ""
     if varies(times, time_base, float(1 / usual)):
         return "the frames are at a variable frame rate, so that missing ones leave no trace"
+    if steps.max() * time_base <= 1.5 * float(usual):
+        return ""
     return f"frame {steps.argmax()} stands for {float(steps.max() * time_base):.3g} s: frames may be missing after it"

@@ -128,17 +128,21 @@ def _count(body: int, end: int, head: bytes, blocks: Counter) -> None:
 
 
 def _mp4(read: Read, size: int, _: int) -> int:
-    start = 0
+    start, in_fragments = 0, False
     while start + 8 <= size:
         head = read(16, start)
         length, name = int.from_bytes(head[:4], "big"), head[4:8]
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
-        if name in (b"moov", b"moof", b"mdat"):
-            _within(start + length, size, f"the box {name.decode()}", start)
-        if length < 8:  # up to the end of the file, or no box any more
+        in_fragments = in_fragments or name == b"moof"
+        if not name.isalnum() or 0 < length < 8:
+            # The index of a film that is in one piece has the place of every frame; what follows is no part of it.
+            if in_fragments:
+                raise ValueError(f"the bytes at {start} belong to no frame and no other box")
             break
-        start += length
+        if name in (b"moov", b"mdat") or in_fragments:
+            _within(start + length, size, f"the box {name.decode()}", start)
+        start = start + length if length else size
     return 0
 
 
@@ -204,14 +208,15 @@ def _ivf(read: Read, size: int, _: int) -> int:
     return packets
 
 
+_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+
+
 def _asf(read: Read, size: int, _: int) -> int:
-    start = 0
-    while start + 24 <= size:
-        length = int.from_bytes(read(8, start + 16), "little")
-        _within(start + length, size, "the object", start)
-        if length < 24:  # a broadcast does not know its length
-            break
-        start += length
+    head = read(min(size, int.from_bytes(read(8, 16), "little")), 0)
+    place = head.index(_FILE_PROPERTIES)
+    declared, flags = struct.unpack("<40xQ40xI", head[place : place + 92])
+    if not flags & 1:  # a broadcast does not know its length
+        _within(declared, size, "the file", 0)
     return 0
 
 
