@@ -17,12 +17,13 @@ class Pictures:
 
     `shown` has the number of pictures that each packet shows, or None where it has to be decoded to tell. `lost` says
     before which packet a picture is missing that later ones were predicted from; empty while there is no proof. `cut`
-    says that the stream begins in the middle of another one.
+    says that the stream begins in the middle of another one, `packed` that packets hold several pictures, so that the
+    times of packets are not those of pictures.
     """
 
     def __init__(self, extradata: bytes | None):
         self.shown: list[int | None] = []
-        self.lost, self.cut = "", False
+        self.lost, self.cut, self.packed = "", False, False
         try:
             self.configure(extradata or b"")
         except _DAMAGED:
@@ -45,8 +46,8 @@ class Pictures:
     def finish(self) -> None:
         """Judge what only the whole stream tells."""
 
-    def _miss(self, what: str) -> None:
-        self.lost = self.lost or f"a frame is missing before packet {len(self.shown)}: {what}"
+    def _miss(self, packet: int, sign: str) -> None:
+        self.lost = self.lost or f"a frame is missing before packet {packet}: {sign}"
 
 
 class OneEach(Pictures):
@@ -105,10 +106,11 @@ class Mpeg2(Pictures):
     """MPEG-1 and 2: the pictures of a group are numbered in the order of showing; a missing one leaves a gap."""
 
     def configure(self, extradata: bytes) -> None:
-        self._last, self._before = -1, -1  # numbers of the last two references of this group
-        self._references = 0  # in all, from the first intra picture on
+        self._last = self._before = None  # numbers of the last two references of this group
         self._seen: set[int] = set()  # numbers of this group
-        self._runs: list[tuple[int, int, int]] = []  # packet, distance of two references, pictures seen between
+        self._references = 0  # in all, from the first intra picture on
+        self._runs: list[list[int]] = []  # of two references: packet, distance, pictures seen between and the second
+        self._faults: list[tuple[int, str]] = []  # packet, what is wrong with its number
 
     def shows(self, packet: memoryview) -> int | None:
         data = bytes(packet)
@@ -123,34 +125,37 @@ class Mpeg2(Pictures):
         if not self._references and kind != _INTRA:
             self.cut = True
             return 0
-        if 0 <= data.find(_START + b"\xb8") < place or kind == _INTRA and number <= self._last:
-            self._last, self._before, self._seen = -1, -1, set()
+        if 0 <= data.find(_START + b"\xb8") < place or kind == _INTRA and number <= (self._last or 0):
+            self._last, self._before, self._seen = None, None, set()
         self._number(number, kind)
         # without the group before, no decoder can show pictures between it and the first one
         return None if kind == _BETWEEN and self._references < 2 else 1
 
     def _number(self, number: int, kind: int) -> None:
+        if self._last is not None:
+            number += 1024 * round((self._last - number) / 1024)  # they have ten bits
         if number in self._seen:
-            self._miss(f"its number in the group, {number}, was there before")
-        if kind == _BETWEEN:
-            if not self._before < number < self._last:
-                self._miss(f"number {number} is not between those shown before and after it")
-            if self._runs:
-                packet, distance, seen = self._runs.pop()
-                self._runs.append((packet, distance, seen + 1))
-        else:
-            self._references += 1
-            self._before, self._last = self._last, number
-            if self._before >= 0:
-                self._runs.append((len(self.shown), number - self._before, 1))
+            self._faults.append((len(self.shown), f"the number {number} was there before in its group"))
         self._seen.add(number)
+        if kind == _BETWEEN:
+            if number > self._last or self._before is not None and number < self._before:
+                self._faults.append((len(self.shown), f"number {number} is not between its references"))
+            if self._runs:
+                self._runs[-1][2] += 1
+            return
+        self._references += 1
+        self._before, self._last = self._last, number
+        if self._before is not None and self._before < number:
+            self._runs.append([len(self.shown), number - self._before, 1])
 
     def finish(self) -> None:
         """Two references further apart than usual, with a number missing between: it was a reference itself."""
         usual = statistics.mode(distance for _, distance, _ in self._runs) if self._runs else 0
         for packet, distance, seen in self._runs:
             if distance > max(usual, seen):
-                self.lost = self.lost or f"a frame is missing before packet {packet}: {distance - seen} numbers are"
+                self._faults.append((packet, f"{distance - seen} numbers are missing"))
+        if self._faults and self._runs:  # there are none where the encoder leaves all numbers at zero
+            self._miss(*min(self._faults))
 
 
 class Mpeg4(Pictures):
@@ -187,7 +192,8 @@ class Mpeg4(Pictures):
         data = bytes(packet)
         place = data.find(_START + b"\xb6")
         if place < 0 or data.find(_START + b"\xb6", place + 4) >= 0:
-            return None  # none, or several packed in one
+            self.packed = self.packed or place >= 0
+            return None
         self._layer(data[:place])
         self._of_libav = self._of_libav or b"Lavc" in data[:place]
         bits = Bits(data[place + 4 : place + 24])
@@ -198,7 +204,7 @@ class Mpeg4(Pictures):
         if not bits.read(1):
             return None  # not coded: what is shown is up to the decoder
         if self._before is None and kind != _INTRA:
-            self._miss("it is predicted from one")
+            self._miss(len(self.shown), "it is predicted from one")
         if kind == _INTRA:
             self._before = "intra"
         elif kind == 2:
@@ -210,7 +216,7 @@ class Mpeg4(Pictures):
     def finish(self) -> None:
         alike = min((self._alike(intra) for intra in ((0,) if self._of_libav else (0, 1))), key=len)
         if alike and len(alike) <= 0.1 * len(self._turns) + 1 < len(self._turns):
-            self.lost = self.lost or f"a frame is missing before packet {alike[0]}: two in a row are rounded alike"
+            self._miss(alike[0], "two in a row are rounded alike")
 
     def _alike(self, intra: int) -> list[int]:
         return [packet for packet, before, then in self._turns if (intra if before == "intra" else before) == then]

@@ -108,7 +108,7 @@ class H264(Pictures):
         if not new and not begins and not sequence.gaps:
             expected = (self._last + 1) % (1 << sequence.number_bits)
             if number != expected and not (number == self._last and (field or not referred)):
-                self._miss(f"it has the number {number} and not {expected}")
+                self._miss(len(self.shown), f"it has the number {number} and not {expected}")
         if referred or begins:
             self._last = number
         self.cut = self.cut or begins

@@ -151,7 +151,8 @@ class Video:
         if self.pictures.lost:
             raise VideoError(self.path, "undecodable", self.pictures.lost)
         times = self._shown()
-        self.times = times if None not in times and name.startswith(_TIMED_FORMATS) else None
+        timed = name.startswith(_TIMED_FORMATS) and None not in times and not self.pictures.packed
+        self.times = times if timed else None
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         duration, warning = self._compare_times(times, rate)
         found = orientation(self.path, stream.index, self.place) if self.upright else Orientation()
