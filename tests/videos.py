@@ -1,5 +1,6 @@
 """Small video files for the tests, each frame of which carries its own number."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -36,27 +37,60 @@ def write_video(
     rotation: int = 0,
     flips: dict[str, bool] | None = None,
     aspect: Fraction | None = None,
+    pixels: str = "yuv420p",
+    muxer: dict[str, str] | None = None,
+    comment: str = "",
+    attachment: bytes = b"",
     **options: str,
 ) -> Path:
     """Encode numbered frames; `times` gives each frame's time in units of one frame, for a variable rate.
 
     rotation: degrees a player is told to turn the picture by, against the clock; flips: how to mirror it then. aspect:
-    width of a pixel over its height.
+    width of a pixel over its height. pixels: with "yuva420p" noise is transparent. muxer: options of the container,
+    which may hold a comment and a file attached as well.
     """
-    with av.open(str(path), "w") as container:
+    noise = np.random.default_rng(0)
+    with av.open(str(path), "w", options=muxer or {}) as container:
+        container.metadata.update({"comment": comment} if comment else {})
         stream = container.add_stream(codec, rate=rate)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, pixels
+        if attachment:
+            container.add_attachment("font.ttf", "application/x-truetype-font", attachment)
         stream.options = options or ({"crf": "30", "cpu-used": "8"} if codec == "libvpx-vp9" else {})
         if rotation or flips:
             stream.set_display_rotation(rotation, **(flips or {}))
         if aspect:
             stream.codec_context.sample_aspect_ratio = aspect
         for number in range(frames):
-            frame = av.VideoFrame.from_ndarray(numbered_frame(number, width, height), format="rgb24")
-            frame.pts = times[number] if times else number
+            image = numbered_frame(number, width, height)
+            if pixels == "yuva420p":
+                image = np.dstack([image, noise.integers(0, 256, (height, width), np.uint8)])
+            frame = av.VideoFrame.from_ndarray(image, format="rgba" if image.shape[2] == 4 else "rgb24")
+            frame = frame.reformat(format=pixels)
+            frame.pts, frame.time_base = times[number] if times else number, Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def copy_packets(source: Path, target: Path, change: Callable[[int, bytes], bytes | None]) -> Path:
+    """Copy a video packet by packet, each as `change` of its number and bytes makes it, or left out for None."""
+    with av.open(str(source)) as read, av.open(str(target), "w") as written:
+        stream = read.streams.video[0]
+        copy = written.add_stream_from_template(stream)
+        for number, packet in enumerate(packet for packet in read.demux(stream) if packet.size):
+            if (content := change(number, bytes(packet))) is not None:
+                changed = av.Packet(content)
+                changed.pts, changed.dts, changed.time_base = packet.pts, packet.dts, packet.time_base
+                changed.duration, changed.is_keyframe, changed.stream = packet.duration, packet.is_keyframe, copy
+                written.mux(changed)
+    return target
+
+
+def decode(path: Path) -> list[np.ndarray]:
+    """What a player shows: every frame, decoded by libav's own decoder from first to last."""
+    with av.open(f"file:{path}") as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(container.streams.best("video"))]
 
 
 def write_audio(path: Path) -> Path:

@@ -59,8 +59,8 @@ def open_container(path: Path) -> Iterator[av.container.InputContainer]:
 def _demuxer(path: Path, file: io.FileIO) -> av.container.InputContainer:
     nameless = SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell)
     try:
-        # Tags are free text, and a damaged one is no reason to fail.
-        return av.open(nameless, metadata_errors="replace")
+        # Tags are free text, and a damaged one is no reason to fail. A list of other files may not open them.
+        return av.open(nameless, metadata_errors="replace", options={"protocol_whitelist": "none"})
     except (av.FFmpegError, OSError, MemoryError) as error:
         head = os.pread(file.fileno(), 16, 0)
         if any(head[at : at + len(mark)] == mark for at, mark in _CONTAINER_STARTS):
