@@ -106,12 +106,14 @@ DECLARED = {
 _LONG = "x" * 60_000
 UNCLAIMED = {
     "VP9 with transparency": partial(written, "clip.webm", VP9 | {"pixels": "yuva420p", "auto-alt-ref": "0"}),
-    "VP8 with transparency": partial(written, "clip.webm", VP8 | {"pixels": "yuva420p", "auto-alt-ref": "0"}),
-    "WebM with space for an index": partial(written, "clip.webm", VP8 | {"muxer": {"reserve_index_space": "60000"}}),
+    "VP8 with transparency": partial(
+        written, "clip.webm", VP8 | {"pixels": "yuva420p", "auto-alt-ref": "0"}, frames=10
+    ),
+    "WebM with space for an index": partial(written, "clip.webm", VP9 | {"muxer": {"reserve_index_space": "60000"}}),
     "Matroska with its index in front": partial(written, "clip.mkv", H264 | {"muxer": {"cues_to_front": "1"}}),
     "Matroska in small clusters": partial(written, "clip.mkv", H264_B | {"muxer": {"cluster_time_limit": "80"}}),
     "Matroska with an attachment": partial(written, "clip.mkv", H264_B | {"attachment": bytes(range(256)) * 400}),
-    "live WebM": partial(written, "clip.webm", VP8 | {"muxer": {"live": "1"}}),
+    "live WebM": partial(written, "clip.webm", VP9 | {"muxer": {"live": "1"}}),
     "WebM with a long comment": partial(written, "clip.webm", VP9 | {"comment": _LONG}),
     "MP4 with a long comment": partial(written, "clip.mp4", H264 | {"comment": _LONG}),
     "AVI with a long comment": partial(written, "clip.avi", MPEG4 | {"comment": _LONG}),

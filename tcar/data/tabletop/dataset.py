@@ -35,7 +35,8 @@ FLOW_STRIDE = 8  # pixels between the places at which the ground truth keeps the
 def write_video(path: Path, frames: UInt8[np.ndarray, "t h w 3"], frame_rate: int) -> None:
     """Encode RGB frames as VP9 in WebM; the same frames give the same bytes."""
     # one thread, and no random identifier or library version in the container
-    with av.open(str(path), "w", format="webm", options={"fflags": "+bitexact"}) as container:
+    # libav takes a colon in a name for the end of a protocol's
+    with av.open(f"file:{path}", "w", format="webm", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libvpx-vp9", rate=frame_rate)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
