@@ -1,15 +1,20 @@
 """The model card: its front matter is read by the Hub, and it tells what is known and nothing else."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 import yaml
+from torch import nn
 
-from tcar.models import CheckpointError
+from tcar.models import CheckpointError, streams
 from tcar.models.card import RANDOM, SYNTHETIC, model_card
 from tcar.models.fusion import FusionConfig
-from tcar.models.streams import weights_digest
+from tcar.models.packaged import packaged
+from tcar.models.published import PACKAGED, checkpoints_for
+from tcar.models.stream import Stream
+from tcar.models.streams import create_stream, list_streams, stream_spec, weights_digest
 from tcar.models.tca import TCA, TCAConfig
 
 FACTS = {
@@ -92,6 +97,68 @@ def test_the_numbers_are_those_of_the_model(model):
     streams = cells(text, "Streams")
     for row, stream in zip(streams[2:], (model.semantic, model.motion), strict=True):
         assert stream.name in row[0] and weights_digest(stream) in row[-1]
+
+
+class StandIn(Stream):
+    """What a card asks of a stream, without its network."""
+
+    def __init__(self, backbone, spec, *, pretrained, **_):
+        nn.Module.__init__(self)
+        self.name, self.info, self.pretrained = spec.name, spec.info, pretrained
+
+
+@pytest.fixture(scope="module")
+def costs(model):
+    return model.parameter_table()
+
+
+@pytest.fixture
+def carded(model, costs, monkeypatch):
+    """The lines on licences and on the semantic stream of a card, as if that stream had been opened so."""
+    monkeypatch.setattr(model, "parameter_table", lambda: costs)
+
+    def opened(name: str, **given) -> tuple[str, list[str]]:
+        spec = replace(
+            stream_spec(name),
+            load=lambda _: (nn.Identity(), {}),
+            build=lambda _: nn.Identity(),
+            stream_class=StandIn,
+        )
+        monkeypatch.setitem(streams._REGISTRY, name, spec)
+        stream = create_stream(name, **given)
+        for field in ("name", "info", "pretrained"):
+            monkeypatch.setattr(model.semantic, field, getattr(stream, field))
+        text = model_card(model)
+        return text.split("## Licences\n\n")[1], cells(text, "Streams")[2]
+
+    return opened
+
+
+@pytest.mark.parametrize("name", list_streams())
+def test_a_card_tells_the_licence_of_the_weights_that_were_loaded(name, carded, tmp_path):
+    for checkpoint in checkpoints_for(name):
+        given = checkpoint.address
+        if checkpoint.kind != "hub":
+            given = tmp_path / checkpoint.files[0]
+            given.touch()
+        licences, row = carded(name, checkpoint=given)
+        stated = checkpoint.licence or "not known"
+        assert f"publishers': {name}: {stated}; " in licences
+        assert stated in row and checkpoint.page in row
+    if name in PACKAGED:
+        licences, row = carded(name, checkpoint=packaged(name, seed=1))
+        assert f"{name}: {PACKAGED[name]}; " in licences
+        assert f"tcar/models/weights/{name}-seed1.safetensors" in row
+
+
+def test_weights_of_ones_own_have_no_licence_of_somebody_else(carded, tmp_path):
+    (tmp_path / "mine.pth").touch()
+    licences, row = carded("dinov2_vits14", checkpoint=tmp_path / "mine.pth")
+    assert "dinov2_vits14: not known; " in licences
+    assert {"mine.pth", "not known"} <= set(row) and str(tmp_path) not in str(row)
+    assert "dinov2_vits14: not known; " in carded("dinov2_vits14", checkpoint="me/mine")[0]
+    licences, row = carded("dinov2_vits14")
+    assert "dinov2_vits14: none (random weights); " in licences
 
 
 def test_random_streams_are_told(model):

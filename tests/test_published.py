@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tcar.models.published import BASELINES, CHECKPOINTS, PACKAGED, checkpoints_for, find, table
+from tcar.models.published import BASELINES, CHECKPOINTS, PACKAGED, checkpoints_for, find, licence, recognise, table
 from tcar.models.streams import list_streams, stream_spec
 
 
@@ -44,6 +44,55 @@ def test_a_row_is_well_formed(checkpoint):
     if accuracy := checkpoint.accuracy:
         assert accuracy.source
         assert accuracy.top5 is None or accuracy.top1 < accuracy.top5 < 100
+
+
+# As the publishers state them: the tag of the page on the Hub, else the licence file of the repository.
+LICENCES = {
+    r"facebook/dinov2-.*": "Apache-2.0",
+    r"facebook/dinov3-.*": "DINOv3 License",
+    r"pytorchvideo/.*|SlowFast/.*|mmaction2/.*": "Apache-2.0",
+    r"Tushar-N/.*": "CC-BY-NC-4.0",
+    r"facebook/vjepa2-vitl-fpc64-256": "MIT",
+    r"facebook/vjepa2-vit[hg]-fpc64-(256|384)": "Apache-2.0",
+    r"facebook/vjepa2-.*-ssv2": "",
+    r"vjepa2_1_.*": "MIT",
+    r"MCG-NJU/videomae-.*|facebook/timesformer-.*": "CC-BY-NC-4.0",
+    r"openai/clip-.*": "MIT",
+    r"timm/resnet50.a1_in1k": "Apache-2.0",
+}
+
+
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS.values(), ids=lambda c: c.name)
+def test_a_licence_is_that_of_the_publisher(checkpoint):
+    (stated,) = [stated for name, stated in LICENCES.items() if re.fullmatch(name, checkpoint.name)]
+    assert checkpoint.licence == stated
+
+
+@pytest.mark.parametrize("name", list_streams())
+def test_a_stream_has_the_licence_of_its_default_weights(name):
+    stated = stream_spec(name).info["licence"]
+    assert stated == licence(name) == (PACKAGED.get(name) or checkpoints_for(name)[0].licence)
+    assert stated
+
+
+def test_a_checkpoint_is_recognised_by_its_name_and_no_other_is(tmp_path):
+    assert recognise("i3d_r50", "Tushar-N/I3D_32x2_R50") is None  # no such file, and no name on the Hub
+    for stream, names in {
+        "i3d_r50": ["I3D_8x8_R50.pyth", "i3d_r50_kinetics.pth"],
+        "dinov2_vits14_reg": ["dinov2_vits14_reg4_pretrain.pth", "dinov2-with-registers-small/model.safetensors"],
+    }.items():
+        found = []
+        for name in names:
+            path = tmp_path / name
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+            found.append(recognise(stream, path))
+        assert all(checkpoint in checkpoints_for(stream) for checkpoint in found)
+        assert len(set(found)) == (2 if stream == "i3d_r50" else 1)
+    assert recognise("dinov2_vits14_reg", tmp_path / "dinov2-with-registers-small") is found[0]
+    assert recognise("dinov2_vits14", tmp_path / "dinov2-with-registers-small") is None
+    (tmp_path / "mine.pth").touch()
+    assert recognise("dinov2_vits14", tmp_path / "mine.pth") is None
 
 
 def test_no_row_is_there_twice():

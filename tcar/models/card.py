@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCardData
 
+from tcar.models.stream import Stream
 from tcar.models.streams import weights_digest
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _streams(model: "TCA") -> str:
                 "pixels": stream.input_size,
                 "tokens": " x ".join(map(str, grid)) + f" of width {stream.width}",
                 "weights": stream.info["source"] if stream.pretrained else "random",
-                "licence": stream.info["licence"],
+                "licence": _licence(stream),
                 "SHA-256 of the weights": f"`{weights_digest(stream)}`",
             }
         )
@@ -112,9 +113,13 @@ def _use() -> str:
 
 def _licences(model: "TCA", licence: str | None) -> str:
     own = f"The fusion: {licence}. " if licence else ""
-    streams = {stream.name: stream.info["licence"] for stream in (model.semantic, model.motion)}
-    rest = "; ".join(f"{name}: {of or 'not known'}" for name, of in streams.items())
+    rest = "; ".join(f"{stream.name}: {_licence(stream)}" for stream in (model.semantic, model.motion))
     return f"## Licences\n\n{own}The weights of the streams are their publishers': {rest}."
+
+
+def _licence(stream: Stream) -> str:
+    """Return what stands for the licence of a stream's weights; `info` tells it of published ones, loaded or not."""
+    return (stream.info["licence"] or "not known") if stream.pretrained else "none (random weights)"
 
 
 def _value(value: Any) -> str:

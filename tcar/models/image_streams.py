@@ -17,6 +17,7 @@ from tcar.models import dinov2, pretrained
 from tcar.models.checkpoints import load_strict, read_state
 from tcar.models.grids import Tokens, grid_coordinates
 from tcar.models.packaged import packaged
+from tcar.models.published import licence
 from tcar.models.stream import IMAGENET, Source, Stream, StreamSpec
 
 SEGMENTS = "frames at the middles of equal segments of the clip"
@@ -127,9 +128,9 @@ def dinov2_class(config: Dinov2Config | Dinov2WithRegistersConfig) -> type:
 
 def specs() -> Iterator[StreamSpec]:
     """Yield the registered image streams: DINOv2, DINOv3 and the miniature that comes with the package."""
-    published = [(name, *rest, "Apache-2.0", "bicubic") for name, rest in dinov2.dinov2_configs().items()]
-    published += [(name, *rest, "DINOv3 License", "bilinear") for name, rest in dinov2.dinov3_configs().items()]
-    for name, hub, config, licence, interpolation in published:
+    families = [(name, *rest, "bicubic") for name, rest in dinov2.dinov2_configs().items()]
+    families += [(name, *rest, "bilinear") for name, rest in dinov2.dinov3_configs().items()]
+    for name, hub, config, interpolation in families:
         model_class = DINOv3ViTModel if name.startswith("dinov3") else dinov2_class(config)
         yield StreamSpec(
             name,
@@ -143,7 +144,7 @@ def specs() -> Iterator[StreamSpec]:
             input_size=224,
             interpolation=interpolation,
             **IMAGENET,
-            info={"source": f"https://huggingface.co/{hub}", "licence": licence, "sampling": f"8 {SEGMENTS}"},
+            info={"source": f"https://huggingface.co/{hub}", "licence": licence(name), "sampling": f"8 {SEGMENTS}"},
         )
     yield StreamSpec(
         "dinov2_tiny",
@@ -159,7 +160,7 @@ def specs() -> Iterator[StreamSpec]:
         **IMAGENET,
         info={
             "source": "tcar/models/weights/dinov2_tiny.safetensors",
-            "licence": "Apache-2.0",
+            "licence": licence("dinov2_tiny"),
             "sampling": f"8 {SEGMENTS}",
         },
     )
@@ -204,7 +205,7 @@ def timm_spec(name: str) -> StreamSpec:
         interpolation="bicubic" if about.interpolation == "bicubic" else "bilinear",
         info={
             "source": f"https://huggingface.co/{about.hf_hub_id}" if about.hf_hub_id else about.url or "",
-            "licence": about.license or "",
+            "licence": licence(name),
             "sampling": f"8 {SEGMENTS}",
         },
     )

@@ -26,7 +26,7 @@ from .. import files, locks, log
 from ..data.tabletop import standin
 from ..data.workers import worker_count
 from ..processes import end_with_parent
-from . import i3d, packaged, pretrained, stream, streams
+from . import i3d, packaged, pretrained, published, stream, streams
 from .dinov2 import DINOV2_TINY
 
 LOG = log.get("streams")
@@ -208,7 +208,7 @@ def build(name: str, output: Path, seed: int, scale: float) -> None:
         save_file(state, draft)
     provenance = {
         "stream": name, "trained_on": f"{scenes} synthetic stand-in scenes of the vocabulary 'pretrain'",
-        "epochs": epochs, "seed": seed, "held_out_scores": scores, "licence": "Apache-2.0",
+        "epochs": epochs, "seed": seed, "held_out_scores": scores, "licence": published.licence(name),
         "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
         "code": packaged.training_code(name),
         "seconds": round(time.perf_counter() - begin, 1),

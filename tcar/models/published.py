@@ -5,11 +5,12 @@ A plain table: what was not found in a source is None or empty, never guessed. `
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 
 HUB = "https://huggingface.co"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # on the Hub: the first of these that a repository has
 BASELINES = "CAST"  # stands among the streams where a checkpoint is an expert of that baseline
-PACKAGED = ("dinov2_tiny", "i3d_tiny")  # streams whose weights come with the package
+PACKAGED = {"dinov2_tiny": "Apache-2.0", "i3d_tiny": "Apache-2.0"}  # weights that come with the package: licence
 COPY = "as of a copy on the Hub"  # size and digest seen there, since the publisher states none
 
 
@@ -32,6 +33,7 @@ class Checkpoint:
     "page" (no download: `address` is the page with the recipe). `files` are names of weights, the first one there is
     counts. `bytes` is exact, `megabytes` (10^6 bytes) as published, rounded. `sha256` is the digest of the first file,
     or the beginning of it that its publisher put into its name. `note` is what a user has to know before fetching.
+    `raw` is the publisher's own file of the same weights, in its own names of keys, where there is one.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Checkpoint:
     sha256: str | None = None
     accuracy: Accuracy | None = None
     note: str = ""
+    raw: str = ""
 
     @property
     def page(self) -> str:
@@ -74,12 +77,14 @@ def _dinov2():
     }
     for letter, (size, top1, top1_registers, megabytes, digest) in known.items():
         stream, about = f"dinov2_vit{letter}14", {"licence": "Apache-2.0", "layout": "transformers"}
-        hub = f"facebook/dinov2-{size}"
+        hub, raw = f"facebook/dinov2-{size}", f"{stream}{{}}_pretrain.pth"
+        size_there = {"megabytes": megabytes, "sha256": digest}
         yield Checkpoint(
-            hub, (stream,), "hub", hub, WEIGHTS, **about, megabytes=megabytes, sha256=digest, accuracy=_linear(top1)
+            hub, (stream,), "hub", hub, WEIGHTS, **about, **size_there, accuracy=_linear(top1), raw=raw.format("")
         )
         hub = f"facebook/dinov2-with-registers-{size}"
-        yield Checkpoint(hub, (f"{stream}_reg",), "hub", hub, WEIGHTS, **about, accuracy=_linear(top1_registers))
+        about |= {"accuracy": _linear(top1_registers), "raw": raw.format("_reg4")}
+        yield Checkpoint(hub, (f"{stream}_reg",), "hub", hub, WEIGHTS, **about)
 
 
 def _dinov3():
@@ -311,6 +316,35 @@ def checkpoints_for(stream: str) -> list[Checkpoint]:
         raise ValueError(f"no checkpoint is published for {stream!r}; did you mean {', '.join(close)}?")
     # A file that a stream of its own serves comes after those whose layout is the stream's default.
     return sorted(listed, key=lambda checkpoint: checkpoint.streams[0] != stream)
+
+
+def licence(stream: str) -> str:
+    """Return the licence of the weights that a stream takes by default, "" where it is not known."""
+    if stream in PACKAGED:
+        return PACKAGED[stream]
+    try:
+        return checkpoints_for(stream)[0].licence
+    except ValueError:  # a model of timm that nobody has published weights of
+        return ""
+
+
+def recognise(stream: str, checkpoint: str | Path) -> Checkpoint | None:
+    """Return which published checkpoint of a stream was given, by name on the Hub, folder or file; None for another.
+
+    A file counts by its own name or that of its folder, a folder by that of its repository: what a file holds says
+    nothing of where it comes from.
+    """
+    given = Path(checkpoint)
+    names = {given.name, given.parent.name} if given.is_file() else {given.name}
+    try:
+        listed = checkpoints_for(stream)
+    except ValueError:
+        return None
+    for found in listed:
+        own = {found.address.rpartition("/")[2], found.raw} - {""} if found.kind == "hub" else set(found.files)
+        if str(checkpoint) == found.address or (given.exists() and names & own):
+            return found
+    return None
 
 
 def _of_timm(stream: str) -> Checkpoint:

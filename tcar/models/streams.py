@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tcar.models import image_streams, video_streams
+from tcar.models import image_streams, published, video_streams
 from tcar.models.checkpoints import CheckpointError, state_digest
 from tcar.models.grids import Tokens
+from tcar.models.packaged import WEIGHTS
+from tcar.models.pretrained import is_hub_name
 from tcar.models.stream import Source, Stream, StreamSpec
 
 TIMM = "timm:"
@@ -71,12 +73,24 @@ def create_stream(
             backbone, changes = spec.load(Source(checkpoint, size, local_files_only))
         except CheckpointError as error:
             raise CheckpointError(f"{name}: {error}\n  its published weights: {spec.info['source']}") from error
-        spec = replace(spec, **changes | {"info": spec.info | changes.get("info", {})})
+        spec = replace(spec, **changes | {"info": spec.info | changes.get("info", {}) | _origin(spec, checkpoint)})
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             backbone = spec.build(size)
     return spec.stream_class(backbone, spec, input_size=input_size, fit=fit, pretrained=bool(checkpoint))
+
+
+def _origin(spec: StreamSpec, checkpoint: str | Path) -> dict[str, str]:
+    """Return source and licence of the weights that were loaded: of a user's own, their name and no licence."""
+    given = Path(checkpoint)
+    if found := published.recognise(spec.name, checkpoint):
+        return {"source": found.page, "licence": found.licence}
+    if spec.name in published.PACKAGED and given.parent == WEIGHTS:
+        return {"source": f"tcar/models/weights/{given.name}", "licence": published.PACKAGED[spec.name]}
+    if checkpoint == spec.default:
+        return {}
+    return {"source": f"{published.HUB}/{checkpoint}" if is_hub_name(checkpoint) else given.name, "licence": ""}
 
 
 def weights_digest(stream: Stream) -> str:

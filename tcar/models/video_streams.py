@@ -19,6 +19,7 @@ from tcar.models.checkpoints import load_strict, read_state
 from tcar.models.grids import Tokens, grid_coordinates
 from tcar.models.i3d_layouts import LAYOUTS, inflate_resnet50, load_i3d
 from tcar.models.packaged import packaged
+from tcar.models.published import licence
 from tcar.models.stream import IMAGENET, KINETICS, Source, Stream, StreamSpec
 
 
@@ -157,7 +158,7 @@ def specs() -> Iterator[StreamSpec]:
         **IMAGENET,
         info={
             "source": "https://huggingface.co/timm/resnet50.a1_in1k",
-            "licence": "Apache-2.0",
+            "licence": licence("i3d_r50_inflated"),
             "sampling": "8 frames at the middles of equal segments of the clip",
         },
     )
@@ -175,7 +176,7 @@ def specs() -> Iterator[StreamSpec]:
         **KINETICS,
         info={
             "source": "tcar/models/weights/i3d_tiny.safetensors",
-            "licence": "Apache-2.0",
+            "licence": licence("i3d_tiny"),
             "sampling": "16 frames at the middles of equal segments of the clip",
         },
     )
@@ -206,7 +207,7 @@ def _i3d(name: str, named: str, layout) -> StreamSpec:
         std=layout.std,
         info={
             "source": layout.address,
-            "licence": "Apache-2.0",
+            "licence": licence(name),
             "sampling": f"{layout.frames} frames, every {layout.step}th frame",
         },
     )
@@ -255,7 +256,7 @@ def _vjepa2(name: str) -> StreamSpec:
         **IMAGENET,
         info={
             "source": f"https://huggingface.co/{hub}",
-            "licence": "MIT",
+            "licence": licence(name),
             "sampling": "16 frames, every 4th frame",
         },
     )
@@ -278,7 +279,7 @@ def _vjepa2_1(size: str) -> StreamSpec:
         **IMAGENET,
         info={
             "source": f"https://dl.fbaipublicfiles.com/vjepa2/{file}",
-            "licence": "MIT",
+            "licence": licence(f"vjepa2_1_vit{size}16_384"),
             "sampling": "16 frames, every 4th frame",
         },
     )
@@ -294,7 +295,6 @@ def _of_one_length() -> Iterator[StreamSpec]:
             "MCG-NJU/videomae-base-finetuned-kinetics",
             ("fc_norm", "classifier"),
             IMAGENET,
-            "CC-BY-NC-4.0",
             "16 frames, every 4th frame",
         ),
         "timesformer_vitb16": (
@@ -304,11 +304,10 @@ def _of_one_length() -> Iterator[StreamSpec]:
             "facebook/timesformer-base-finetuned-k400",
             ("classifier",),
             KINETICS,
-            "CC-BY-NC-4.0",
             "8 frames, every 32nd frame",
         ),
     }
-    for name, (stream_class, model_class, config, hub, heads, normalisation, licence, sampling) in models.items():
+    for name, (stream_class, model_class, config, hub, heads, normalisation, sampling) in models.items():
 
         def load(source, model_class=model_class, config=config, heads=heads) -> tuple[nn.Module, dict]:
             given = {"left_out": heads, "local_files_only": source.local_files_only}
@@ -326,5 +325,5 @@ def _of_one_length() -> Iterator[StreamSpec]:
             input_size=config.image_size,
             interpolation="bilinear",
             **normalisation,
-            info={"source": f"https://huggingface.co/{hub}", "licence": licence, "sampling": sampling},
+            info={"source": f"https://huggingface.co/{hub}", "licence": licence(name), "sampling": sampling},
         )
