@@ -51,6 +51,25 @@ def test_attention_is_the_slow_reference_on_both_paths(heads, masked):
     np.testing.assert_allclose(found, weights, atol=1e-12)
 
 
+@pytest.mark.parametrize("sharpness", [1, 64])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_weights_in_half_precision_are_those_of_the_same_numbers_in_double(sharpness, autocast):
+    q, k, v = (torch.randn(2, 16, WIDTH, dtype=torch.float32).bfloat16() for _ in range(3))
+    q = q * sharpness
+    mask = torch.eye(8, dtype=torch.bool).repeat(2, 2)
+    for allowed in (None, mask):
+        expected, weights = numpy_attention(*(x.double().numpy() for x in (q, k, v)), 4, allowed)
+        given = (x.float() for x in (q, k, v)) if autocast else (q, k, v)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            read, found = attend(*given, 4, allowed, weights=True)
+        np.testing.assert_allclose(found.double(), weights, atol=1e-5)
+        np.testing.assert_allclose(read.double(), expected, atol=2e-2)  # the last rounding, of numbers up to 4
+    in_place, _ = attend(q, k, v, 12, mask, places=8)
+    np.testing.assert_allclose(in_place.double(), numpy_attention(*(x.double().numpy() for x in (q, k, v)), 12, mask)[0],
+                               atol=2e-2)
+    assert in_place.dtype == torch.bfloat16
+
+
 def tables(masks=None, rotary=None):
     """Return what a block takes of two grids: rotary tables and masks by stream, none by default."""
     nothing = dict.fromkeys(("semantic", "motion"))

@@ -113,6 +113,14 @@ def test_timm_attention_maps():
         create_stream("timm:resnet10t", input_size=64).attention_maps(clip)
 
 
+@pytest.mark.parametrize("name", ["dinov2_tiny", "timm:vit_tiny_patch16_224"])
+def test_attention_maps_are_worked_out_in_float32_under_autocast(name):
+    stream, clip = create_stream(name, input_size=112), frames(1, 1, 112, 112, 3)
+    expected = stream.attention_maps(clip)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(stream.attention_maps(clip), expected)
+
+
 def test_timm_names_and_files_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match="timm:resnet5: timm has no such model; did you mean resnet50"):
         create_stream("timm:resnet5")

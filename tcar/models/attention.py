@@ -48,28 +48,40 @@ def attend(
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     attention = None
     if weights:
-        # Scaled first: sums of unscaled products can leave the range of float16.
-        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        if mask is None:
-            attention = logits.softmax(dim=-1)
-        else:
-            # The second fill is for queries without keys, which a softmax alone would make NaN.
-            attention = logits.masked_fill(~mask, float("-inf")).softmax(dim=-1).masked_fill(~mask, 0)
-        out = attention @ v
+        attention = attention_weights(q, k, mask)
+        with torch.autocast(q.device.type, enabled=False):
+            out = (attention @ v.to(attention.dtype)).to(v.dtype)
     else:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return out.transpose(1, 2).flatten(2), attention
+
+
+def attention_weights(
+    q: Float[Tensor, "*axes n c"], k: Float[Tensor, "*axes m c"], mask: Bool[Tensor, "n m"] | None = None
+) -> Float[Tensor, "*axes n m"]:
+    """Return the weights of scaled dot products, in float32 at least, whatever autocast says.
+
+    Fused kernels keep scores in float32: in half precision a map that is shown would not be the one that is used.
+    """
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        scores = (q.to(dtype) * q.shape[-1] ** -0.5) @ k.to(dtype).transpose(-1, -2)
+        if mask is None:
+            return scores.softmax(dim=-1)
+        # The second fill is for queries without keys, which a softmax alone would make NaN.
+        return scores.masked_fill(~mask, float("-inf")).softmax(dim=-1).masked_fill(~mask, 0)
 
 
 def _attend_in_place(
     q: Float[Tensor, "b n d"], k: Float[Tensor, "b m d"], v: Float[Tensor, "b m d"], heads: int, places: int
 ) -> Float[Tensor, "b n d"]:
     """Attend within each place alone, over time: tensors are [batch, query time, key time, place, channels]."""
-    q = q.unflatten(1, (-1, 1, places)) * (q.shape[-1] // heads) ** -0.5
+    dtype = torch.promote_types(q.dtype, torch.float32)  # of scores and weights, as in fused kernels
+    q = q.to(dtype).unflatten(1, (-1, 1, places)) * (q.shape[-1] // heads) ** -0.5
     k, v = (x.unflatten(1, (1, -1, places)) for x in (k, v))
     attention = (q * k).unflatten(-1, (heads, -1)).sum(-1).softmax(dim=2)
     read = attention[..., None] * v.unflatten(-1, (heads, -1))
-    return read.sum(dim=2).flatten(-2).flatten(1, 2)
+    return read.sum(dim=2).flatten(-2).flatten(1, 2).to(v.dtype)
 
 
 class Residual(nn.Module):

@@ -50,13 +50,14 @@ class FrameStream(Stream):
     def attention_maps(self, frames: Tensor, layer: int = -1) -> Float[Tensor, "b t heads q k"]:
         """Return one layer's attention weights; tokens are ordered class, registers, patches (row-major).
 
-        The weights come from transformers' eager attention: the fused kernel of the fast path keeps none.
+        The weights come from transformers' eager attention: the fused kernel of the fast path keeps none. It takes the
+        type of the tokens for its scores, so autocast is off.
         """
         images, batch = self._prepare(frames)
         fast = self.backbone.config._attn_implementation
         self.backbone.set_attn_implementation("eager")
         try:
-            with self._gradients(frames):
+            with torch.autocast(images.device.type, enabled=False), self._gradients(frames):
                 return self.backbone(images, output_attentions=True).attentions[layer].unflatten(0, (batch, -1))
         finally:
             self.backbone.set_attn_implementation(fast)
@@ -97,13 +98,13 @@ class TimmStream(Stream):
         return blocks
 
     def attention_maps(self, frames: Tensor, layer: int = -1) -> Float[Tensor, "b t heads q k"]:
-        """Return one layer's attention weights; tokens are ordered as timm has them, prefix tokens first.
+        """Return one layer's attention weights; tokens are ordered as timm has them, prefix tokens first; autocast is off.
 
         Raises ValueError for a network without blocks of global attention (a ConvNet, windows).
         """
         attention = self.blocks[layer].attn
         images, batch = self._prepare(frames)
-        with _kept(attention) as seen, self._gradients(frames):
+        with _kept(attention) as seen, torch.autocast(images.device.type, enabled=False), self._gradients(frames):
             self.backbone.forward_features(images)
         return seen[0].unflatten(0, (batch, -1))
 

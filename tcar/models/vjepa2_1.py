@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
+from tcar.models.attention import attention_weights
 from tcar.models.checkpoints import CheckpointError, read_state, refuse_mismatch
 from tcar.models.positions import rotate
 
@@ -129,9 +130,7 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "b heads n n"]:
         """Return the attention weights that `forward` applies, in float32 at least; rows sum to 1."""
         q, k, _ = self._parts(x, table)
-        dtype = torch.promote_types(q.dtype, torch.float32)
-        scores = q.to(dtype) @ k.to(dtype).transpose(-1, -2) * q.shape[-1] ** -0.5
-        return scores.softmax(dim=-1, dtype=dtype)  # autocast may have made the scores half precision again
+        return attention_weights(q, k)
 
 
 class Mlp(nn.Module):
