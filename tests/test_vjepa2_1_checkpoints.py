@@ -140,8 +140,7 @@ def test_code_in_a_file_is_never_run(tmp_path):
             return (tmp_path / "ran").touch, ()
 
     path = save(tmp_path, "b", hollow("b"), opt=Payload())
-    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
-        load_vjepa2_1(path, "b")
+    load_vjepa2_1(path, "b")
     assert not (tmp_path / "ran").exists()
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tcar.models.checkpoints import CheckpointError, load_strict, read_state
+from tcar.models.checkpoints import CheckpointError, load_strict, read_state, unwrapped
 from tcar.models.i3d import I3D, I3DConfig
 
 COUNTER = "num_batches_tracked"  # a batch norm's training steps: no weight, and many files leave it out
@@ -203,15 +203,19 @@ def _without_extras(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Te
     }
 
 
+def _known(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return how many of a state dict's keys each layout knows."""
+    return {name: len(state.keys() & _published_keys(name)) for name in LAYOUTS}
+
+
 def detect_layout(state: Mapping[str, Tensor], source: str | Path = "the checkpoint") -> Layout:
     """Return the layout whose names most keys of a state dict bear.
 
     Raises CheckpointError naming the source, the layouts known and some of the keys where no layout knows half of them.
     """
-    found = {name: _without_extras(state, layout).keys() for name, layout in LAYOUTS.items()}
-    known = {name: len(keys & _published_keys(name)) for name, keys in found.items()}
+    known = _known(state)
     best = max(known, key=known.__getitem__)
-    if not known[best] or 2 * known[best] < len(found[best]):
+    if not known[best] or 2 * known[best] < len(_without_extras(state, LAYOUTS[best])):
         some = ", ".join(sorted(state)[:5]) or "none"
         raise CheckpointError(
             f"{source}: its keys are of no layout of I3D ResNet-50 that is known ({', '.join(LAYOUTS)}); "
@@ -239,6 +243,8 @@ def load_i3d(
         close = difflib.get_close_matches(layout, LAYOUTS, n=1, cutoff=0.4) or LAYOUTS
         raise ValueError(f"unknown layout {layout!r}; did you mean {', '.join(close)}? LAYOUTS has them all")
     state = read_state(checkpoint)
+    # A wrapper's name before every key, which is taken off, hides the layout.
+    state = max(unwrapped(state), key=lambda given: max(_known(given).values()))
     found = detect_layout(state, checkpoint)
     if layout and found.name != layout:
         raise CheckpointError(

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel, DINOv3ViTModel
 
-from tcar.models import dinov2, pretrained
+from tcar.models import dinov2, meta_names, pretrained
 from tcar.models.checkpoints import load_strict, read_state
 from tcar.models.grids import Tokens, grid_coordinates
 from tcar.models.packaged import packaged
@@ -71,6 +71,11 @@ class TimmStream(Stream):
 
     def _tokens(self, images: Tensor, batch: int) -> Tokens:
         features, class_token = self.backbone.forward_features(images), None
+        if not isinstance(features, Tensor):
+            raise ValueError(
+                f"{self.name} makes several sets of tokens of a frame, not one grid, so it cannot be a stream; "
+                "choose another model of timm"
+            )
         if features.ndim == 4:
             # Transformers with windows keep channels last and say so; everything else has them first.
             if getattr(self.backbone, "output_fmt", "NCHW") != "NHWC":
@@ -98,9 +103,9 @@ class TimmStream(Stream):
         return blocks
 
     def attention_maps(self, frames: Tensor, layer: int = -1) -> Float[Tensor, "b t heads q k"]:
-        """Return one layer's attention weights; tokens are ordered as timm has them, prefix tokens first; autocast is off.
+        """Return one layer's attention weights; tokens are ordered as timm has them, prefix tokens first.
 
-        Raises ValueError for a network without blocks of global attention (a ConvNet, windows).
+        Autocast is off. Raises ValueError for a network without blocks of global attention (a ConvNet, windows).
         """
         attention = self.blocks[layer].attn
         images, batch = self._prepare(frames)
@@ -137,7 +142,7 @@ def specs() -> Iterator[StreamSpec]:
             name,
             "semantic",
             FrameStream,
-            lambda _, model_class=model_class, config=config: pretrained.build(model_class, config),
+            lambda _, built=(model_class, config): dinov2.as_published(pretrained.build(*built)),
             partial(_load_frame_model, model_class, config),
             hub,
             width=config.hidden_size,
@@ -168,8 +173,9 @@ def specs() -> Iterator[StreamSpec]:
 
 
 def _load_frame_model(model_class: type, config, source: Source) -> tuple[nn.Module, dict]:
-    given = source.checkpoint
-    return pretrained.load(model_class, config, given, local_files_only=source.local_files_only), {}
+    names = None if model_class is DINOv3ViTModel else meta_names.DINOV2
+    given = {"names": names, "local_files_only": source.local_files_only}
+    return dinov2.as_published(pretrained.load(model_class, config, source.checkpoint, **given)), {}
 
 
 def _load_tiny(source: Source) -> tuple[nn.Module, dict]:
@@ -224,11 +230,15 @@ def _build_timm(model: str, input_size: int) -> nn.Module:
 def _load_timm(model: str, source: Source) -> tuple[nn.Module, dict]:
     """Load strictly: of all keys in the file, only those of the classifier may be left over."""
     path = pretrained.locate(source)
-    network, state = _build_timm(model, source.input_size), read_state(path)
+    network = _build_timm(model, source.input_size)
     # Where timm has one, the model's own filter renames old keys and resamples positions to the input size.
-    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
-    state = convert(state, network) if convert else state
+    renames = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     heads = timm.get_pretrained_cfg(model).classifier or ()
     heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
     own = network.state_dict()
-    return load_strict(network, {k: v for k, v in state.items() if k in own or not k.startswith(heads)}, path), {}
+
+    def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        state = renames(state, network) if renames else state
+        return {key: value for key, value in state.items() if key in own or not key.startswith(heads)}
+
+    return load_strict(network, read_state(path), path, convert=convert), {}

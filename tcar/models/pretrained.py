@@ -1,6 +1,9 @@
 """Models of the transformers library with published weights, loaded strictly from a folder, a file or the Hub."""
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
@@ -8,10 +11,11 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from tcar.models.checkpoints import CheckpointError, read_state, refuse_mismatch
+from tcar.models.checkpoints import CheckpointError, Mismatch, fitting, read_state
+from tcar.models.meta_names import Names, from_meta
 from tcar.models.stream import Source
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -33,37 +37,64 @@ def load(
     checkpoint: str | Path,
     *,
     left_out: tuple[str, ...] = (),
+    names: Names | None = None,
     local_files_only: bool = False,
 ) -> nn.Module:
     """Load a model strictly from a checkpoint folder, a weights file, or a Hub name.
 
-    `left_out` are patterns of keys that the file may hold and the model does not need (the head of another task).
-    Raises CheckpointError where nothing is found (with what to fetch and where to put it), or listing the keys that are
-    missing, left over or misshapen.
+    `left_out` are patterns of keys that do not matter: the file may hold them or not, and in any shape (the head of
+    another task). `names` are those of the files that Meta publishes itself, which are read too; so are files with the
+    name of a wrapper before every key.
+    Raises CheckpointError where nothing is found (with what to fetch and where to put it), or naming some of the keys
+    that are missing, left over or misshapen.
     """
-    path, state, name = Path(checkpoint), None, str(checkpoint)
-    if path.is_file():
-        name, state = None, read_state(path)
-    elif not path.is_dir() and not is_hub_name(checkpoint):
+    path, state = Path(checkpoint), None
+    if not path.exists() and not is_hub_name(checkpoint):
         raise CheckpointError(f"{path}: no such checkpoint file or folder")
-    try:
+
+    def matters(key: str) -> bool:
+        return not any(re.match(pattern, key) for pattern in left_out)
+
+    def attempt(name: str | None, given: dict[str, Tensor] | None) -> tuple[Mismatch, nn.Module]:
         # Misshapen keys are reported with the others instead of raising, so that one error can list them all.
-        model, report = model_class.from_pretrained(
-            name,
-            config=deepcopy(config),
-            state_dict=state,
-            dtype=torch.float32,
-            local_files_only=local_files_only,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
+        with _silent():
+            model, report = model_class.from_pretrained(
+                name,
+                config=deepcopy(config),
+                state_dict=given if given is None or names is None else from_meta(given, names),
+                dtype=torch.float32,
+                local_files_only=local_files_only,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+        shapes = [f"{key} {list(found)}, expected {list(wanted)}" for key, found, wanted in report["mismatched_keys"]]
+        faults = (report["missing_keys"], report["unexpected_keys"], shapes)
+        return Mismatch(*(tuple(key for key in keys if matters(key)) for keys in faults)), model
+
+    try:
+        if not path.is_file():
+            faults, model = attempt(str(checkpoint), None)
+            if not len(faults):
+                return model
+            path = locate(Source(checkpoint, 0, local_files_only))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: {_fix(path, local_files_only)}") from error
-    known = re.compile("|".join(left_out)) if left_out else None
-    unexpected = [key for key in report["unexpected_keys"] if not (known and known.match(key))]
-    shapes = [f"{key} {list(found)}, expected {list(wanted)}" for key, found, wanted in report["mismatched_keys"]]
-    refuse_mismatch(path, report["missing_keys"], unexpected, shapes)
+    state = read_state(path)
+    faults, model = fitting(state, lambda given: attempt(None, given))
+    faults.refuse(checkpoint, state)
     return model
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep the library from listing every key that does not match: the error names what matters."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def locate(source: Source, filename: str = "model.safetensors") -> Path:

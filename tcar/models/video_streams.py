@@ -14,7 +14,7 @@ from transformers import (
     VJEPA2Model,
 )
 
-from tcar.models import i3d, pretrained, vjepa2_1
+from tcar.models import i3d, meta_names, pretrained, vjepa2_1
 from tcar.models.checkpoints import load_strict, read_state
 from tcar.models.grids import Tokens, grid_coordinates
 from tcar.models.i3d_layouts import LAYOUTS, inflate_resnet50, load_i3d
@@ -237,7 +237,8 @@ def _vjepa2(name: str) -> StreamSpec:
             VJEPA2Model,
             config(source.input_size),
             source.checkpoint,
-            left_out=("pooler", "classifier"),
+            left_out=("pooler", "classifier", "predictor"),
+            names=meta_names.VJEPA2,
             local_files_only=source.local_files_only,
         )
         return model.encoder, {}

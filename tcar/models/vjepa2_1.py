@@ -17,7 +17,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from tcar.models.attention import attention_weights
-from tcar.models.checkpoints import CheckpointError, read_state, refuse_mismatch
+from tcar.models.checkpoints import CheckpointError, mismatch, read_checkpoint, read_state, unwrapped
 from tcar.models.positions import rotate
 
 # Rows and columns are measured on the grid of the 256-px pretraining: a larger frame has a finer step.
@@ -65,6 +65,7 @@ SIZES = {
 # Where a published file keeps the encoder that is meant for use; it also holds a predictor and training state.
 KEYS = {"b": "ema_encoder", "l": "ema_encoder", "g": "target_encoder", "G": "target_encoder"}
 PREFIX = "module.backbone."
+ENCODERS = ("ema_encoder", "target_encoder", "encoder")
 
 
 @lru_cache(maxsize=16)
@@ -290,12 +291,7 @@ def load_vjepa2_1(path: str | Path, size: str) -> VJepa21Encoder:
     with torch.device("meta"):
         encoder = VJepa21Encoder(SIZES[size])
     own = encoder.state_dict()
-    misshapen = [
-        f"{key} {list(state[key].shape)}, expected {list(own[key].shape)}"
-        for key in own.keys() & state.keys()
-        if own[key].shape != state[key].shape
-    ]
-    refuse_mismatch(path, own.keys() - state.keys(), state.keys() - own.keys(), misshapen)
+    mismatch({key: value.shape for key, value in own.items()}, state).refuse(path, state)
     # A copy, even of float32: what is mapped from a file must not change or vanish with it.
     copies = {
         key: value.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
@@ -307,23 +303,15 @@ def load_vjepa2_1(path: str | Path, size: str) -> VJepa21Encoder:
 
 def _encoders(path: str | Path) -> tuple[list[str], dict[str, dict[str, Tensor]]]:
     """Return what a file holds by name, and of that the encoders, without prefix; "" is a file that is one itself."""
-    path = Path(path)
-    if path.suffix == ".safetensors" or not path.is_file():
-        held = read_state(path)
-    else:
-        try:
-            held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # an unpickler on arbitrary bytes raises nearly anything
-            raise CheckpointError(f"{path}: not a readable checkpoint (truncated, or not weights): {error}") from error
+    held = read_checkpoint(path)
     if not isinstance(held, dict):
         raise CheckpointError(f"{path}: holds no dictionary of weights")
-    if held and all(isinstance(value, Tensor) for value in held.values()):
-        held = {"": held}
-    encoders = {
-        name: {str(key).removeprefix(PREFIX): value for key, value in held[name].items()}
-        for name in ("", "ema_encoder", "target_encoder", "encoder")
-        if isinstance(held.get(name), dict)
-    }
+    names = [name for name in ENCODERS if isinstance(held.get(name), dict)]
+    if not names and any(isinstance(value, Tensor | dict) for value in held.values()):
+        held, names = {"": read_state(path)}, [""]
+    encoders = {}
+    for name in names:
+        *_, encoders[name] = unwrapped({str(key).removeprefix(PREFIX): value for key, value in held[name].items()})
     return [str(name) for name in held], encoders
 
 
