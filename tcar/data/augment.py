@@ -1,33 +1,41 @@
-"""Views of clips in training and testing, on the device of the frames: crops, flips, colours, erasing, mixing.
+"""Views of clips in training and testing: crops, flips, colours, erasing, mixing.
 
-The transforms are torchvision's. Each is drawn once a clip, so that all its frames change alike, and from a seed made
-of the clip's id, the epoch and the number of the view: a resumed run, another batch or another order sees the same
-views.
+The transforms are torchvision's, and timm's for RandAugment. Each is drawn once a clip, so that all its frames change
+alike, and from a seed made of the clip's id, the epoch and the number of the view: a resumed run, another batch or
+another order sees the same views.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
-# What an erased box shows: about what normalisation takes to zero, so that it is nothing rather than black.
-GREY = (124.0, 116.0, 104.0)
+# Mean and deviation of red, green and blue over ImageNet's images, of 255: noise of these is what normalisation takes
+# to standard normal noise.
+MEAN, DEVIATION = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
     """How clips are varied; raises ValueError naming the field that does not fit.
 
-    A crop takes a share of the frame between the two of `scale`, of an aspect (width over height) between those of
-    `ratio`, and becomes a square of `size` pixels (Inception's random resized crop, Szegedy et al. 2015). `flip` and
-    `erase` are probabilities, the second of one grey box in all frames (Zhong et al. 2020). `jitter` are the ranges of
-    brightness, contrast, saturation and hue. `operations` of RandAugment (Cubuk et al. 2020) have one `magnitude` of
-    0 to 30; 0 operations leave it out.
+    First come `operations` of RandAugment (Cubuk et al. 2020) on whole frames, as CAST and the probes of V-JEPA 2 have
+    it: each is drawn of timm's 15 that grow with the magnitude and left out half of the time; its magnitude, 0 to 10,
+    is normal about `magnitude` with a deviation of `spread`. None where `operations` is 0. Then a crop takes a share of
+    the frame between the two of `scale`, of an aspect (width over height) between those of `ratio`, and becomes a
+    square of `size` pixels (Inception's random resized crop, Szegedy et al. 2015; with antialiasing, which those two
+    leave out). `jitter` are the ranges of brightness, contrast, saturation and hue. `flip` and `erase` are
+    probabilities, the second of one box in all frames (Zhong et al. 2020), filled with noise as the probes of V-JEPA 2
+    fill it: each value of each frame is drawn from the normal distribution of ImageNet's colours (here cut off at 0
+    and 255, as frames are bytes).
     """
 
     size: int = 224
@@ -37,10 +45,11 @@ class AugmentConfig:
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     operations: int = 0
     magnitude: int = 7
+    spread: float = 0.5
     erase: float = 0.0
 
     def __post_init__(self):
-        for name, (low, high) in (("flip", (0, 1)), ("erase", (0, 1)), ("magnitude", (0, 30))):
+        for name, (low, high) in (("flip", (0, 1)), ("erase", (0, 1)), ("magnitude", (0, 10)), ("spread", (0, 10))):
             if not low <= (value := getattr(self, name)) <= high:
                 raise ValueError(f"AugmentConfig.{name} must lie in [{low}, {high}], got {value}")
         if not 0 < self.scale[0] <= self.scale[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
@@ -73,13 +82,9 @@ class Augment:
             raise ValueError(f"mirrored {self.mirrored} must lead back: each class to its mirror image, and that to it")
         size, linear = (config.size, config.size), InterpolationMode.BILINEAR
         self.crop = v2.RandomResizedCrop(size, config.scale, config.ratio, linear, antialias=True)
-        self.others: list[v2.Transform] = []
-        if config.operations:
-            self.others.append(v2.RandAugment(config.operations, config.magnitude, interpolation=linear))
-        if any(config.jitter):
-            self.others.append(v2.ColorJitter(*config.jitter))
-        if config.erase:
-            self.others.append(v2.RandomErasing(config.erase, value=list(GREY)))
+        self.jitter = v2.ColorJitter(*config.jitter) if any(config.jitter) else v2.Identity()
+        self.erase = NoiseErasing(config.erase, scale=(0.02, 1 / 3), ratio=(0.3, 1 / 0.3))
+        self.operations = _rand_augment(config) if config.operations else None
 
     def __call__(
         self,
@@ -95,8 +100,8 @@ class Augment:
         made, classes = [], labels.clone()
         for place, (clip, name) in enumerate(zip(clips, ids, strict=True)):
             with torch.random.fork_rng(devices=[]):  # every draw of these transforms is the CPU generator's
-                torch.manual_seed(view_seed(self.seed, name, epoch, view))
-                frames, flipped = self._view(clip)
+                torch.manual_seed(own := view_seed(self.seed, name, epoch, view))
+                frames, flipped = self._view(self._operated(clip, own))
             made.append(frames)
             if flipped:
                 label = int(labels[place])
@@ -109,9 +114,39 @@ class Augment:
         video = self.crop(tv_tensors.Video(clip.movedim(-1, -3)))
         if flipped:
             video = v2.functional.horizontal_flip(video)
-        for transform in self.others:
-            video = transform(video)
-        return video.as_subclass(Tensor).movedim(-3, -1), flipped
+        return self.erase(self.jitter(video)).as_subclass(Tensor).movedim(-3, -1), flipped
+
+    def _operated(self, clip: UInt8[Tensor, "t h w 3"], seed: int) -> UInt8[Tensor, "t h w 3"]:
+        if self.operations is None:
+            return clip
+        kept, made = (random.getstate(), np.random.get_state()), []  # noqa: NPY002
+        for frame in clip.numpy(force=True):
+            random.seed(seed)  # timm draws from these two: the same for every frame
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            made.append(np.asarray(self.operations(Image.fromarray(frame))))
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])  # noqa: NPY002
+        return torch.from_numpy(np.stack(made)).to(clip.device)
+
+
+def _rand_augment(config: AugmentConfig) -> Callable[[Image.Image], Image.Image]:
+    from timm.data.auto_augment import rand_augment_transform  # takes seconds, and few views need it
+
+    named = f"rand-m{config.magnitude}-n{config.operations}-mstd{config.spread}-inc1"
+    return rand_augment_transform(named, {"interpolation": Image.Resampling.BICUBIC})
+
+
+class NoiseErasing(v2.RandomErasing):
+    """torchvision's random erasing with noise of natural colours, another for every frame."""
+
+    def transform(self, inpt: tv_tensors.Video, params: dict) -> tv_tensors.Video:
+        """Fill the box that was drawn, in all frames; no box of a fitting shape erases nothing."""
+        if params["v"] is None:
+            return inpt
+        mean, deviation = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, DEVIATION))
+        noise = mean + deviation * torch.randn(len(inpt), 3, params["h"], params["w"])
+        value = noise.round().clamp(0, 255).to(inpt.dtype).to(inpt.device)
+        return v2.functional.erase(inpt, params["i"], params["j"], params["h"], params["w"], value)
 
 
 class Mix:

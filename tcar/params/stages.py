@@ -169,8 +169,8 @@ class Trainer:
     flip: float = _bounded(0.0, minimum=0.0, maximum=1.0)  # changes left into right, in the class as well
     # Brightness, contrast, saturation, hue.
     colour_jitter: list[float] = _bounded([0.0, 0.0, 0.0, 0.0], minimum=0.0, length=4)
-    augment_operations: int = _bounded(0, minimum=0)  # of RandAugment
-    augment_magnitude: int = _bounded(7, minimum=0, maximum=30)
+    augment_operations: int = _bounded(0, minimum=0)  # of RandAugment, before the crop
+    augment_magnitude: int = _bounded(7, minimum=0, maximum=10)
     erase: float = _bounded(0.0, minimum=0.0, maximum=1.0)
 
 
