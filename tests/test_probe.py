@@ -192,7 +192,11 @@ def test_fresh_weights_are_those_of_the_released_code():
         expected[f"blocks.{i}.out.weight"] = expected[f"blocks.{i}.feed_forward.3.weight"] = 0.02 / scale**0.5
     expected["cross.feed_forward.3.weight"] = 0.02 / 6**0.5
     for name, parameter in probe.named_parameters():
-        if name in expected:
+        if name.startswith("head."):  # torch's own: uniform, the bias too
+            assert 0.9 / 128**0.5 < parameter.abs().max() <= 1 / 128**0.5, name
+            spread = 0.03 if parameter.ndim > 1 else 0.3
+            assert parameter.std().item() == pytest.approx(1 / (3 * 128) ** 0.5, rel=spread), name
+        elif name in expected:
             spread = 4 / (2 * parameter.numel()) ** 0.5  # four standard errors
             assert parameter.std().item() == pytest.approx(expected[name], rel=spread), name
             assert abs(parameter.mean()) < 4 * expected[name] / parameter.numel() ** 0.5, name

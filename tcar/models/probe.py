@@ -86,7 +86,8 @@ class AttentiveProbe(nn.Module):
     norm before it; LayerNorm eps 1e-5, GELU, no positions (the tokens are a set), no dropout. Every linear layer
     has a bias. Weights are drawn from a truncated normal of 0.02 by torch's global generator (seed it first),
     biases are 0; as in the released code, what block i = 1, 2, ... adds to its residual is then divided by
-    sqrt(2 i), the query's block counting as the last self-attention block.
+    sqrt(2 i), the query's block counting as the last self-attention block, and the classifier keeps what torch gives a
+    `Linear`: weights and biases uniform within 1 / sqrt(width).
 
     `checkpointing` stores no activations within a block and works them out again in the backward pass: the same
     gradients for less memory. It is left out where intermediates are asked for.
@@ -131,7 +132,7 @@ class AttentiveProbe(nn.Module):
     def _initialise(self) -> None:
         nn.init.trunc_normal_(self.cross.token, std=INIT_STD)
         for module in self.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and module is not self.head:
                 nn.init.trunc_normal_(module.weight, std=INIT_STD)
                 nn.init.zeros_(module.bias)
         for i, block in enumerate(self.blocks, start=1):
