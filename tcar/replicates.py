@@ -15,9 +15,9 @@ MEASURED = FILE, TERMS, SEARCH = "replicates.json", "loss_terms.json", "search.j
 # The parameters that decide the numbers of each, by the stages that they are of: results of others are not shown.
 _STAGES = ("data", "streams", "fusion", "training")
 _DECISIVE = {
-    FILE: (("seed", "replicates", "replicate_methods"), _STAGES),
-    TERMS: (("seed", "loss_terms", "loss_term_seeds"), (*_STAGES, "trainer")),
-    SEARCH: (("seed",), _STAGES),
+    FILE: (("seed", "confidence", "replicates", "replicate_methods"), _STAGES),
+    TERMS: (("seed", "confidence", "loss_terms", "loss_term_seeds"), (*_STAGES, "trainer")),
+    SEARCH: (("seed", "confidence"), _STAGES),
 }
 
 

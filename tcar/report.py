@@ -101,8 +101,11 @@ def attention_gains(results: dict) -> str:
     return " and ".join(parts)
 
 
-def sentences(results: dict) -> dict[str, str]:
-    """Every sentence that states an outcome, computed so that it says no more than the numbers bear."""
+def sentences(results: dict, alpha: float) -> dict[str, str]:
+    """Every sentence that states an outcome, computed so that it says no more than the numbers bear.
+
+    alpha: the share of intervals that exclude the truth by chance.
+    """
     headline = need(results, "evaluation", "methods", HEADLINE)
     trained = results["training"].get("methods", {}).values()
     plateaus = [row["converged"] for row in trained if "converged" in row]
@@ -119,7 +122,7 @@ def sentences(results: dict) -> dict[str, str]:
     blind = [row for row in need(results, "audit", "twins") if row["blind"]]
     excluded = sum(not row["low"] <= 0.5 <= row["high"] for row in blind)
     said["blind"] = ("Of {}", f"{len(blind)} such intervals {excluded} exclude 50%, where chance alone would "
-                     f"exclude about {0.05 * len(blind):.0f}." if blind else "")
+                     f"exclude about {alpha * len(blind):.0f}." if blind else "")
     summary = need(results, "ablations", "summary")
     for factor in ("heads", "fusion", "window", "streams"):
         levels = {level_name(factor, row["level"]): row.get("twin_accuracy")
@@ -186,7 +189,7 @@ def numbers(results: dict, params: "Params", figures: list[str], captions: dict[
         values[key] = significant(need(results, "fusion", key), 2)
     return {
         "synthetic": bool(results["evaluation"].get("synthetic")), "values": values, "captions": captions,
-        "text": sentences(results), "figures": figures,
+        "text": sentences(results, round(1 - params.evaluation.confidence, 6)), "figures": figures,
         "parameters": {key: parameter(value) for key, value in shown(params.as_dict()).items()},
     }
 

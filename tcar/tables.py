@@ -46,6 +46,11 @@ def percent(fraction: float | int | None, sign: str = "") -> str:
     return f"{round(100 * fraction, 1) + 0.0:{sign}.1f}"
 
 
+def confidence_level(confidence: float) -> str:
+    """The confidence of an interval as captions and figures state it: `95%`."""
+    return f"{100 * confidence:g}%"
+
+
 def interval(metric: dict) -> str:
     """The `low` and `high` of an estimate as `[79.0, 83.1]` in percent."""
     low, high = metric.get("low"), metric.get("high")
@@ -159,7 +164,7 @@ def tables(results: dict, params: "Params") -> list[Table]:
     """All tables of the paper."""
     evaluation, audit = results["evaluation"], results["audit"]
     data = "synthetic (Tabletop)" if evaluation.get("synthetic") else "Something-Something V2"
-    percents = f"in % with {100 * params.evaluation.confidence:g}% intervals over twin sets"
+    percents = f"in % with {confidence_level(params.evaluation.confidence)} intervals over twin sets"
     if not evaluation.get("synthetic"):
         percents = percents.replace("twin sets", "clips")
     methods, points = methods_of(results), percents.replace("in %", "in percentage points")
@@ -177,8 +182,8 @@ def tables(results: dict, params: "Params") -> list[Table]:
         ablations_table(f"Ablations on the test clips, {data}: one factor is changed at a time; means over "
                         f"seeds {percents} and seeds. GFLOPs of the fusion for one clip (2 a multiply-add).",
                         results),
-        *replicate_tables(results.get("replicates"), data, f"{100 * params.evaluation.confidence:g}%"),
-        terms_table(results.get("loss_terms"), data, f"{100 * params.evaluation.confidence:g}%"),
+        *replicate_tables(results.get("replicates"), data, confidence_level(params.evaluation.confidence)),
+        terms_table(results.get("loss_terms"), data, confidence_level(params.evaluation.confidence)),
         *streams_tables(results),
         grid_table("ceilings", "Ceilings before any method is trained: how often a probe of one kind of "
                    f"evidence prefers a clip's class to its twin's, {data}: {percents}; chance is 50.",

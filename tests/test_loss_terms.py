@@ -146,7 +146,7 @@ def test_table_figure_and_sentence_show_the_same_numbers(project):
     assert table.rows[0][5].startswith(f"{100 * smoothing['difference']:+.1f} [")
     assert "synthetic" in table.caption and "5 seeds" in table.caption
     assert tables.terms_table(None, "", "").rows == []
-    axis = figures.loss_terms(made["terms"]).axes[0]
+    axis = figures.loss_terms(made["terms"], confidence=0.95).axes[0]
     dots = [line for line in axis.lines if line.get_marker() == "o"]
     assert [dot.get_xdata()[0] for dot in dots] == pytest.approx([100 * row["difference"] for row in made["terms"]])
     assert [dot.get_fillstyle() for dot in dots] == ["full", "none"]

@@ -44,7 +44,8 @@ def draw_methods():
         {
             "semantic": {"top1": entry(0.4), "twin_accuracy": entry(0.2)},
             "cross_attention": {"top1": entry(0.8), "twin_accuracy": entry(0.7)},
-        }
+        },
+        confidence=0.95,
     )
 
 
@@ -206,7 +207,7 @@ def test_durations_are_shares_of_each_split():
 
 def test_probes_draw_each_interval_where_it_is():
     values = {group: {"first_frame": entry(0.5), "oracle": entry(0.9)} for group in GROUPS}
-    axes = data.probes(values, chance=0.5).axes
+    axes = data.probes(values, confidence=0.95, chance=0.5).axes
     assert [axis.get_title() for axis in axes] == GROUPS
     interval, dot = axes[1].lines[2:4]
     np.testing.assert_allclose(interval.get_xydata(), [[0.8, 1], [0.95, 1]])
@@ -264,7 +265,7 @@ def test_figures_list_methods_and_groups_in_their_own_order():
     values = {
         m: {"direction": entry(0.5), "camera": entry(0.5)} for m in ("motion", "cross_attention", "semantic")
     }
-    axes = scores.per_group(values).axes
+    axes = scores.per_group(values, confidence=0.95).axes
     assert [axis.get_title() for axis in axes] == ["direction", "camera"]
     names = [tick.get_text() for tick in axes[0].get_yticklabels()]
     assert names == ["Semantic stream", "Motion stream", "Cross-attention"]

@@ -101,6 +101,7 @@ def test_only_results_of_the_same_parameters_are_shown(tmp_path):
     assert replicates.find(run) == published
     assert replicates.find(replace(run, common=replace(run.common, workers=7))) == published
     assert replicates.find(replace(run, training=replace(run.training, learning_rate=0.1))) is None
+    assert replicates.find(replace(run, evaluation=replace(run.evaluation, confidence=0.9))) is None  # of its intervals
     del made_from["parameters"]["token_drop"]  # as if it had been measured before there was such a parameter
     published.with_suffix(".meta.json").write_text(json.dumps(made_from))
     assert replicates.find(run) == published

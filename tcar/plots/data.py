@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tcar.plots import GROUPS, MOTION, SEMANTIC, SPLITS, canvas, in_order, side_label, styled, wrap
+from tcar.tables import confidence_level
 
 
 @styled()
@@ -167,13 +168,14 @@ def words(templates: dict[str, int], groups: dict[str, int], most: int = 16) -> 
 def probes(
     values: dict[str, dict[str, dict[str, float]]],
     *,
+    confidence: float,
     chance: float | None = None,
-    xlabel: str = "accuracy, 95% interval",
 ) -> Figure:
     """Show what simple probes reach in each group: `values[group][probe] = {value, low, high}`, shares.
 
     Used for the ceilings (what each kind of information can reach at best) and for the leaks (what must
-    not be predictable: there every interval should hold the dashed line, `chance`).
+    not be predictable: there every interval should hold the dashed line, `chance`). `confidence` is that of the
+    intervals.
     """
     names = list(dict.fromkeys(name for group in values.values() for name in group))
     fig, axes = canvas(
@@ -189,7 +191,7 @@ def probes(
         axis.xaxis.set_major_locator(mpl.ticker.MultipleLocator(0.5))
         axis.grid(axis="x", linewidth=0.3)
     axes[0, 0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
-    fig.supxlabel(xlabel, fontsize=7)
+    fig.supxlabel(f"accuracy, {confidence_level(confidence)} interval", fontsize=7)
     return fig
 
 

@@ -7,14 +7,15 @@ from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
 from tcar.plots import canvas, colour, label, side_label, styled, wrap
+from tcar.tables import confidence_level
 
 
 @styled()
-def stream_probes(rows: list[dict]) -> Figure:
+def stream_probes(rows: list[dict], *, confidence: float) -> Figure:
     """Show the accuracy of linear probes, one panel a target.
 
     Each row has `stream`, `target`, `pooling` (what was done to the tokens), `value`, `low`, `high` and
-    `chance`.
+    `chance`. `confidence` is that of the intervals.
     """
     targets = list(dict.fromkeys(row["target"] for row in rows))
     names = list(dict.fromkeys((row["stream"], row["pooling"]) for row in rows))
@@ -25,7 +26,8 @@ def stream_probes(rows: list[dict]) -> Figure:
             axis.plot([row["low"], row["high"]], [position] * 2, color=colour(row["stream"]), linewidth=1.4)
             axis.plot(row["value"], position, "o", color=colour(row["stream"]), markersize=3.5)
             axis.axvline(row["chance"], color="black", linestyle="--", linewidth=0.6)
-        axis.set(xlabel=f"{target}, accuracy\n(95% interval)", xlim=(0, 1), ylim=(len(names) - 0.5, -0.5))
+        axis.set(xlabel=f"{target}, accuracy\n({confidence_level(confidence)} interval)", xlim=(0, 1))
+        axis.set(ylim=(len(names) - 0.5, -0.5))
         axis.grid(axis="x", linewidth=0.3)
     axes[0, 0].set_yticks(
         range(len(names)), [f"{label(stream)},\n{pooling}" for stream, pooling in names], fontsize=6

@@ -7,22 +7,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tcar.plots import FUSED, GROUPS, METHODS, canvas, colour, group_colour, in_order, label, styled, wrap
+from tcar.tables import confidence_level
 
 METRICS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "twin_accuracy": "twin accuracy"}
 
 
 @styled()
 def methods(
-    values: dict[str, dict[str, dict[str, float]]], metrics: tuple[str, ...] = ("top1", "twin_accuracy")
+    values: dict[str, dict[str, dict[str, float]]],
+    metrics: tuple[str, ...] = ("top1", "twin_accuracy"),
+    *,
+    confidence: float,
 ) -> Figure:
     """Show each method's metrics with their intervals: `values[method][metric] = {value, low, high}`,
-    shares.
+    shares. `confidence` is that of the intervals, here and below.
     """
     fig, axes = canvas(1, len(metrics), height=0.7 + 0.17 * len(values), sharey=True)
     for axis, metric in zip(axes.flat, metrics, strict=True):
         for row, (method, entry) in enumerate(_sorted(values)):
             _dot(axis, row, entry[metric], colour(method))
-        axis.set(xlabel=f"{METRICS[metric]}\n(95% interval)", ylim=(len(values) - 0.5, -0.5))
+        axis.set(xlabel=f"{METRICS[metric]}\n({confidence_level(confidence)} interval)", ylim=(len(values) - 0.5, -0.5))
         _few_ticks(axis)
     axes[0, 0].set_yticks(range(len(values)), [label(method) for method, _ in _sorted(values)], fontsize=6)
     return fig
@@ -43,9 +47,7 @@ def _few_ticks(axis) -> None:
 
 
 @styled()
-def per_group(
-    values: dict[str, dict[str, dict[str, float]]], *, xlabel: str = "top-1 accuracy, 95% interval"
-) -> Figure:
+def per_group(values: dict[str, dict[str, dict[str, float]]], *, confidence: float) -> Figure:
     """Show every method in every group of classes: `values[method][group] = {value, low, high}`, shares."""
     groups = in_order(next(iter(values.values())), GROUPS)
     fig, axes = canvas(
@@ -57,7 +59,7 @@ def per_group(
         axis.set(title=group, xlim=(-0.03, 1.03), ylim=(len(values) - 0.5, -0.5))
         axis.grid(axis="x", linewidth=0.3)
     axes[0, 0].set_yticks(range(len(values)), [label(method) for method, _ in _sorted(values)], fontsize=6)
-    fig.supxlabel(xlabel, fontsize=7)
+    fig.supxlabel(f"top-1 accuracy, {confidence_level(confidence)} interval", fontsize=7)
     return fig
 
 

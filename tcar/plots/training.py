@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tcar.plots import FUSED, METHODS, MOTION, SPLITS, canvas, colour, in_order, label, styled
+from tcar.tables import confidence_level
 
 
 @styled()
@@ -114,10 +115,11 @@ def compared(histories: dict[str, list[dict[str, float]]], *, named: int = 8) ->
 
 
 @styled()
-def loss_terms(rows: list[dict], confidence: float = 0.95) -> Figure:
+def loss_terms(rows: list[dict], *, confidence: float) -> Figure:
     """Show what each term adds to validation top-1: with minus without, in points, with its interval over seeds.
 
     `rows` are the `terms` of loss_terms.json. A filled dot is a term that the recipe has, an open one that it lacks.
+    `confidence` is that of the intervals.
     """
     fig, axes = canvas(height=0.8 + 0.17 * len(rows))
     axis = axes[0, 0]
@@ -128,5 +130,6 @@ def loss_terms(rows: list[dict], confidence: float = 0.95) -> Figure:
         axis.plot(100 * row["difference"], place, "o", color=FUSED, markersize=3.5, fillstyle=filled)
     names = [f"{row['term'].replace('_', ' ')} {row['value']:g}" for row in rows]
     axis.set_yticks(range(len(rows)), names, fontsize=6)
-    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"points of validation top-1\ngained ({confidence:.0%} interval)")
+    axis.set_xlabel(f"points of validation top-1\ngained ({confidence_level(confidence)} interval)")
+    axis.set(ylim=(len(rows) - 0.5, -0.5))
     return fig

@@ -117,30 +117,33 @@ def _forced_choice(log_probability: np.ndarray, classes: list[str], own: list[st
     return np.where(np.abs(difference) < 1e-9, 0.5, difference > 0).astype(float)
 
 
-def _interval(correct: np.ndarray, sets: list[str], seed: int, resamples: int = 2000) -> dict[str, float]:
-    """Mean with its 95% interval, by resampling whole sets: the clips of one set share a seed."""
+def _interval(
+    correct: np.ndarray, sets: list[str], seed: int, confidence: float, resamples: int = 2000
+) -> dict[str, float]:
+    """Mean with its interval, by resampling whole sets: the clips of one set share a seed."""
     names, which = np.unique(sets, return_inverse=True)
     total, count = np.bincount(which, correct), np.bincount(which)
     drawn = np.random.default_rng(seed).integers(0, len(names), (resamples, len(names)))
     means = total[drawn].sum(1) / count[drawn].sum(1)
-    low, high = np.quantile(means, [0.025, 0.975])
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return {"value": float(correct.mean()), "low": float(low), "high": float(high)}
 
 
-def measure(root: Path | str, *, seed: int = 0, trees: int = 200, workers: int = 0,
-            skip: tuple[str, ...] = ()) -> dict[str, dict | list]:
+def measure(root: Path | str, *, seed: int = 0, trees: int = 200, workers: int = 0, skip: tuple[str, ...] = (),
+            confidence: float = 0.95) -> dict[str, dict | list]:
     """Ceilings and leaks of a rendered Tabletop: {"ceilings" | "leaks": {group: {probe: value, low, high}}}, and
     "twins", a row for each pair of twins and probe with `blind`: whether theory puts it at chance.
 
-    Values are forced-choice accuracies within twins on test, with 95% intervals over sets. `skip` names clips to leave
-    out (quarantined ones).
+    Values are forced-choice accuracies within twins on test, with intervals over sets of this `confidence`. `skip`
+    names clips to leave out (quarantined ones).
     """
     # a forked copy of a process that has threads may hang, so workers are spawned
     with ProcessPoolExecutor(worker_count(workers), get_context("spawn"), end_with_parent) as pool:
-        return _measure(Path(root), pool, seed, trees, skip)
+        return _measure(Path(root), pool, seed, trees, skip, confidence)
 
 
-def _measure(root: Path, pool: ProcessPoolExecutor, seed: int, trees: int, skip: tuple[str, ...]) -> dict:
+def _measure(root: Path, pool: ProcessPoolExecutor, seed: int, trees: int, skip: tuple[str, ...],
+             confidence: float) -> dict:
     index = load_index(root)
     clips = [c for c, row in index.items() if row["split"] != "validation" and c not in skip]
     features = _gather(root, clips, pool)
@@ -160,12 +163,12 @@ def _measure(root: Path, pool: ProcessPoolExecutor, seed: int, trees: int, skip:
     for group, families in sorted(asked.items()):
         result = {
             probe: _interval(np.concatenate([a.correct[probe] for a in families]),
-                             [s for a in families for s in a.sets], seed)
+                             [s for a in families for s in a.sets], seed, confidence)
             for probe in (*CEILINGS, *LEAKS)
         }
         out["ceilings"][group] = {p: result[p] for p in CEILINGS}
         out["leaks"][group] = {p: result[p] for p in LEAKS}
-        out["twins"] += [row for a in families for row in _by_pair(a, seed)]
+        out["twins"] += [row for a in families for row in _by_pair(a, seed, confidence)]
     return out
 
 
@@ -195,14 +198,16 @@ def _ask(
     return Asked(family, own, [row["set"] for row in asked], correct)
 
 
-def _by_pair(asked: Asked, seed: int) -> list[dict]:
+def _by_pair(asked: Asked, seed: int, confidence: float) -> list[dict]:
     rows = []
     family = FAMILIES[asked.family]
     for pair, blind in zip(family.twins, family.blind, strict=True):
         names = [LABELS[index] for index in pair]
         here = [i for i, name in enumerate(asked.classes) if name in names]
+        if not here:  # no clip of either was asked for
+            continue
         for probe in (*CEILINGS, *LEAKS):
-            found = _interval(asked.correct[probe][here], [asked.sets[i] for i in here], seed)
+            found = _interval(asked.correct[probe][here], [asked.sets[i] for i in here], seed, confidence)
             row = {"twins": names, "group": family.group, "probe": probe, "blind": probe in blind}
             rows.append(row | found)
     return rows
