@@ -1,5 +1,6 @@
 """Logging, configured once, and progress that can be read on a terminal, in Jupyter and in a log file."""
 
+import ast
 import logging
 import os
 import sys
@@ -96,13 +97,16 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def under_papermill(namespace: Mapping[str, Any]) -> bool:
-    """Whether papermill passed parameters to the notebook with these globals.
+def injected(namespace: Mapping[str, Any]) -> list[str]:
+    """The names that papermill passed to the notebook with these globals; none where it is run without.
 
     papermill sets no variable of its own; what it leaves in a kernel is the cell it injects, in the history.
     """
     history = namespace.get("In", ())
-    return isinstance(history, list) and any(str(cell).startswith("# Parameters\n") for cell in history)
+    cells = map(str, history if isinstance(history, list) else ())
+    passed = [ast.parse(cell).body for cell in cells if cell.startswith("# Parameters\n")]
+    lines = [line for body in passed for line in body if isinstance(line, ast.Assign)]
+    return [target.id for line in lines for target in line.targets if isinstance(target, ast.Name)]
 
 
 def _kernel() -> bool:
@@ -121,4 +125,4 @@ def interactive() -> bool:
     names = get_ipython().user_ns
     # JupyterLab sets the first for each kernel it starts, VS Code puts the second among the variables.
     opened = "JPY_SESSION_NAME" in os.environ or "__vsc_ipynb_file__" in names
-    return opened and "TCAR_STAGE" not in os.environ and not under_papermill(names)
+    return opened and "TCAR_STAGE" not in os.environ and not injected(names)

@@ -96,5 +96,6 @@ def read(path: Path) -> Notebook:
             "parameter file are lost: tag the cell of the defaults"
         )
     notebook = Notebook(path, sources, tagged[0])
-    params.from_values(notebook.declared, source=str(path))
+    declared = {name: value for name, value in notebook.declared.items() if name != params.FILE}
+    params.check_values(declared, source=str(path))
     return notebook

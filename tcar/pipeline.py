@@ -244,7 +244,9 @@ def _remove_obsolete(run: Params, earlier: dict[str, str]) -> None:
 def _injected(notebook: Notebook, run: Params) -> dict[str, Any]:
     """What a notebook is given: the parameters it declares, and all others that differ from the default."""
     default = Params(root=run.root).as_dict()
-    return {k: v for k, v in run.as_dict().items() if k in notebook.declared or v != default[k]}
+    given = {k: v for k, v in run.as_dict().items() if k in notebook.declared or v != default[k]}
+    # Epochs that are passed alone would be those of every method.
+    return given | ({"epochs_by_method": run.training.epochs_by_method} if "epochs" in given else {})
 
 
 def _figures(run: Params) -> dict[Path, int]:

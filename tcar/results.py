@@ -53,7 +53,8 @@ def save(
 
     values: nested dictionaries, lists, arrays, numbers and text; floats are rounded to 10 significant digits,
     a NaN or infinity becomes null. extra: what was measured but differs from run to run, such as seconds.
-    Raises ResultError for a value that JSON cannot hold, and where another process is at work on the run.
+    Warns of results beside it that were made from it as it was before. Raises ResultError for a value that JSON cannot
+    hold, and where another process is at work on the run.
     """
     path = Path(path)
     meta = {
@@ -72,6 +73,8 @@ def save(
         write(path, values)
         write(path.with_suffix(".meta.json"), meta)
         _written[path] = path.stat().st_mtime_ns
+    if late := [name for name, changed in outdated(path.parent).items() if path.name in changed]:
+        log.get(__name__).warning(f"of an earlier {path.name}, so run their notebooks again: {', '.join(late)}")
     return path
 
 
@@ -81,6 +84,18 @@ def _tell_of_others(path: Path) -> None:
     if there > _BEGAN and there != _written.get(path):
         when = datetime.datetime.fromtimestamp(there / 1e9).isoformat(sep=" ", timespec="seconds")
         log.get(__name__).warning(f"{path}: another process wrote it at {when}, after this one began; it is replaced")
+
+
+def outdated(folder: Path) -> dict[str, list[str]]:
+    """The results of a folder that were made from others there as these are no more: name -> those that changed."""
+    found = {}
+    for meta in sorted(folder.glob("*.meta.json")):
+        # By name alone: in a copy of a run, provenance names the folder of the original.
+        made_from = {Path(name).name: made for name, made in load(meta).get("inputs", {}).items()}
+        here = {name: folder / name for name in made_from if (folder / name).is_file()}
+        if changed := [name for name, path in here.items() if digest(path) != made_from[name]]:
+            found[meta.name.replace(".meta.json", ".json")] = changed
+    return found
 
 
 def load(path: Path) -> dict[str, Any]:

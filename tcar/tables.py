@@ -124,7 +124,8 @@ def outcome(comparison: dict) -> str:
 
 
 def load_results(folder: Path) -> dict[str, dict]:
-    """Read the seven result files of a run; a missing or broken one is an error naming its notebook."""
+    """Read the seven result files of a run; one that is missing, broken or was made from an earlier version of another
+    is an error naming its notebook."""
     results = {}
     for stage, notebook in STAGES.items():
         path = Path(folder) / f"{stage}.json"
@@ -135,6 +136,10 @@ def load_results(folder: Path) -> dict[str, dict]:
             results[stage] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ReportError(f"{path} is not JSON ({error}): delete it and {fix}") from None
+    for name, changed in outdated(Path(folder)).items():
+        if notebook := STAGES.get(name.removesuffix(".json")):
+            fix = f"run notebooks/{notebook}.ipynb (`make paper` runs every stage that is due)"
+            raise ReportError(f"{folder}/{name} was made from an earlier {', '.join(changed)}: {fix}")
     return results
 
 

@@ -36,6 +36,7 @@ SMALL = {
     "epochs": 2, "warmup_epochs": 0, "batch_size": 4, "learning_rate": 0.01, "log_steps": 1, "device": "cpu",
     "semantic_frames": 4, "motion_frames": 8, "semantic_grid": GRID, "motion_grid": GRID, "fusion_width": 16,
     "heads": 2, "fusion_blocks": 1, "workers": 2, "baseline_batch_size": 4, "baseline_learning_rate": 0.01,
+    "ablation_heads": [2],
 }  # fmt: skip
 
 

@@ -37,6 +37,8 @@ def test_variants_are_streams_of_the_same_kind_with_other_tokens(run, found):
     assert set(made) == {"in use", "trained from seed 1", "56 pixels", "untrained"}
     assert all(value.shape == (1, 4, 16, 128) for value in tokens.values())
     assert all(not torch.allclose(tokens["in use"], tokens[name], atol=0.1) for name in made if name != "in use")
+    finer = params.from_values(run.as_dict() | {"semantic_grid": [4, 5, 5]})
+    assert set(concepts.variants(finer, "semantic")) == {"trained from seed 1", "untrained"}  # 56 pixels give four rows
 
 
 @pytest.fixture(scope="module")

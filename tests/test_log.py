@@ -88,6 +88,6 @@ def test_durations(seconds, expected):
 
 
 def test_papermill_is_known_by_the_cell_it_injects():
-    assert log.under_papermill({"In": ["", "a = 1", "# Parameters\na = 2\n"]})
-    assert not log.under_papermill({"In": ["", "a = 1", "x = '# Parameters\\n'"]})
-    assert not log.under_papermill({})
+    assert log.injected({"In": ["", "a = 1", "# Parameters\na = 2\nb = [1]\n"]}) == ["a", "b"]
+    assert log.injected({"In": ["", "a = 1", "x = '# Parameters\\n'"]}) == []
+    assert log.injected({}) == []

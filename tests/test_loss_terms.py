@@ -34,16 +34,22 @@ def test_a_term_of_the_recipe_is_taken_away_and_any_other_added(project):
 
 
 @pytest.mark.parametrize(("terms", "named"), [
-    ({"order_weight": 0.5}, "order_weight needs clips"),
-    ({"epochs": 3.0}, "epochs is no weight"),
-    ({"no_such": 1.0}, "no_such is no weight"),
+    ({"order_weight": 0.5}, "expected one of label_smoothing"),
+    ({"learning_rate": 0.1}, "expected one of label_smoothing"),
+    ({"label_smooth": 1.0}, "did you mean 'label_smoothing'"),
     ({"mixup": 0.0}, "mixup is 0 in the recipe and here"),
     ({"drop_path": 3.0}, "drop_path"),
 ])  # fmt: skip
 def test_what_cannot_be_compared_is_refused_by_name(project, terms, named):
-    base = run(loss_terms=terms)
     with pytest.raises(ParameterError, match=named):
-        stage.changed(base, next(iter(terms)))
+        run(loss_terms=terms)
+
+
+def test_a_term_that_the_fusion_cannot_have_is_refused_before_anything_is_trained(project):
+    base = asked(project, fusion="semantic", methods=["semantic", "cross_attention"])
+    terms = dataclasses.replace(base.ablations, loss_terms={"contrastive_weight": 0.1})
+    with pytest.raises(ParameterError, match="contrastive_weight is 0.1, but only a fusion of cross_attention"):
+        stage.measure(dataclasses.replace(base, ablations=terms))
 
 
 @pytest.mark.parametrize("changes", [{"loss_term_seeds": [1]}, {"loss_term_seeds": [1, 1]}, {"loss_terms": {}}])

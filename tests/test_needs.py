@@ -82,9 +82,3 @@ def test_the_baseline_that_reads_its_classes_from_a_file_beside_its_weights_need
     assert state(need) == (False, "there, but the config.json that numbers its classes is not beside it")
     (need.target / "config.json").touch()
     assert state(need) == (True, "there")
-
-
-@pytest.mark.parametrize("values", [{"baselines": ["cast"]}, {"baseline_checkpoints": {"cast_b16": "x"}}])
-def test_a_baseline_that_there_is_not_is_an_error(project, values):
-    with pytest.raises(params.ParameterError, match=r"baseline\w* names cast\w*; known are cast_b16"):
-        of_baselines(**values)

@@ -1,14 +1,18 @@
 """The notebooks are thin, clean and declare only parameters that exist, with the demo's defaults."""
 
 import ast
+import re
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
+from papermill.translators import PythonTranslator
 
 from tcar import params
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
+README = FOLDER.parent / "README.md"
 NAMES = (
     "00_data_audit",
     "01_extractors",
@@ -18,7 +22,7 @@ NAMES = (
     "05_ablations",
     "06_interpretability",
 )
-MAX_LINES, MAX_FUNCTION_LINES = 15, 10
+MAX_LINES, MAX_FUNCTION_LINES, MAX_PARAMETER_LINES = 15, 10, 40
 
 
 @pytest.fixture(params=NAMES)
@@ -58,8 +62,26 @@ def test_declared_parameters_exist_with_the_default_of_the_demo(notebook):
     assert all(isinstance(line, ast.Assign) and len(line.targets) == 1 for line in assignments)
     declared = {line.targets[0].id: ast.literal_eval(line.value) for line in assignments}
     assert len(declared) == len(assignments)
-    demo = params.load(FOLDER.parent / "params" / "demo.yaml").as_dict()
+    demo = params.load(FOLDER.parent / "params" / "demo.yaml").as_dict() | {params.FILE: ""}
     assert declared == {key: demo[key] for key in declared}
+    assert params.FILE in declared
+
+
+def test_papermill_knows_every_declared_parameter_and_so_warns_of_none(notebook):
+    """It reads the cell line by line, by its own rules, and calls any other parameter that it is given unknown."""
+    known = PythonTranslator.inspect(parameters_cell(notebook))
+    declared = [line.targets[0].id for line in ast.parse(parameters_cell(notebook).source).body]
+    assert [parameter.name for parameter in known] == declared
+
+
+def test_papermill_warns_of_nothing_at_the_command_of_the_readme(tmp_path, caplog):
+    (command,) = re.findall(r"papermill (notebooks/\S+\.ipynb) \S+((?: -p \S+ \S+)+)", README.read_text())
+    source, passed = README.parent / command[0], dict(re.findall(r"-p (\S+) (\S+)", command[1]))
+    assert {params.FILE, "name", "epochs"} <= passed.keys()
+    assert (README.parent / passed[params.FILE]).is_file()
+    with caplog.at_level("WARNING"):
+        papermill.execute_notebook(source, tmp_path / "out.ipynb", passed, prepare_only=True)
+    assert not caplog.records
 
 
 def test_parameters_are_read_in_the_next_code_cell(notebook):
@@ -84,8 +106,8 @@ def test_every_used_stage_of_parameters_is_declared(notebook):
 def test_cells_are_short_and_functions_shorter(notebook):
     for cell in code_cells(notebook):
         compile(cell.source, cell.id, "exec")
-        if cell is not parameters_cell(notebook):
-            assert len(cell.source.splitlines()) <= MAX_LINES, cell.id
+        most = MAX_PARAMETER_LINES if cell is parameters_cell(notebook) else MAX_LINES
+        assert len(cell.source.splitlines()) <= most, cell.id
         for node in ast.walk(ast.parse(cell.source)):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, cell.id

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tcar import params
 from tcar.params import ParameterError
@@ -25,7 +26,17 @@ def test_values_reach_their_stage_and_the_rest_keeps_its_default(project):
     assert type(run.training.learning_rate) is float
     default = params.Params().as_dict()
     changed = {k for k, v in run.as_dict().items() if v != default[k]}
-    assert changed == {"name", "seed", "epochs", "learning_rate", "seeds"}
+    assert changed == {"name", "seed", "epochs", "epochs_by_method", "learning_rate", "seeds"}
+
+
+def test_other_epochs_are_those_of_every_method_unless_both_are_stated(project):
+    file = written(project, "epochs: 9\nepochs_by_method: {motion: 12}\n")
+    assert params.load(file).training.epochs_by_method == {"motion": 12}
+    assert params.load(file, epochs=5).training.epochs_by_method == {}
+    assert params.load(file, epochs=5, epochs_by_method={"sum": 7}).training.epochs_by_method == {"sum": 7}
+    assert params.load(file, seed=1).training.epochs_by_method == {"motion": 12}
+    assert params.load(written(project, "epochs: 9")).training.epochs_by_method == {}
+    assert params.load(written(project, "seed: 1")).training == params.Params().training
 
 
 @pytest.mark.parametrize(
@@ -121,6 +132,13 @@ class TestNotebook:
 
     injected = "# Parameters\nepochs = 5\n"
 
+    def passed(self, text: str, **declared) -> dict:
+        """The globals of a notebook that declares these variables and is passed those of a cell."""
+        cell, given = f"# Parameters\n{text}\n", {}
+        exec(cell, given)
+        del given["__builtins__"]
+        return self.namespace("declared", cell, **declared | given)
+
     def namespace(self, *cells: str, **variables) -> dict:
         return {"In": ["", *cells], "Out": {}, "Path": Path, "params": params, "_i1": "x", **variables}
 
@@ -137,7 +155,51 @@ class TestNotebook:
     def test_an_unknown_name_is_an_error_only_when_papermill_passed_it(self, project):
         assert params.from_notebook(self.namespace("epohcs = 5", epohcs=5)) == params.Params()
         with pytest.raises(ParameterError, match="'epohcs', did you mean 'epochs'"):
-            params.from_notebook(self.namespace("epochs = 1", self.injected, epohcs=5))
+            params.from_notebook(self.passed("epohcs = 5", epochs=1))
+
+    def test_a_file_has_what_is_neither_passed_nor_changed_in_the_cell(self, project, monkeypatch):
+        default = params.Params()
+        written(project, "name: x\nepochs: 30\nbatch_size: 8\nlearning_rate: 0.1\nwarmup_epochs: 3\n")
+        monkeypatch.chdir(project / "notebooks")
+        declared = {"epochs": 14, "batch_size": 24, "learning_rate": 0.0015, "weight_decay": 0.05, "name": "demo"}
+        run = params.from_notebook(self.passed('params_file = "some.yaml"\nepochs = 14', **declared))
+        assert (run.common.name, run.training.epochs, run.training.batch_size) == ("x", 14, 8)
+        assert run.training.warmup_epochs == 3  # which the notebook does not declare
+        assert run.training.weight_decay == default.training.weight_decay
+        run = params.from_notebook(self.namespace(params_file="some.yaml", **declared | {"batch_size": 12}))
+        assert (run.training.epochs, run.training.batch_size, run.training.learning_rate) == (30, 12, 0.1)
+        with pytest.raises(ParameterError, match=r"nope\.yaml: no such parameter file"):
+            params.from_notebook(self.namespace(params_file="nope.yaml"))
+
+    def test_epochs_passed_alone_are_those_of_every_method(self, project, capsys):
+        both = {"epochs": 14, "epochs_by_method": {"sum": 24}}
+        written(project, "epochs: 9\nepochs_by_method: {motion: 12}")
+        file = {"params_file": "some.yaml"}
+        assert params.from_notebook(self.passed("epochs = 3", **both)).training.epochs_by_method == {}
+        assert params.from_notebook(self.passed("epochs = 3", **both, **file)).training.epochs_by_method == {}
+        assert params.from_notebook(self.passed("seed = 3", **both)).training.epochs_by_method == {"sum": 24}
+        assert "sum" not in capsys.readouterr().err.replace("epochs: 14, but of sum 24", "")
+        both_passed = self.passed("epochs = 3\nepochs_by_method = {'motion': 12}", **both)
+        assert params.from_notebook(both_passed).training.epochs_by_method == {"motion": 12}
+        assert "epochs: 3, but of motion 12 (epochs_by_method)" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("text", "shown"),
+        [
+            ("methods = 'cross_attention, sum'", '-y "methods: [cross_attention, sum]"'),
+            ("methods = '[cross_attention]'", '-y "methods: [cross_attention]"'),
+            ("seeds = 3", '-y "seeds: [3]"'),
+            ("epochs_by_method = 'sum: 3'", '-y "epochs_by_method: {sum: 3}"'),
+            ("name = 3", "-y \"name: '3'\""),
+            ("publish = 'True'", '-y "publish: true"'),
+        ],
+    )
+    def test_a_value_that_came_as_text_is_told_how_to_be_passed(self, project, text, shown):
+        with pytest.raises(ParameterError) as error:
+            params.from_notebook(self.passed(text))
+        assert str(error.value).endswith(shown)
+        key, value = yaml.safe_load(shown[4:-1]).popitem()
+        params.from_values({key: value})  # what it says to write is taken
 
     def test_the_log_is_kept_in_the_run_unless_the_pipeline_keeps_it(self, project, monkeypatch):
         params.from_notebook(self.namespace(name="x"))

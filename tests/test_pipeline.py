@@ -292,7 +292,7 @@ def test_values_given_to_a_notebook_are_all_that_differ_and_all_it_declares(toy,
     say(train_sets=3, epochs=5, umap_clips=77)
     notebook = notebooks.read(project / "notebooks" / "b.ipynb")
     given = pipeline._injected(notebook, pipeline.params.load("toy.yaml"))
-    assert given == {"name": "toy", "train_sets": 3, "epochs": 5, "umap_clips": 77}
+    assert given == {"name": "toy", "train_sets": 3, "epochs": 5, "epochs_by_method": {}, "umap_clips": 77}
 
 
 def test_the_check_needs_neither_torch_nor_papermill():

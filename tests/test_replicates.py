@@ -114,6 +114,7 @@ def test_only_results_of_the_same_parameters_are_shown(tmp_path):
     ({"dataset": "ssv2"}, "dataset"),
     ({"semantic": "dinov2_vits14"}, "semantic"),
     ({"motion_checkpoint": "mine.pt"}, "motion_checkpoint"),
+    ({"replicate_methods": ["sum", "semantic"]}, "replicate_methods is .*, without cross_attention"),
 ])
 def test_what_cannot_be_drawn_anew_is_refused_by_name(stated, named):
     with pytest.raises(params.ParameterError, match=named):

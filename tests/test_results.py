@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tcar import results
+from tcar import log, results
 from tcar.params import Params
 from tcar.results import ResultError
 
@@ -61,6 +61,22 @@ def test_the_commit_and_uncommitted_changes_are_recorded(project):
     results.save(project / "x.json", {}, params=Params())
     assert (clean["commit"], clean["dirty"]) == (commit, False)
     assert results.load(project / "x.meta.json")["dirty"] is True
+
+
+def test_what_was_made_from_another_version_is_known_in_a_copy_of_a_run_too(project, capsys):
+    """A training that is done again in a copy leaves the original's evaluation beside it."""
+    for name, source in (("extractors", None), ("training", "extractors"), ("evaluation", "training")):
+        inputs = [project / "a" / f"{source}.json"] if source else []
+        results.save(project / "a" / f"{name}.json", {"from": "a"}, params=Params(), inputs=inputs)
+    shutil.copytree(project / "a", project / "b")
+    assert results.outdated(project / "b") == {}
+    results.save(project / "b" / "training.json", {"from": "a"}, params=Params())
+    assert results.outdated(project / "b") == {}
+    log.configure()
+    results.save(project / "b" / "training.json", {"from": "b"}, params=Params())
+    assert results.outdated(project / "b") == {"evaluation.json": ["training.json"]}
+    assert "of an earlier training.json, so run their notebooks again: evaluation.json" in capsys.readouterr().err
+    assert results.outdated(project / "a") == {}
 
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, {"1": 0, 1: 0}])

@@ -20,7 +20,6 @@ from tcar.models.checkpoints import CheckpointError, read_state
 from tcar.models.pretrained import locate
 from tcar.models.stream import Source
 from tcar.models.timesformer import TimeSformer
-from tcar.params import Baselines, ParameterError
 
 SSV2_CLASSES = 174
 Checkpoints = Mapping[str, str]
@@ -75,19 +74,6 @@ def find_baseline(name: str) -> Baseline:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"baseline {name!r} is not one of {', '.join(BASELINES)}{hint}")
     return BASELINES[name]
-
-
-def check_names(settings: Baselines) -> None:
-    """Raise ParameterError where the parameters name a baseline or a checkpoint that there is not."""
-    keys = {key for baseline in BASELINES.values() for key in baseline.published}
-    for parameter, given, known in (
-        ("baselines", settings.baselines, BASELINES),
-        ("baseline_epochs", settings.baseline_epochs, BASELINES),
-        ("baseline_checkpoints", settings.baseline_checkpoints, keys),
-    ):
-        unknown = [name for name in given if name not in known]
-        if unknown:
-            raise ParameterError(f"{parameter} names {', '.join(unknown)}; known are {', '.join(sorted(known))}")
 
 
 def create_baseline(

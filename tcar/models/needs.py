@@ -78,11 +78,10 @@ def needs(run: Params) -> list[Need]:
 def baseline_needs(run: Params) -> list[Need]:
     """Return what the baselines of a run load; nothing for one of random weights. Raises as `needs` does."""
     settings = run.baselines
-    if not any((settings.baselines, settings.baseline_checkpoints, settings.baseline_epochs)):
+    if not settings.baselines:
         return []
-    from tcar.models.baselines import check_names, find_baseline  # seconds to import, and few runs have any
+    from tcar.models.baselines import find_baseline  # seconds to import, and few runs have any
 
-    check_names(settings)
     stated, found = settings.baseline_checkpoints, []
     for baseline in map(find_baseline, settings.baselines):
         if baseline.random and not stated.keys() & baseline.published.keys():

@@ -1,7 +1,8 @@
 """Parameters of a run: one flat YAML file, whose keys are the fields of `tcar.params.stages`.
 
-The defaults are those of `params/demo.yaml`. Every key, type and range is checked, because a misspelt or
-mistyped parameter would otherwise be a run with a default nobody asked for.
+The defaults are those of `params/demo.yaml`. Every key, type, name and range is checked, and whether all fit together
+(`tcar.params.checks`): a misspelt or mistyped parameter would otherwise be a run with a default nobody asked for, and
+one that cannot work would fail hours later.
 """
 
 import contextlib
@@ -21,6 +22,8 @@ from pathlib import Path
 import yaml
 
 from tcar import locks, log
+from tcar.params.checks import mistakes
+from tcar.params.names import unknown
 from tcar.params.stages import (
     FIELDS,
     STAGES,
@@ -39,6 +42,8 @@ from tcar.params.stages import (
     Training,
     Watching,
 )
+
+FILE = "params_file"  # the variable by which a notebook names its parameter file
 
 
 class ParameterError(ValueError):
@@ -130,11 +135,21 @@ class Params:
 
 
 def load(path: str | Path, **overrides) -> Params:
-    """Parameters from a flat YAML file; what it leaves out has the default, `overrides` win.
+    """Parameters from a flat YAML file; what it leaves out has the default, `overrides` win (see `overlaid`).
 
     Raises ParameterError: no such file, not flat YAML, a repeated or unknown key, a wrong type or value.
     """
-    return from_values({**read_yaml(path), **overrides}, source=str(path))
+    return from_values(overlaid(overlaid({}, read_yaml(path)), overrides), source=str(path))
+
+
+def overlaid(values: Mapping[str, typing.Any], changes: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
+    """The values with changes put over them; `epochs` alone is that of every method.
+
+    `epochs_by_method` says which methods converge later than with the `epochs` beside it: with other epochs it would
+    train some methods for 36 epochs and some for 3.
+    """
+    alone = "epochs" in changes and "epochs_by_method" not in changes
+    return {**values, **changes, **({"epochs_by_method": {}} if alone else {})}
 
 
 def read_yaml(path: str | Path) -> dict[str, typing.Any]:
@@ -154,41 +169,83 @@ def read_yaml(path: str | Path) -> dict[str, typing.Any]:
 
 
 def from_values(values: Mapping[str, typing.Any], source: str = "parameters") -> Params:
-    """Parameters from a flat mapping; `source` is named in every error. Raises ParameterError."""
-    unknown = [key for key in values if key not in FIELDS]
-    if unknown:
-        raise ParameterError(f"{source}: " + "; ".join(_unknown(key) for key in unknown))
-    checked = {key: _check(key, value, source) for key, value in values.items()}
+    """Parameters from a flat mapping; `source` is named in every error.
+
+    Raises ParameterError with all that is wrong: keys and values by themselves, and what does not fit together.
+    """
+    checked, wrong = _checked(values)
     stages = {
         name: stage(**{f.name: checked[f.name] for f in dataclasses.fields(stage) if f.name in checked})
         for name, stage in STAGES.items()
     }
-    return Params(**stages)
+    run = Params(**stages)
+    # What is wrong by itself has the default here, of which no more need be said.
+    _refuse([*wrong.values(), *(text for keys, text in mistakes(run) if not keys & wrong.keys())], source)
+    return run
+
+
+def check_values(values: Mapping[str, typing.Any], source: str = "parameters") -> dict[str, typing.Any]:
+    """Values of some parameters, each right by itself, in their declared types. Raises ParameterError otherwise."""
+    checked, wrong = _checked(values)
+    _refuse(list(wrong.values()), source)
+    return checked
+
+
+def _checked(values: Mapping[str, typing.Any]) -> tuple[dict[str, typing.Any], dict[str, str]]:
+    """The values that are right by themselves, and what is wrong with each of the others."""
+    wrong = {key: _wrong(key, value) if key in FIELDS else _unknown(key) for key, value in values.items()}
+    wrong = {key: text for key, text in wrong.items() if text}
+    right = {key: value for key, value in values.items() if key not in wrong}
+    return {key: float(value) if TYPES[key] is float else value for key, value in right.items()}, wrong
+
+
+def _refuse(wrong: list[str], source: str) -> None:
+    if wrong:
+        raise ParameterError(f"{source}: " + "; ".join(wrong))
 
 
 def from_notebook(namespace: Mapping[str, typing.Any]) -> Params:
     """Parameters from the variables of a notebook, read in the cell after its `parameters` cell.
 
-    namespace: the notebook's `globals()`. Also sets up logging, once for the whole notebook.
-    Raises ParameterError: a wrong type or value, or, when papermill passed parameters, a name that is none.
+    namespace: the notebook's `globals()`. What papermill passed wins, then what the cell has other than the default,
+    then the file that the variable `params_file` names (from the project's folder; "" = none), then the default. Also
+    sets up logging, once for the whole notebook. Raises ParameterError: a wrong type or value, a passed name that is
+    none.
     """
-    source = os.environ.get("TCAR_STAGE") or Path(os.environ.get("JPY_SESSION_NAME", "notebook")).stem
-    if log.under_papermill(namespace):
-        plain = (bool, int, float, str, list, tuple, dict, type(None))
-        names = [k for k, v in namespace.items() if isinstance(v, plain) and not k.startswith("_")]
-        unknown = [_unknown(k) for k in names if k not in FIELDS and k not in ("In", "Out")]
-        if unknown:
-            raise ParameterError(f"{source}: " + "; ".join(unknown))
-    given = {k: namespace[k] for k in FIELDS if k in namespace}
-    refuse_secrets(given, source)
-    run = from_values(given, source=source)
+    stem = source = os.environ.get("TCAR_STAGE") or Path(os.environ.get("JPY_SESSION_NAME", "notebook")).stem
+    passed = {name: namespace[name] for name in log.injected(namespace) if name in namespace and name != FILE}
+    values = {key: namespace[key] for key in FIELDS if key in namespace and key not in passed}
+    if file := namespace.get(FILE):
+        default = Params().as_dict()
+        values = {key: value for key, value in values.items() if value != default[key]}
+        values = overlaid(overlaid({}, read_yaml(find_root(Path.cwd()) / str(file))), values)
+        source = f"{stem}, {file}"
+    refuse_secrets({key: namespace[key] for key in FIELDS if key in namespace}, stem)
+    try:
+        run = from_values(overlaid(values, passed), source=source)
+    except ParameterError as error:
+        raise ParameterError(f"{error}{_as_yaml(passed)}") from None
     if "TCAR_STAGE" not in os.environ:
         run = dataclasses.replace(run, by_hand=True)
         _claim(run, to_the_end=log.under_papermill(namespace))
     # The pipeline keeps everything a notebook prints, so there the kernel writes no file of its own.
-    logfile = None if "TCAR_STAGE" in os.environ else run.logs_dir / f"{source}.log"
+    logfile = None if "TCAR_STAGE" in os.environ else run.logs_dir / f"{stem}.log"
     log.configure(run.common.log_level, logfile)
+    if "epochs" in namespace and run.training.epochs_by_method:
+        others = ", ".join(f"{method} {epochs}" for method, epochs in run.training.epochs_by_method.items())
+        log.get(__name__).info(f"epochs: {run.training.epochs}, but of {others} (epochs_by_method)")
     return run
+
+
+def _as_yaml(passed: Mapping[str, typing.Any]) -> str:
+    """How to pass values to papermill that came as text or numbers where lists and the like are expected."""
+    given = []
+    for key, value in passed.items():
+        if key in FIELDS and not _fits(value, TYPES[key]) and not _hint(value, TYPES[key]):
+            kind, text = typing.get_origin(TYPES[key]) or TYPES[key], str(value).strip("[]{}() ")
+            shown = {list: f"[{text}]", dict: f"{{{text}}}", str: f"'{text}'", bool: text.lower()}.get(kind, "…")
+            given.append(f'-y "{key}: {shown}"')
+    return f"; papermill takes values as they are in a file by {' '.join(given)}" if given else ""
 
 
 _held = contextlib.ExitStack()
@@ -233,28 +290,32 @@ def _unknown(key: object) -> str:
     return f"unknown parameter {key!r}" + (f", did you mean {close[0]!r}?" if close else "")
 
 
-def _check(key: str, value, source: str):
-    """The value in its declared type, or a ParameterError."""
+def _wrong(key: str, value) -> str:
+    """What is wrong with a value by itself, or an empty string."""
     expected, limits = TYPES[key], FIELDS[key].metadata
     told = HIDDEN if limits.get("secret") else repr(value)
     if not _fits(value, expected):
         name = str(expected) if typing.get_args(expected) else expected.__name__
-        found = f"{told} ({_kind(value)})"
-        raise ParameterError(f"{source}: {key} is {found}, expected {name}{_hint(value, expected)}")
-    if expected is float:
-        value = float(value)
+        return f"{key} is {told} ({_kind(value)}), expected {name}{_hint(value, expected)}"
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-    for item in items:
-        problem = _outside(item, limits)
-        if problem:
-            raise ParameterError(f"{source}: {key} is {told}, {problem}")
-    if "length" in limits and len(value) != limits["length"]:
-        raise ParameterError(f"{source}: {key} is {value!r}, expected {limits['length']} numbers")
+    problems = [_outside(item, limits) for item in items]
+    if "keys" in limits:
+        problems += [unknown(name, limits["keys"]) for name in value if name not in limits["keys"]]
+    if isinstance(value, list):
+        problems.append(_misshapen(value, limits))
     if key == "name" and not re.fullmatch(r"[\w][\w.-]*", value):
-        raise ParameterError(
-            f"{source}: name is {value!r}; it names a folder: letters, digits, _ - and . only"
-        )
-    return value
+        problems.append("it names a folder: letters, digits, _ - and . only")
+    return next((f"{key} is {told}, {problem}" for problem in problems if problem), "")
+
+
+def _misshapen(values: list, limits: Mapping) -> str:
+    """What is wrong with the length of a list or with its repetitions, or an empty string."""
+    if len(values) != limits.get("length", len(values)):
+        return f"expected {limits['length']} numbers"
+    if len(values) < limits.get("shortest", 0):
+        return f"expected at least {limits['shortest']} of them"
+    repeated = [value for value in values if values.count(value) > 1]
+    return f"expected each once, {repeated[0]!r} stands there twice" if limits.get("distinct") and repeated else ""
 
 
 def _fits(value, expected) -> bool:
@@ -273,7 +334,7 @@ def _fits(value, expected) -> bool:
 def _outside(value, limits: Mapping) -> str:
     """What is wrong with a value of the right type, or an empty string."""
     if "choices" in limits and value not in limits["choices"]:
-        return f"expected one of {', '.join(limits['choices'])}"
+        return unknown(value, limits["choices"])
     if "pattern" in limits and not re.fullmatch(limits["pattern"], value):
         return f"expected {limits['pattern']}"
     if "minimum" in limits and value < limits["minimum"]:

@@ -4,9 +4,22 @@ import dataclasses
 import typing
 from dataclasses import dataclass, field
 
+from tcar.params.names import (
+    BASELINE_CHECKPOINTS,
+    BASELINES,
+    CONTROLS,
+    FAMILIES,
+    FUSIONS,
+    LOSS_TERMS,
+    POSITIONS,
+    TRACKERS,
+    WINDOWS,
+)
+
 
 def _bounded(default, **limits):
-    """A field with limits: `choices`, `pattern`, `minimum`, `maximum` (of each item), `length` (of lists).
+    """A field with limits: `choices`, `pattern`, `minimum`, `maximum` (of each item), `keys` (of a mapping), `length`,
+    `shortest` and `distinct` (of a list).
 
     `secret=True`: no file is to hold its value (`tcar.params.shown`).
     """
@@ -36,20 +49,20 @@ class Data:
     dataset: str = _bounded("tabletop", choices=("tabletop", "ssv2"))
     data_root: str = ""  # "" = data/ in the run's folder
     # 0-based, of the real label list; [] = all there are.
-    classes: list[int] = _bounded([], minimum=0)
+    classes: list[int] = _bounded([], minimum=0, distinct=True)
     # Twin sets in each twin group; one set shows every class of its group once.
     train_sets: int = _bounded(36, minimum=1)
     # Where a rule needs more examples to be learned than others.
-    train_sets_by_family: dict[str, int] = _bounded({"closer_away": 260}, minimum=1)
+    train_sets_by_family: dict[str, int] = _bounded({"closer_away": 260}, minimum=1, keys=FAMILIES)
     validation_sets: int = _bounded(10, minimum=1)
     test_sets: int = _bounded(26, minimum=1)
     width: int = _bounded(160, minimum=32)  # pixels
     height: int = _bounded(120, minimum=32)  # pixels
     frame_rate: int = _bounded(12, minimum=1)  # frames a second
-    lengths: list[int] = _bounded([24, 32, 40], minimum=16)  # frames, even; one is drawn for each set
+    lengths: list[int] = _bounded([24, 32, 40], minimum=16, shortest=1)  # frames, even; one is drawn for each set
     difficulty: str = _bounded("standard", choices=("easy", "standard", "hard"))
     # "" = none; else what the clips lose or gain, as tcar.data.tabletop.controls has it.
-    control: str = _bounded("", choices=("", "reversed", "shuffled", "frozen", "background", "noise", "conflict"))
+    control: str = _bounded("", choices=("", *CONTROLS))
     quarantine_threshold: float = _bounded(
         0.02, minimum=0.0, maximum=1.0
     )  # share of clips that may be broken
@@ -85,7 +98,7 @@ class Streams:
 class FullSize:
     """Which of the published streams are measured at full size, with random weights, beside what is counted of all."""
 
-    full_size_streams: list[str] = _bounded(["dinov2_vits14", "i3d_r50", "videomae_vitb16"])
+    full_size_streams: list[str] = _bounded(["dinov2_vits14", "i3d_r50", "videomae_vitb16"], distinct=True)
     full_size_clips: int = _bounded(3, minimum=1)
 
 
@@ -93,14 +106,14 @@ class FullSize:
 class Fusion:
     """The trained part: how the two token grids are brought together."""
 
-    fusion: str = "cross_attention"
+    fusion: str = _bounded("cross_attention", choices=FUSIONS)
     fusion_width: int = _bounded(64, minimum=1)
     heads: int = _bounded(4, minimum=1)
     fusion_blocks: int = _bounded(2, minimum=1)
     self_blocks: int = _bounded(1, minimum=1)  # over the tokens of both streams, after the others
     mlp_ratio: float = _bounded(2.0, minimum=0.1)  # hidden width of the feed-forward layers over `fusion_width`
-    window: str = _bounded("time", choices=("joint", "time", "space"))
-    positions: str = _bounded("rotary", choices=("rotary", "learned", "none"))
+    window: str = _bounded("time", choices=WINDOWS)
+    positions: str = _bounded("rotary", choices=POSITIONS)
     cross_width: int = _bounded(0, minimum=0)  # in which a stream reads the other; 0 = `fusion_width`
     bottleneck_tokens: int = _bounded(4, minimum=1)  # of the fusion "bottleneck"
     dropout: float = _bounded(0.0, minimum=0.0, maximum=0.95)
@@ -130,7 +143,7 @@ class Training:
     epochs: int = _bounded(14, minimum=1)
     # Where a method converges later than `epochs`.
     epochs_by_method: dict[str, int] = _bounded(
-        {"late_concat_raw": 36, "semantic": 32, "semantic_bag": 24, "sum": 24}, minimum=1
+        {"late_concat_raw": 36, "semantic": 32, "semantic_bag": 24, "sum": 24}, minimum=1, keys=FUSIONS
     )
     batch_size: int = _bounded(24, minimum=1)  # clips
     learning_rate: float = _bounded(0.0015, minimum=0.0)
@@ -138,8 +151,11 @@ class Training:
     warmup_epochs: int = _bounded(2, minimum=0)
     label_smoothing: float = _bounded(0.0, minimum=0.0, maximum=0.95)
     clip_norm: float = _bounded(1.0, minimum=0.0)
-    seeds: list[int] = _bounded([0, 1, 2], minimum=0)
-    methods: list[str] = _bounded(["cross_attention", "late_concat", "late_concat_raw", "semantic", "motion"])
+    seeds: list[int] = _bounded([0, 1, 2], minimum=0, shortest=1, distinct=True)
+    methods: list[str] = _bounded(
+        ["cross_attention", "late_concat", "late_concat_raw", "semantic", "motion"],
+        choices=FUSIONS, shortest=1, distinct=True,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -179,7 +195,7 @@ class Watching:
     """Where a training is written down while it runs, and when somebody is told of it (tcar.train.alert_rules)."""
 
     watched_training: bool = True  # notebook 03 trains the headline method by the trainer too, with live curves
-    trackers: list[str] = _bounded(["csv"], choices=("csv", "tensorboard", "wandb"))  # CSV is always written
+    trackers: list[str] = _bounded(["csv"], choices=TRACKERS, distinct=True)  # CSV is always written
     wandb_project: str = _bounded("tcar", pattern=r"[\w.-]+")
     # "" = none; an address, or $NAME of an environment variable that holds it, which keeps a secret out of results.
     webhook: str = _bounded("", pattern=r"|https?://\S+|\$\w+", secret=True)
@@ -197,10 +213,11 @@ class Watching:
 class Baselines:
     """Published models that are trained on the clips themselves; the rest of their recipe is that of `Training`."""
 
-    baselines: list[str] = _bounded([])
+    baselines: list[str] = _bounded([], choices=BASELINES, distinct=True)
     # Published weights: a folder, a file, or a name in the local cache of the Hub.
-    baseline_checkpoints: dict[str, str] = _bounded({})
-    baseline_epochs: dict[str, int] = _bounded({}, minimum=0)  # where not `epochs`; 0 = scored as published
+    baseline_checkpoints: dict[str, str] = _bounded({}, keys=BASELINE_CHECKPOINTS)
+    # Where not `epochs`; 0 = scored as published.
+    baseline_epochs: dict[str, int] = _bounded({}, minimum=0, keys=BASELINES)
     baseline_batch_size: int = _bounded(16, minimum=1)  # clips
     baseline_learning_rate: float = _bounded(0.001, minimum=0.0)
 
@@ -225,22 +242,25 @@ class Evaluation:
 class Ablations:
     """What is varied, one factor at a time."""
 
-    ablation_heads: list[int] = _bounded([4, 8, 16], minimum=1)
-    ablation_fusions: list[str] = _bounded(["cross_attention", "late_concat", "late_concat_raw"])
-    ablation_windows: list[str] = _bounded([])
-    ablation_seeds: list[int] = _bounded([0, 1, 2], minimum=0)
+    ablation_heads: list[int] = _bounded([4, 8, 16], minimum=1, distinct=True)
+    ablation_fusions: list[str] = _bounded(
+        ["cross_attention", "late_concat", "late_concat_raw"], choices=FUSIONS, distinct=True
+    )
+    ablation_windows: list[str] = _bounded([], choices=WINDOWS, distinct=True)
+    ablation_seeds: list[int] = _bounded([0, 1, 2], minimum=0, shortest=1, distinct=True)
     # What `python -m tcar.stages.replicates` measures: each replicate has clips, streams and trainings of its own.
     replicates: int = _bounded(4, minimum=2)
     replicate_methods: list[str] = _bounded(
-        ["cross_attention", "late_concat", "late_concat_raw", "sum", "semantic", "semantic_bag", "motion"]
-    )
+        ["cross_attention", "late_concat", "late_concat_raw", "sum", "semantic", "semantic_bag", "motion"],
+        choices=FUSIONS, distinct=True,
+    )  # fmt: skip
     # What `python -m tcar.stages.loss_terms` measures: each term against its absence, all else as in the recipe. What
     # the recipe has is taken away; what it lacks is added with the value here.
     loss_terms: dict[str, float] = _bounded({
         "label_smoothing": 0.1, "mixup": 0.2, "cutmix": 1.0, "contrastive_weight": 0.1, "drop_path": 0.1,
         "token_drop": 0.1, "weight_averaging": 0.99,
-    }, minimum=0.0)  # fmt: skip
-    loss_term_seeds: list[int] = _bounded([0, 1, 2, 3, 4], minimum=0)
+    }, minimum=0.0, keys=LOSS_TERMS)  # fmt: skip
+    loss_term_seeds: list[int] = _bounded([0, 1, 2, 3, 4], minimum=0, shortest=2, distinct=True)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class SearchSettings:
 
     def proposed(self, changes: Mapping[str, Any], final: bool = False) -> Params:
         """The parameters of a trial; `final` leaves out what only trials change. Raises ParameterError."""
-        values = self.base.as_dict() | ({} if final else self.trial) | dict(changes)
+        values = params.overlaid(params.overlaid(self.base.as_dict(), {} if final else self.trial), changes)
         made = params.from_values(values, source=f"{self.name}, {described(changes)}")
         return dataclasses.replace(made, root=self.base.root)
 
@@ -120,7 +120,7 @@ def load_settings(path: str | Path, **overrides) -> SearchSettings:
     if not isinstance(trial, dict):
         raise ParameterError(f"{path}: trial is {trial!r}, expected parameters with a value each")
     _searchable(trial, f"{path}, trial")
-    params.from_values(trial, source=f"{path}, trial")
+    params.check_values(trial, source=f"{path}, trial")
     if both := sorted(trial.keys() & space.keys()):
         raise ParameterError(f"{path}: {both[0]} stands in space and in trial; leave it in one of them")
     _check(values, path)
@@ -176,7 +176,7 @@ def write_params(settings: SearchSettings, changes: Mapping[str, Any], remarks: 
                 f"{target}: was not written by a search, or edited since, and is left alone; move it away, or give the "
                 "search another name"
             )
-    base = params.load(settings.base_file)
+    base, changes = params.load(settings.base_file), params.overlaid({}, changes)
     text = settings.base_file.read_text(encoding="utf-8")
     # What was decided at the call (the run that a notebook is of) differs from the file as well.
     called = {key: value for key, value in settings.base.as_dict().items() if value != base.as_dict()[key]}
@@ -218,10 +218,9 @@ def _replaced(text: str, key: str, value: Any, note: str) -> str:
 
 
 def _searchable(keys: Mapping[str, Any], source: str) -> None:
-    params.from_values({}, source=source)
     for key in keys:
         if key not in params.FIELDS:
-            params.from_values({key: None}, source=source)  # says which it may have meant
+            params.check_values({key: None}, source=source)  # says which it may have meant
         if key not in SEARCHED - _NOT_SEARCHED:
             raise ParameterError(f"{source}: {key} cannot be searched: a search trains on tokens that are there "
                                  "already, so only parameters of the fusion and of its training are open to it")
@@ -234,7 +233,7 @@ def _distribution(key: str, given: Any, source: str) -> BaseDistribution:
     if isinstance(given, list):
         if not given or not all(isinstance(value, (bool, int, float, str)) for value in given):
             raise ParameterError(f"{source}: {key} is {given!r}, expected numbers, texts or truth values")
-        values = [params.from_values({key: value}, source).as_dict()[key] for value in given]
+        values = [params.check_values({key: value}, source)[key] for value in given]
         if len(set(values)) < len(values):
             raise ParameterError(f"{source}: {key} has a choice twice: {given!r}")
         return CategoricalDistribution(values)
@@ -242,7 +241,7 @@ def _distribution(key: str, given: Any, source: str) -> BaseDistribution:
         raise ParameterError(f"{source}: {key} is {given!r}, expected {{low, high, log, step}} or a list of choices")
     if kind not in (int, float):
         raise ParameterError(f"{source}: {key} is no number, so it has choices, not a range")
-    ends = {end: params.from_values({key: given[end]}, source).as_dict()[key] for end in ("low", "high")}
+    ends = {end: params.check_values({key: given[end]}, source)[key] for end in ("low", "high")}
     log, step = given.get("log", False), given.get("step", 1 if kind is int else None)
     if not isinstance(log, bool):
         raise ParameterError(f"{source}: {key}.log is {log!r}, expected true or false")
@@ -268,9 +267,9 @@ def _check(values: Mapping[str, Any], path: Path) -> None:
     for key, choices in (("sampler", _SAMPLERS), ("pruner", _PRUNERS)):
         if values.get(key, choices[0]) not in choices:
             raise ParameterError(f"{path}: {key} is {values[key]!r}, expected one of {', '.join(choices)}")
-    params.from_values({"name": values["name"]}, source=str(path))
+    params.check_values({"name": values["name"]}, source=str(path))
     seeds = values.get("seeds", [0, 1])
-    params.from_values({"seeds": seeds}, source=str(path))
+    params.check_values({"seeds": seeds}, source=str(path))
     if len(set(seeds)) < max(2, len(seeds)):
         raise ParameterError(f"{path}: seeds is {seeds!r}, expected at least two different ones")
     if unset := re.search(r"\$\w+", os.path.expandvars(storage := values.get("storage", ""))):

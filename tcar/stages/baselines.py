@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from tcar.models.baselines import BASELINES, baseline_cost, check_names, find_baseline
+from tcar.models.baselines import BASELINES, baseline_cost, find_baseline
 from tcar.params import Training
 from tcar.plots import label
 from tcar.results import load
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 def train_baselines(run: Params) -> dict[str, list[ClipFit]]:
     """Train every baseline of the run, once a seed, one after the other; what is kept is not repeated.
 
-    One of 0 epochs is only loaded, once. Raises ParameterError for an unknown baseline or checkpoint.
+    One of 0 epochs is only loaded, once.
     """
     settings = run.baselines
-    check_names(settings)
     jobs = {}
     for name in settings.baselines:
         epochs = settings.baseline_epochs.get(name, run.training.epochs)

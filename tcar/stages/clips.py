@@ -22,10 +22,6 @@ def dataset_folder(run: Params) -> Path:
     without one.
     """
     data = run.data
-    if data.dataset != "tabletop" and data.classes:
-        raise DatasetError(
-            f"classes is {data.classes}, but only Tabletop can be rendered in part: leave it []"
-        )
     if data.dataset == "tabletop":
         from tcar.data.tabletop import Look, render_dataset
 

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from tcar.params import Params
 
 CLIPS = {"train": 5, "validation": 3}  # of every class
-SMALLER = {"dinov2_tiny": 56, "i3d_tiny": 64}  # pixels: the smallest input that still gives four rows of tokens
+# Pixels: the smallest input that still gives four rows of tokens, for grids that have no more.
+SMALLER, SMALLEST_ROWS = {"dinov2_tiny": 56, "i3d_tiny": 64}, 4
 MOVING = 0.3  # pixels a frame; below it a direction means nothing
 # Whether something is in the hand on its way down and on its way up, by class.
 IN_HAND = {109: (1, 0), 47: (0, 1), 74: (1, 1), 68: (0, 0), 106: (1, 0), 148: (0, 1), 72: (1, 1), 82: (0, 0)}
@@ -54,7 +55,7 @@ def variants(run: Params, role: str) -> dict[str, Stream]:
         for seed in SEEDS[1:]
         if packaged(name, seed).is_file()
     }
-    if name in SMALLER:
+    if name in SMALLER and max(getattr(run.streams, f"{role}_grid")[1:]) <= SMALLEST_ROWS:
         checkpoint = run.stream_checkpoints[f"{role}_checkpoint"]
         made[f"{SMALLER[name]} pixels"] = create_stream(name, True, checkpoint, input_size=SMALLER[name])
     return made | {"untrained": create_stream(name, seed=run.common.seed)}

@@ -50,14 +50,9 @@ def describe(made: Stream, frames: int | None = None) -> dict:
 def extract(run: Params, role: str, found: dict[str, list[Clip]], remake: bool = False) -> FeatureStore:
     """Compute the tokens of every clip of every split with the stream of a role, or open the finished
     store. `remake` allows to delete one that comes out differently now. Raises ParameterError for a run with
-    adapters, or that mirrors views and has none to mirror.
+    adapters.
     """
     settings = run.streams
-    if settings.view_flip and settings.views == 1:
-        raise ParameterError(
-            f"view_flip is {settings.view_flip}, but views is 1, and the first view of a clip is never mirrored: set "
-            "views to 2 or more, or view_flip to 0"
-        )
     frames = getattr(settings, f"{role}_frames")
     if settings.semantic_adapters:
         raise ParameterError(

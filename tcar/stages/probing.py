@@ -26,7 +26,8 @@ def linear_probes(run: Params, opened: dict[str, FeatureStore], found: dict[str,
     """Score logistic regressions on pooled tokens, trained on the training clips, on the validation clips.
 
     One row a stream, pooling and target: `value` with its interval over clips (Tabletop: over twin sets), and
-    `chance`, the share of the largest class. "averaged" pools all tokens, "in order" keeps the moments apart.
+    `chance`, the share of the largest class. "averaged" pools all tokens, "in order" keeps the moments apart. A target
+    of which the training clips show one kind alone, as the group of a few classes, is left out.
     """
     groups, rows = class_groups(run), []
     targets = {"class": lambda clip: clip.label} | (
@@ -41,6 +42,8 @@ def linear_probes(run: Params, opened: dict[str, FeatureStore], found: dict[str,
             features = [pool(tokens[split]) for split in _SPLITS]
             for target, of in targets.items():
                 answers = [np.array([of(clip) for clip in parts[split]]) for split in _SPLITS]
+                if len(set(answers[0].tolist())) < 2:
+                    continue
                 scored = _probe(run, features, answers, _sets(run, parts["validation"]))
                 rows.append({"stream": role, "pooling": pooling, "target": target, **scored})
     return rows

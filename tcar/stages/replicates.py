@@ -176,6 +176,8 @@ def build(run: Params) -> Path:
     """
     if run.data.dataset != "tabletop":
         raise ParameterError(f"dataset is {run.data.dataset!r}: only Tabletop can be drawn anew")
+    if run.fusion.fusion not in (methods := run.ablations.replicate_methods):
+        raise ParameterError(f"replicate_methods is {methods}, without {run.fusion.fusion}, the headline: add it")
     for role in ROLES:
         if getattr(run.streams, f"{role}_checkpoint"):
             raise ParameterError(f"{role}_checkpoint is stated: replicates use the streams that come with the package")

@@ -68,8 +68,6 @@ def task_of(run: Params, seed: int) -> Task:
     if run.trainer.task == "clips":
         return StreamTask(found, names, run, seed)
     if run.trainer.task == "baseline":
-        if len(run.baselines.baselines) != 1:
-            raise ParameterError(f"task is baseline and baselines {run.baselines.baselines}; name the one to train")
         return BaselineTask(run.baselines.baselines[0], found, names, run, seed)
     opened = stores(run)
     tokens = [StoredTokens.of(opened["semantic"], opened["motion"], found[split], names) for split in SPLITS]
