@@ -227,7 +227,7 @@ def from_notebook(namespace: Mapping[str, typing.Any]) -> Params:
         raise ParameterError(f"{error}{_as_yaml(passed)}") from None
     if "TCAR_STAGE" not in os.environ:
         run = dataclasses.replace(run, by_hand=True)
-        _claim(run, to_the_end=log.under_papermill(namespace))
+        _claim(run, to_the_end=bool(log.injected(namespace)))
     # The pipeline keeps everything a notebook prints, so there the kernel writes no file of its own.
     logfile = None if "TCAR_STAGE" in os.environ else run.logs_dir / f"{stem}.log"
     log.configure(run.common.log_level, logfile)
