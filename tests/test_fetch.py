@@ -94,7 +94,8 @@ def test_weights_of_ones_own_are_neither_replaced_nor_given_the_published_classe
 
 
 def test_another_file_in_the_place_of_a_published_one_is_named_and_left_alone(hub, tmp_path):
-    need = Need("x", Checkpoint("a", (), "hub", "owner/name", WEIGHTS, "", ""), tmp_path / "model")
+    publish(hub, model__safetensors=CONTENT)
+    need = Need("x", REPOSITORY, tmp_path / "model")
     need.target.mkdir()
     (need.target / "config.json").write_text("mine")
     with pytest.raises(FetchError, match="config.json: is there, and is not the published file"):

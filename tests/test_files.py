@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tcar import files
+from tcar import files, pipeline
 
 SLOW = """
 import sys, time
@@ -68,3 +68,9 @@ def test_only_files_of_the_names_given_are_deleted_and_none_behind_a_link(tmp_pa
     link.symlink_to(folder)
     files.remove_folder(link, ["*"])
     assert len(list(folder.iterdir())) == 4
+
+
+def test_the_draft_of_a_killed_process_is_no_file_that_a_step_reads(tmp_path):
+    for name in ("x.json", ".host~123~x.json"):
+        (tmp_path / name).write_text("{}")
+    assert pipeline._files(tmp_path, "*.json") == [tmp_path / "x.json"]

@@ -44,7 +44,7 @@ def test_the_winner_is_a_parameter_file_that_differs_from_the_base_where_it_says
     assert "12 trials" in text
     assert "synthetic" in text
     assert stage.run_search(settings, 1, make_curve, {"tokens": "none"}) == made  # nothing is trained again
-    for other in ("name: found\n", text + "# and what I think of it\n", text.replace("heads: ", "heads:  ")):
+    for other in ("name: found\n", text + "# and what I think of it\n", text.replace("name: found", "name:  found")):
         (here / "params" / "found.yaml").write_text(other)
         with pytest.raises(ParameterError, match=r"found\.yaml: was not written by a search, or edited since"):
             stage.run_search(settings, 1, make_curve, {"tokens": "none"})

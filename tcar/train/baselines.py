@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tcar import log, results
+from tcar import files, log, results
 from tcar.data.clip_reader import ClipReader, fingerprint
 from tcar.data.loader import Loaded, Loader
 from tcar.data.ssv2 import Clip, check_label_order
@@ -307,7 +307,8 @@ def _digest(model: nn.Module) -> str:
 
 def _keep(fit: ClipFit, folder: Path, inputs: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in fit.state_dict.items()}, folder / "model.safetensors")
+    with files.drafted(folder / "model.safetensors") as draft:
+        save_file({key: value.contiguous() for key, value in fit.state_dict.items()}, draft)
     results.write(folder / "fit.meta.json", {"seconds": fit.seconds})
     # Last, and moved into place whole: its presence says that the fit is complete.
     values = {"made_from": inputs, "best_epoch": fit.best_epoch, "history": fit.history, "broken": fit.broken}
