@@ -30,7 +30,7 @@ def of_run(run: "Params", error: type[Exception], patience: float = 0.0) -> Iter
     A process takes it once, however often it asks, and a notebook of the pipeline is inside the pipeline's. Raises
     `error` where another process holds it for longer than `patience` seconds.
     """
-    path = run.run_dir / "pipeline" / "lock"
+    path = (run.run_dir / "pipeline" / "lock").resolve()
     if path in _runs or "TCAR_STAGE" in os.environ:
         yield
         return
