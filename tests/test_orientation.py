@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 from videos import numbered_frame, write_video
 
+from tcar import params, results
 from tcar.data.augment import AugmentConfig
 from tcar.data.clip_reader import ClipReader
 from tcar.data.frame_cache import FrameCache
 from tcar.data.health import check
 from tcar.data.orientation import Orientation
-from tcar.data.ssv2 import Clip
+from tcar.data.ssv2 import SPLITS, Clip
 from tcar.data.video import probe, read_frames, read_segments, resize
 from tcar.features.augmented import AugmentedView
 from tcar.features.views import SegmentView
+from tcar.stages import features as stage
 from tcar.train.clip_views import ClipViews
 
 FRAMES = 4
@@ -112,3 +114,20 @@ def test_what_is_kept_of_turned_frames_is_not_taken_for_others(tmp_path):
     for view in (SegmentView(8), SegmentView(8, 0.5), AugmentedView(8, config)):
         assert replace(view, upright=False).key != view.key
     assert SegmentView(8).key == "segment middles"  # as in the stores that there are
+
+
+def test_a_store_of_turned_clips_is_another_than_before(monkeypatch, tmp_path):
+    def asked(*_, view, **__):
+        raise LookupError(view.key)
+
+    monkeypatch.setattr(stage.features, "extract", asked)
+    run, keys = params.from_values({"name": "x", "runs": str(tmp_path)}), []
+    for rotated, upright in ((None, True), (0, True), (3, True), (3, False), (0, False)):
+        if rotated is not None:
+            results.write(run.results_dir / "audit.json", {"rotated": rotated})
+        changed = params.from_values(run.as_dict() | {"upright": upright})
+        with pytest.raises(LookupError) as caught:
+            stage.extract(changed, "motion", dict.fromkeys(SPLITS, []))
+        keys.append(caught.value.args[0])
+    plain, turned, stored = "segment middles", "segment middles, turned upright", "segment middles, as stored"
+    assert keys == [plain, plain, turned, stored, stored]

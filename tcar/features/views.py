@@ -33,12 +33,14 @@ class SegmentView:
     """One frame of each of `frames` equal segments: the middle one in view 0, a random one in every other.
 
     The sampling of TSN (Wang et al., 2016), in testing and in training. `flip` is the probability that a view other
-    than 0 is mirrored; raises ValueError where it is none. `upright` is that of `tcar.data.video.read_frames`.
+    than 0 is mirrored; raises ValueError where it is none. `upright` is that of `tcar.data.video.read_frames`; `turned`
+    says that it changes some of the clips, which gives their store a key of its own.
     """
 
     frames: int
     flip: float = 0.0
     upright: bool = True
+    turned: bool = False
 
     def __post_init__(self):
         if not 0 <= self.flip <= 1:
@@ -48,7 +50,8 @@ class SegmentView:
     def key(self) -> str:
         """What enters the key of a store."""
         flip = f", flip {self.flip}" if self.flip else ""
-        return f"segment middles{flip}" + ("" if self.upright else ", as stored")
+        held = ", as stored" if not self.upright else ", turned upright" if self.turned else ""
+        return f"segment middles{flip}{held}"
 
     def flipped(self, name: str, number: int, seed: int) -> bool:
         """Whether view `number` of the clip of this id is mirrored."""

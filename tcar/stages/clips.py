@@ -82,6 +82,12 @@ def healthy_clips(run: Params) -> dict[str, list[Clip]]:
     return known
 
 
+def rotated_clips(run: Params) -> int:
+    """Count the clips that the audit of notebook 00 found to be turned or mirrored by their files; 0 before any."""
+    audited_already = (path := run.results_dir / "audit.json").is_file()
+    return results.load(path).get("rotated", 0) if audited_already else 0
+
+
 def class_names(run: Params) -> list[str]:
     """Give the class names as the audit found them, in the order of their index."""
     return results.load(run.results_dir / "audit.json")["classes"]

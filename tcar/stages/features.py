@@ -15,6 +15,7 @@ from tcar.features import FeatureStore
 from tcar.features.views import SegmentView
 from tcar.models import create_stream, stream_cost
 from tcar.params import ParameterError
+from tcar.stages.clips import rotated_clips
 
 if TYPE_CHECKING:
     from tcar.models import Stream
@@ -59,6 +60,7 @@ def extract(run: Params, role: str, found: dict[str, list[Clip]], remake: bool =
             f"semantic_adapters is {settings.semantic_adapters}, but tokens that are kept do not change with "
             "adapters in training: set it to 0, or train end to end"
         )
+    view = SegmentView(frames, settings.view_flip, run.data.upright, turned=rotated_clips(run) > 0)
     return features.extract(
         [clip for split in SPLITS for clip in found[split]],
         getattr(settings, role),
@@ -71,7 +73,7 @@ def extract(run: Params, role: str, found: dict[str, list[Clip]], remake: bool =
         device=run.common.device,
         views=settings.views,
         view_seed=settings.view_seed,
-        view=SegmentView(frames, settings.view_flip, run.data.upright),
+        view=view,
         token_type=settings.token_type,
         precision=settings.stream_precision,
         remake=remake,
