@@ -95,8 +95,8 @@ def metrics(
 
     Returns `top1`, `top5`, `twin_accuracy`, `ece`, `per_class[name]` (top-1), `per_group[group]["top1"]` and
     `per_group[group]["twin_accuracy"]`, each {"value", "low", "high"} as fractions, None where no clip
-    counts; and `confusion`, counts of clips whose rows are the true classes. `ece` is the expected
-    calibration error in equal-width bins (Guo et al. 2017, arXiv:1706.04599).
+    counts, and without interval where fewer than two sets do; and `confusion`, counts of clips whose rows are the
+    true classes. `ece` is the expected calibration error in equal-width bins (Guo et al. 2017, arXiv:1706.04599).
 
     Raises:
         EvaluationError: sizes or labels that do not fit, logits that are not finite, twins in different sets.
@@ -161,7 +161,7 @@ def paired_difference(
     first, second = tallies[: len(a)], tallies[len(a) :]
     difference = _point(first)[column] - _point(second)[column]
     samples = _resample(first, bootstrap, 1)[:, column] - _resample(second, bootstrap, 2)[:, column]
-    value, low, high = _interval(difference, samples, bootstrap.confidence)
+    value, low, high = _interval(difference, samples, bootstrap.confidence, _sets_that_count(first[0])[column])
     return {"metric": metric, "difference": value, "low": low, "high": high}
 
 
@@ -182,9 +182,15 @@ def fit_temperature(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " 
 
     The likelihood is convex in 1/temperature, so a bounded search on the logarithm finds the one minimum, or
     the bound (0.05 or 20) where there is none, as when every clip is right (Guo et al. 2017,
-    arXiv:1706.04599).
+    arXiv:1706.04599). It is 1 where no clip's logits differ, as then no temperature changes anything.
+
+    Raises:
+        EvaluationError: no clip, logits that are not finite, labels that do not fit.
     """
     logits, rows = np.asarray(logits, dtype=np.float64), np.arange(len(labels))
+    _check_logits(logits, np.asarray(labels))
+    if not np.ptp(logits, axis=1).any():
+        return 1.0
 
     def negative_log_likelihood(log_temperature: float) -> float:
         return -log_softmax(logits / np.exp(log_temperature), axis=1)[rows, labels].mean()
@@ -204,8 +210,10 @@ def reliability(
     logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"], bins: int = 15, temperature: float = 1.0
 ) -> list[dict]:
     """What a reliability diagram shows: of every bin of confidence, from low to high, the `share` of the
-    clips in it, their mean `confidence` and their `accuracy` (both None where the bin is empty)."""
+    clips in it, their mean `confidence` and their `accuracy` (both None where the bin is empty). Raises
+    EvaluationError as `fit_temperature` does."""
     logits = np.asarray(logits, dtype=np.float64) / temperature
+    _check_logits(logits, np.asarray(labels))
     confidence, correct, bin_of = _confidence(logits, labels, bins)
     rows = []
     for inside in (bin_of == b for b in range(bins)):
@@ -216,23 +224,28 @@ def reliability(
 
 def _check(logits, labels, groups, twins, names, sets) -> None:
     n, classes = logits.shape
-    sizes = {"labels": labels, "groups": groups, "twins": twins, "sets": sets}
-    for what, given in sizes.items():
+    for what, given in {"groups": groups, "twins": twins, "sets": sets}.items():
         if given is not None and len(given) != n:
             raise EvaluationError(f"{n} rows of logits but {len(given)} {what}")
-    if n == 0:
-        raise EvaluationError("there are no clips to score")
     if len(names) != classes:
         raise EvaluationError(f"logits of {classes} classes but {len(names)} class names")
-    broken = ~np.isfinite(logits).all(axis=1)
-    if broken.any():
-        raise EvaluationError(f"logits of clip {broken.argmax()} are not finite")
-    if labels.min() < 0 or labels.max() >= classes:
-        raise EvaluationError(f"labels are {labels.min()} to {labels.max()}, logits have {classes} classes")
+    _check_logits(logits, labels)
     apart = [i for i, j in enumerate(twins) if j >= 0 and sets[i] != sets[j]]
     if apart:
         own, other = sets[apart[0]], sets[twins[apart[0]]]
         raise EvaluationError(f"clip {apart[0]} is in set {own}, its twin in set {other}; one set expected")
+
+
+def _check_logits(logits, labels) -> None:
+    if len(labels) != len(logits):
+        raise EvaluationError(f"{len(logits)} rows of logits but {len(labels)} labels")
+    if not len(logits):
+        raise EvaluationError("there are no clips to score")
+    broken = ~np.isfinite(logits).all(axis=1)
+    if broken.any():
+        raise EvaluationError(f"logits of clip {broken.argmax()} are not finite")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise EvaluationError(f"labels are {labels.min()} to {labels.max()}, logits have {logits.shape[1]} classes")
 
 
 def _rank(logits, labels) -> Int[np.ndarray, " n"]:
@@ -302,6 +315,11 @@ def _statistics(tally: Tally, weights: Float[np.ndarray, "b g"]) -> Float[np.nda
     return np.concatenate([ratios, ece[:, None]], axis=1)
 
 
+def _sets_that_count(tally: Tally) -> list[int]:
+    """How many sets bear on each metric, the calibration error last."""
+    return [*(tally.counts > 0).sum(axis=0).tolist(), len(tally.sets)]
+
+
 def _point(runs: Sequence[Tally]) -> Float[np.ndarray, " m"]:
     return np.mean([_statistics(run, np.ones((1, len(run.sets))))[0] for run in runs], axis=0)
 
@@ -320,10 +338,13 @@ def _resample(runs: Sequence[Tally], bootstrap: Bootstrap, stream: int = 1) -> F
     return np.concatenate(blocks)
 
 
-def _interval(value: float, samples: np.ndarray, confidence: float, centred: bool = False) -> list:
+def _interval(value: float, samples: np.ndarray, confidence: float, sets: int, centred: bool = False) -> list:
+    """Value, low and high; `sets` counts those that bear on it: a single one says nothing of others."""
     samples = samples[~np.isnan(samples)]
-    if np.isnan(value) or not len(samples):
+    if np.isnan(value):
         return [None, None, None]
+    if sets < 2 or not len(samples):
+        return [float(value), None, None]
     if centred:
         samples = np.maximum(samples - samples.mean() + value, 0)
     low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -333,9 +354,10 @@ def _interval(value: float, samples: np.ndarray, confidence: float, centred: boo
 def _nested(runs: Sequence[Tally], bootstrap: Bootstrap) -> dict:
     paths = (*runs[0].paths, ("ece",))
     values = {"per_class": {}, "per_group": {}}
-    for path, value, samples in zip(paths, _point(runs), _resample(runs, bootstrap).T, strict=True):
+    estimates = zip(paths, _point(runs), _resample(runs, bootstrap).T, _sets_that_count(runs[0]), strict=True)
+    for path, value, samples, sets in estimates:
         # A sum of absolute deviations grows with resampling noise: its resamples are centred on the value.
-        interval = _interval(value, samples, bootstrap.confidence, centred=path == ("ece",))
+        interval = _interval(value, samples, bootstrap.confidence, sets, centred=path == ("ece",))
         inside = values
         for key in path[:-1]:
             inside = inside.setdefault(key, {})

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tcar.models.exchange import BOTTLENECK
 
+UMAP_CLIPS = 4  # the fewest that UMAP lays out: its spectral start needs more points than it takes eigenvectors
 Grid = tuple[int, int, int]
 Map = Float[np.ndarray, "t y x"] | Float[Tensor, "t y x"]
 Mask = Bool[np.ndarray, "t2 h w"] | Bool[Tensor, "t2 h w"]
@@ -257,11 +258,14 @@ def _mask(mask: Mask) -> Bool[Tensor, "t h w"]:
 def umap_embedding(
     features: Float[np.ndarray, "n d"], seed: int, *, neighbours: int = 15, min_distance: float = 0.1
 ) -> Float[np.ndarray, "n 2"]:
-    """Return a 2-D UMAP of features; the same seed gives the same points (McInnes et al. 2018)."""
+    """Return a 2-D UMAP of features; the same seed gives the same points (McInnes et al. 2018).
+
+    Raises ValueError for fewer than `UMAP_CLIPS` clips, and for no more than `neighbours`.
+    """
     features = np.asarray(features, dtype=np.float32)
-    if features.ndim != 2 or len(features) <= neighbours:
+    if features.ndim != 2 or len(features) <= max(neighbours, UMAP_CLIPS - 1):
         raise ValueError(
-            f"UMAP needs [n, d] features of more than neighbours={neighbours} clips, "
+            f"UMAP needs [n, d] features of at least {UMAP_CLIPS} clips, and more than neighbours={neighbours}, "
             f"got {list(features.shape)}"
         )
     import umap  # numba compiles at import, which nothing else here should wait for

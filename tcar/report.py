@@ -119,7 +119,7 @@ def sentences(results: dict, alpha: float) -> dict[str, str]:
         "converged": ("By this criterion, {} methods had reached their plateau.",
                       f"{sum(plateaus)} of {len(plateaus)}" if plateaus else ""),
     }
-    blind = [row for row in need(results, "audit", "twins") if row["blind"]]
+    blind = [row for row in need(results, "audit", "twins") if row["blind"] and row["low"] is not None]
     excluded = sum(not row["low"] <= 0.5 <= row["high"] for row in blind)
     said["blind"] = ("Of {}", f"{len(blind)} such intervals {excluded} exclude 50%, where chance alone would "
                      f"exclude about {alpha * len(blind):.0f}." if blind else "")
@@ -152,7 +152,7 @@ def over_replicates(results: dict, rivals: tuple[str, ...] = tuple(RIVALS)) -> s
     """`above the motion stream (+12.3 points [8.0, 16.1], corrected p = 0.002) and …`, over replicates."""
     parts, measured = [], results.get("replicates", {})
     for row in measured.get("comparisons", []):
-        if row["metric"] == "twin_accuracy" and row["b"] in rivals:
+        if row["metric"] == "twin_accuracy" and row["b"] in rivals and row["holm"] is not None:
             # the corrected test decides the word, so that it holds for all rivals together
             word = outcome(row) if row["holm"] < measured["alpha"] else "not distinguishable from"
             parts.append(f"{word} {RIVALS[row['b']]} ({percent(row['difference'], '+')} points {interval(row)}, "

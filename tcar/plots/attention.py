@@ -95,7 +95,7 @@ def overlay(
 
 
 @styled()
-def temporal_importance(values: dict[str, list[dict[str, float]]]) -> Figure:
+def temporal_importance(values: dict[str, list[dict[str, float | None]]]) -> Figure:
     """Show how much each moment of a clip matters: `values[group]` has `time` in [0, 1], `value`, `low`,
     `high`.
     """
@@ -103,7 +103,7 @@ def temporal_importance(values: dict[str, list[dict[str, float]]]) -> Figure:
     for group in in_order(values, GROUPS):
         rows = values[group]
         times, middle, low, high = (
-            np.array([row[key] for row in rows]) for key in ("time", "value", "low", "high")
+            np.array([row[key] for row in rows], float) for key in ("time", "value", "low", "high")
         )
         axes[0, 0].plot(times, middle, "o-", color=group_colour(group), markersize=2.5, label=group)
         axes[0, 0].fill_between(times, low, high, color=group_colour(group), alpha=0.15, linewidth=0)

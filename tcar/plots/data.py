@@ -166,7 +166,7 @@ def words(templates: dict[str, int], groups: dict[str, int], most: int = 16) -> 
 
 @styled()
 def probes(
-    values: dict[str, dict[str, dict[str, float]]],
+    values: dict[str, dict[str, dict[str, float | None]]],
     *,
     confidence: float,
     chance: float | None = None,
@@ -218,6 +218,6 @@ def twin_probes(rows: list[dict]) -> Figure:
     return fig
 
 
-def _interval(axis, row: int, entry: dict[str, float], color: str = "#333333") -> None:
+def _interval(axis, row: int, entry: dict[str, float | None], color: str = "#333333") -> None:
     axis.plot([entry["low"], entry["high"]], [row, row], color=color, linewidth=1.2, solid_capstyle="butt")
-    axis.plot(entry["value"], row, "o", color=color, markersize=3)
+    axis.plot([entry["value"]], [row], "o", color=color, markersize=3)

@@ -24,7 +24,7 @@ def stream_probes(rows: list[dict], *, confidence: float) -> Figure:
         for row in (row for row in rows if row["target"] == target):
             position = names.index((row["stream"], row["pooling"]))
             axis.plot([row["low"], row["high"]], [position] * 2, color=colour(row["stream"]), linewidth=1.4)
-            axis.plot(row["value"], position, "o", color=colour(row["stream"]), markersize=3.5)
+            axis.plot([row["value"]], [position], "o", color=colour(row["stream"]), markersize=3.5)
             axis.axvline(row["chance"], color="black", linestyle="--", linewidth=0.6)
         axis.set(xlabel=f"{target}, accuracy\n({confidence_level(confidence)} interval)", xlim=(0, 1))
         axis.set(ylim=(len(names) - 0.5, -0.5))
@@ -54,7 +54,7 @@ def concepts(rows: list[dict]) -> Figure:
         for row in (row for row in rows if row["concept"] == concept):
             position = names.index((row["stream"], row["variant"]))
             # a reader that is worse than the mean has a negative R2, however far below: the edge stands for it
-            low, value, high = (max(row[key], -0.02) for key in ("low", "value", "high"))
+            low, value, high = np.maximum(np.array([row[key] for key in ("low", "value", "high")], float), -0.02)
             axis.plot([low, high], [position] * 2, color=colour(row["stream"]), linewidth=1.4)
             marker, size = ("o", 3.5) if row["variant"] == names[0][1] else ("s", 2.5)
             axis.plot(value, position, marker, color=colour(row["stream"]), markersize=size)
@@ -73,13 +73,15 @@ def pca_colours(
     """Project tokens on their first three principal components and scale them to colours in [0, 1].
 
     The components are those of all given tokens together, so a colour means the same in every clip; the
-    sign of each is fixed by its largest weight.
+    sign of each is fixed by its largest weight. Where there are fewer than three, the other colours are 0.
     """
     flat = tokens.reshape(-1, tokens.shape[-1]).astype(np.float64)
     flat = flat - flat.mean(axis=0)
     _, _, axes = np.linalg.svd(flat, full_matrices=False)
-    axes = axes[:3] * np.sign(axes[np.arange(3), np.abs(axes[:3]).argmax(axis=1)])[:, None]
-    scores = flat @ axes.T
+    axes = axes[:3]
+    axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])[:, None]
+    scores = np.zeros((len(flat), 3))
+    scores[:, : len(axes)] = flat @ axes.T
     low, high = np.quantile(scores, (0.02, 0.98), axis=0)
     return np.clip((scores - low) / np.maximum(high - low, 1e-12), 0, 1).reshape(*tokens.shape[:-1], 3)
 

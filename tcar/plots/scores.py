@@ -14,7 +14,7 @@ METRICS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "twin_accuracy": 
 
 @styled()
 def methods(
-    values: dict[str, dict[str, dict[str, float]]],
+    values: dict[str, dict[str, dict[str, float | None]]],
     metrics: tuple[str, ...] = ("top1", "twin_accuracy"),
     *,
     confidence: float,
@@ -36,9 +36,9 @@ def _sorted(values: dict) -> list[tuple[str, dict]]:
     return [(method, values[method]) for method in in_order(values, METHODS)]
 
 
-def _dot(axis, row: float, entry: dict[str, float], color: str) -> None:
+def _dot(axis, row: float, entry: dict[str, float | None], color: str) -> None:
     axis.plot([entry["low"], entry["high"]], [row, row], color=color, linewidth=1.4, solid_capstyle="butt")
-    axis.plot(entry["value"], row, "o", color=color, markersize=3.5)
+    axis.plot([entry["value"]], [row], "o", color=color, markersize=3.5)
 
 
 def _few_ticks(axis) -> None:
@@ -47,7 +47,7 @@ def _few_ticks(axis) -> None:
 
 
 @styled()
-def per_group(values: dict[str, dict[str, dict[str, float]]], *, confidence: float) -> Figure:
+def per_group(values: dict[str, dict[str, dict[str, float | None]]], *, confidence: float) -> Figure:
     """Show every method in every group of classes: `values[method][group] = {value, low, high}`, shares."""
     groups = in_order(next(iter(values.values())), GROUPS)
     fig, axes = canvas(
@@ -136,7 +136,8 @@ def ablation(rows: list[dict], factor: str, metrics: tuple[str, ...] = ("top1", 
             values = [row[metric] for row in chosen if row["level"] == level and row[metric] is not None]
             color = FUSED if factor in UNITS else colour(level)
             axis.plot(values, [position] * len(values), "o", color=color, markersize=3, alpha=0.6)
-            axis.plot([np.mean(values)] * 2, [position - 0.3, position + 0.3], color=color, linewidth=1.5)
+            if values:
+                axis.plot([np.mean(values)] * 2, [position - 0.3, position + 0.3], color=color, linewidth=1.5)
         axis.set(xlabel=METRICS[metric], ylim=(len(levels) - 0.5, -0.5))
         _few_ticks(axis)
     names = [f"{level} {UNITS[factor]}" if factor in UNITS else label(level) for level in levels]

@@ -177,7 +177,9 @@ def _targets(run: Params, clips: list[Clip], fitted: np.ndarray, grid: tuple[int
     for concept in MEASURES:
         where, true = targets[concept]
         learned = (fitted & ~apart if concept in ("outline", "pattern") else fitted)[where[:, 0]]
-        if len(np.unique(true[learned])) > 1 and not learned.all():
+        rest = true[~learned]
+        varies = len(rest) and (MEASURES[concept] != "R2" or np.ptp(rest, axis=0).any())  # R2 compares with the mean
+        if len(np.unique(true[learned])) > 1 and varies:
             asked[concept] = where, true, learned, sets[where[:, 0]]
     return asked
 
@@ -237,12 +239,16 @@ def _score(run: Params, tokens: np.ndarray, where: np.ndarray, true: np.ndarray,
     return _share(run, *parts, sets[~fitted]) | {"chance": chance}
 
 
-def _share(run: Params, hits: np.ndarray, counts: np.ndarray, sets: np.ndarray) -> dict[str, float]:
-    """A ratio of sums with its bootstrap interval over sets."""
+def _share(run: Params, hits: np.ndarray, counts: np.ndarray, sets: np.ndarray) -> dict[str, float | None]:
+    """A ratio of sums with its bootstrap interval over sets; a single set has none."""
     _, place = np.unique(sets, return_inverse=True)
     hits, counts = (np.bincount(place, weights=values) for values in (hits, counts))
     draw = np.random.default_rng(run.common.seed)
     weights = draw.multinomial(len(hits), np.full(len(hits), 1 / len(hits)), run.evaluation.bootstrap_samples)
     edges = (1 - run.evaluation.confidence) / 2, (1 + run.evaluation.confidence) / 2
-    low, high = np.quantile((weights @ hits) / (weights @ counts), edges)
-    return {"value": float(hits.sum() / counts.sum()), "low": float(low), "high": float(high)}
+    value = {"value": float(hits.sum() / counts.sum()), "low": None, "high": None}
+    if (counts > 0).sum() < 2:
+        return value
+    drawn = weights @ counts
+    low, high = np.quantile((weights @ hits)[drawn > 0] / drawn[drawn > 0], edges)
+    return value | {"low": float(low), "high": float(high)}

@@ -86,7 +86,7 @@ def _received(steps: dict[str, Tensor], role: str, grid: tuple[int, int, int]) -
     return torch.stack(weights).mean(dim=0).unflatten(1, grid) if weights else None
 
 
-def on_moving(run: Params, seen: Look, ids: list[str]) -> dict[str, dict[str, dict[str, float]]]:
+def on_moving(run: Params, seen: Look, ids: list[str]) -> dict[str, dict[str, dict[str, float | None]]]:
     """Give, per stream, the share of each map that lies on what moves, and the share of the area that it
     covers.
 
@@ -116,11 +116,13 @@ def _moving(run: Params, clip: str) -> np.ndarray:
     return np.isin(instances[:, ::_COARSE, ::_COARSE], truth["moving"])
 
 
-def mean_interval(run: Params, values: Float[np.ndarray, " n"], sets: list[str] | None) -> dict[str, float]:
+def mean_interval(run: Params, values: Float[np.ndarray, " n"], sets: list[str] | None) -> dict[str, float | None]:
     """Give the mean of one value a clip, with a bootstrap interval over sets (or clips, where there are
-    none).
+    none). Without values it is None, and the interval with fewer than two sets.
     """
     _, owner = np.unique(sets if sets is not None else np.arange(len(values)), return_inverse=True)
+    if len(set(owner.tolist())) < 2:
+        return {"value": float(values.mean()) if len(values) else None, "low": None, "high": None}
     sums, counts = np.bincount(owner, values), np.bincount(owner)
     draw, samples = np.random.default_rng(run.common.seed), run.evaluation.bootstrap_samples
     weights = draw.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=samples)
@@ -187,8 +189,10 @@ def pixel_saliency(run: Params, model: TCA, clip: Clip) -> dict[str, dict]:
     return found
 
 
-def same_class_neighbours(features: Float[np.ndarray, "n d"], labels: np.ndarray, neighbours: int) -> float:
-    """Give the mean share of a clip's nearest neighbours (cosine) that are of its class."""
+def same_class_neighbours(features: Float[np.ndarray, "n d"], labels: np.ndarray, neighbours: int) -> float | None:
+    """Give the mean share of a clip's nearest neighbours (cosine) that are of its class; None for no neighbours."""
+    if not neighbours:
+        return None
     from sklearn.neighbors import NearestNeighbors
 
     nearest = NearestNeighbors(n_neighbors=neighbours + 1, metric="cosine").fit(features)

@@ -142,18 +142,29 @@ def summary(scores: Sequence[dict[str, dict]], headline: str, confidence: float)
 def student(values: Float[np.ndarray, " r"], confidence: float) -> dict[str, float | None]:
     """Give the mean, its interval by Student's t within [0, 1], and the standard deviation (`spread`).
 
-    All are None where a value is unknown (NaN).
+    All are None where a value is unknown (NaN) or there is none; one alone has a mean and nothing else.
     """
-    if np.isnan(values).any():
-        return dict.fromkeys(("value", "low", "high", "spread"))
+    unknown = dict.fromkeys(("value", "low", "high", "spread"))
+    if not len(values) or np.isnan(values).any():
+        return unknown
+    if len(values) == 1:
+        return unknown | {"value": float(values[0])}
     mean, spread = float(values.mean()), float(values.std(ddof=1))
     half = spread / len(values) ** 0.5 * stats.t.ppf((1 + confidence) / 2, len(values) - 1)
     return {"value": mean, "low": max(0.0, mean - half), "high": min(1.0, mean + half), "spread": spread}
 
 
-def paired(a: Float[np.ndarray, " r"], b: Float[np.ndarray, " r"], confidence: float) -> dict[str, float]:
-    """Compare two methods on the same replicates: the mean difference, its interval, and p of the paired t-test."""
+def paired(a: Float[np.ndarray, " r"], b: Float[np.ndarray, " r"], confidence: float) -> dict[str, float | None]:
+    """Compare two methods on the same replicates: the mean difference, its interval, and p of the paired t-test.
+
+    All are None where a value is unknown (NaN) or there is none; a single replicate has a difference and nothing else.
+    """
     difference = a - b
+    unknown = dict.fromkeys(("difference", "low", "high", "p"))
+    if not len(difference) or np.isnan(difference).any():
+        return unknown
+    if len(difference) == 1:
+        return unknown | {"difference": float(difference[0])}
     if np.ptp(difference) == 0:  # the t statistic of a difference that never varies is 0/0 or infinite
         return {"difference": float(difference[0]), "low": float(difference[0]), "high": float(difference[0]),
                 "p": float(difference[0] == 0)}
@@ -162,11 +173,16 @@ def paired(a: Float[np.ndarray, " r"], b: Float[np.ndarray, " r"], confidence: f
     return {"difference": float(difference.mean()), "low": float(low), "high": float(high), "p": float(test.pvalue)}
 
 
-def holm(p: Sequence[float]) -> list[float]:
-    """Correct p-values of several tests (Holm 1979): the k-th smallest of m times m - k + 1, never falling."""
-    order = np.argsort(p)
-    corrected = np.maximum.accumulate(np.array(p)[order] * np.arange(len(p), 0, -1)).clip(max=1)
-    return corrected[np.argsort(order)].tolist()
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """Correct p-values of several tests (Holm 1979): the k-th smallest of m times m - k + 1, never falling.
+
+    A test that was not made (None) is none of the m.
+    """
+    made = np.array([value for value in p if value is not None])
+    order = np.argsort(made)
+    corrected = np.maximum.accumulate(made[order] * np.arange(len(made), 0, -1)).clip(max=1)
+    found = iter(corrected[np.argsort(order)].tolist())
+    return [None if value is None else next(found) for value in p]
 
 
 def build(run: Params) -> Path:

@@ -146,10 +146,11 @@ def outcome(settings: SearchSettings, found: Found) -> dict[str, Any]:
 def importance(found: Found, settings: SearchSettings) -> dict[str, float]:
     """The share of each parameter in how the trials' scores differ, from the trials that were not pruned.
 
-    By functional ANOVA over a random forest (Hutter et al. 2014); empty with fewer than two different scores.
+    By functional ANOVA over a random forest (Hutter et al. 2014); empty where all scores are the same, or no parameter
+    has two values.
     """
     complete = [trial for trial in found.trials if trial.state == TrialState.COMPLETE]
-    if len({trial.value for trial in complete}) < 2:
+    if len({trial.value for trial in complete}) < 2 or not _varied(complete):
         return {}
     evaluator = FanovaImportanceEvaluator(seed=settings.seed)
     return get_param_importances(found.study, evaluator=evaluator, params=_varied(complete))

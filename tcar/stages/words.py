@@ -4,17 +4,21 @@ from tcar.plots import label
 from tcar.plots.scores import METRICS
 
 
-def shown(entry: dict[str, float | None]) -> str:
-    """Write {value, low, high}, shares, as a percentage with its interval; a dash where nothing was
-    counted.
+def shown(entry: dict[str, float | None], sign: str = "") -> str:
+    """Write {value (or difference), low, high}, shares, as a percentage with its interval, which one thing alone does
+    not have; a dash where nothing was counted. `sign="+"` shows a plus.
     """
-    if entry["value"] is None:
+    value = entry["value"] if "value" in entry else entry["difference"]
+    if value is None:
         return "–"
-    return f"{entry['value']:.1%} [{entry['low']:.1%}, {entry['high']:.1%}]"
+    text = f"{value:{sign}.1%}"
+    return text if entry["low"] is None else f"{text} [{entry['low']:{sign}.1%}, {entry['high']:{sign}.1%}]"
 
 
 def verdict(comparison: dict) -> str:
-    """Say what the interval of a paired difference allows: above, below, or not told apart from."""
+    """Say what the interval of a paired difference allows: above, below, not told apart from, or nothing."""
+    if comparison["low"] is None:
+        return "not measured enough against"
     if comparison["low"] > 0:
         return "above"
     return "below" if comparison["high"] < 0 else "not told apart from"
@@ -22,10 +26,12 @@ def verdict(comparison: dict) -> str:
 
 def replicate_sentence(row: dict, alpha: float) -> str:
     """Say what a paired comparison over replicates allows, by its corrected p."""
-    word = verdict(row) if row["holm"] < alpha else "not told apart from"
+    known = row["holm"] is not None
+    word = "not told apart from" if known and row["holm"] >= alpha else verdict(row)
+    p = f", corrected p = {row['holm']:.2g}" if known else ""
     return (
         f"Over replicates, in {METRICS[row['metric']]}, {label(row['a'])} is {word} {label(row['b'])} "
-        f"({row['difference']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}], corrected p = {row['holm']:.2g})."
+        f"({shown(row, '+')}{p})."
     )
 
 
@@ -37,7 +43,9 @@ def group_sentence(group: str, reached: dict[str, float | None], differences: di
     said = {rival: verdict(row) for rival, row in differences.items()}
     alone = {rival: said[rival] for rival in ("semantic", "motion") if rival in said}
     fused = {rival: said[rival] for rival in ("late_concat", "sum") if rival in said}
-    if "below" in said.values():
+    if reached["value"] is None:
+        meaning = "nothing is known of this group, which has no pair"
+    elif "below" in said.values():
         better = [label(rival).lower() for rival, word in said.items() if word == "below"]
         meaning = f"reading across is not the best choice here: {', '.join(better)} does better"
     elif fused and all(word == "above" for word in (*fused.values(), *alone.values())):
@@ -51,7 +59,6 @@ def group_sentence(group: str, reached: dict[str, float | None], differences: di
     else:
         meaning = "this group does not tell the methods apart"
     rivals = ", ".join(
-        f"{said[rival]} {label(rival).lower()} ({row['difference']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}])"
-        for rival, row in differences.items()
+        f"{said[rival]} {label(rival).lower()} ({shown(row, '+')})" for rival, row in differences.items()
     )
     return f"**{group}**: twin accuracy {shown(reached)}, {rivals}. So {meaning}."

@@ -119,9 +119,11 @@ def _forced_choice(log_probability: np.ndarray, classes: list[str], own: list[st
 
 def _interval(
     correct: np.ndarray, sets: list[str], seed: int, confidence: float, resamples: int = 2000
-) -> dict[str, float]:
-    """Mean with its interval, by resampling whole sets: the clips of one set share a seed."""
+) -> dict[str, float | None]:
+    """Mean with its interval, by resampling whole sets: the clips of one set share a seed, and have no interval."""
     names, which = np.unique(sets, return_inverse=True)
+    if len(names) < 2:
+        return {"value": float(correct.mean()), "low": None, "high": None}
     total, count = np.bincount(which, correct), np.bincount(which)
     drawn = np.random.default_rng(seed).integers(0, len(names), (resamples, len(names)))
     means = total[drawn].sum(1) / count[drawn].sum(1)
