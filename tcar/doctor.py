@@ -79,9 +79,12 @@ def check_torch() -> Iterator[Finding]:
     import torchvision
     from transformers import Dinov2Model
 
-    other = "built for another torch: transforms work, torchvision.ops does not"
-    match = "matches torch" if torchvision.extension._has_ops() else other
-    yield Finding("torchvision", OK, f"{torchvision.__version__}, {match}")
+    if torchvision.extension._has_ops():
+        yield Finding("torchvision", OK, f"{torchvision.__version__}, matches torch")
+    else:
+        other = "built for another torch: it imports after `import tcar` alone, without torchvision.ops"
+        fix = "begin code of your own that needs it, timm or transformers with `import tcar`"
+        yield Finding("torchvision", REMARK, f"{torchvision.__version__}, {other}", fix)
     yield Finding("models", OK, f"timm {timm.__version__}, transformers ({Dinov2Model.__name__}) import")
 
 
@@ -190,15 +193,12 @@ def check_dataset(run: Params) -> Iterator[Finding]:
 
 def check_checkpoints(run: Params) -> Iterator[Finding]:
     """The weights of both streams."""
-    from tcar.models import list_streams, needs, published
+    from tcar.models import needs, published
 
     for role in ("semantic", "motion"):
         name, stated = getattr(run.streams, role), getattr(run.streams, f"{role}_checkpoint")
         subject, path = f"{role} stream", run.root / Path(stated).expanduser()
-        if name not in list_streams() and not name.startswith("timm:"):
-            known = f"set {role} to one of {', '.join(list_streams())}"
-            yield Finding(subject, FAULT, f"{name}: no such stream in this version", known)
-        elif name in published.PACKAGED and not stated:
+        if name in published.PACKAGED and not stated:
             path = results.PACKAGE / "models" / "weights" / f"{name}.safetensors"
             found = results.relative(path, run.root) if path.is_file() else "no weights in the package"
             yield Finding(subject, OK if path.is_file() else FAULT, f"{name}: {found}", "run `make streams`")

@@ -110,9 +110,7 @@ def _open(model, semantic_checkpoint, motion_checkpoint) -> tuple[TCA, bool, flo
         return model, False, 1.0, RANDOM if random else UNKNOWN
     if model == "full":
         return full_size_model(), False, 1.0, RANDOM
-    folder = Path(model) if model is not None else find_root(Path.cwd()) / DEFAULT_MODEL
-    if model is None and not folder.is_dir():
-        raise PredictionError(f"{folder}: no trained model; `make paper` makes it, or name one with model=")
+    folder = Path(model) if model is not None else _default_model()
     checkpoints = {"semantic_checkpoint": semantic_checkpoint, "motion_checkpoint": motion_checkpoint}
     network = TCA.from_pretrained(folder, **checkpoints)
     if not (network.semantic.pretrained and network.motion.pretrained):
@@ -122,6 +120,19 @@ def _open(model, semantic_checkpoint, motion_checkpoint) -> tuple[TCA, bool, flo
         return network, True, 1.0, UNCALIBRATED
     temperature = _temperature(calibration)
     return network, True, temperature, f"Probabilities are calibrated with temperature {temperature:.2f}."
+
+
+def _default_model() -> Path:
+    try:
+        folder = find_root(Path.cwd()) / DEFAULT_MODEL
+    except ParameterError as error:  # the package is installed, and holds weights of streams alone
+        raise PredictionError(
+            f"no trained model comes with the package: name the folder of one with model=, or --model (`make paper` in "
+            f"the project makes {DEFAULT_MODEL})"
+        ) from error
+    if not folder.is_dir():
+        raise PredictionError(f"{folder}: no trained model; `make paper` makes it, or name one with model=")
+    return folder
 
 
 def _temperature(path: Path) -> float:

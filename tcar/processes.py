@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, however that ends: killed, too.
+"""Processes: how many there is room for, and that they end with the one that started them, however that ends.
 
 A process that waits for work on a pipe or a queue does not learn that nobody is left to give it any.
 """
@@ -11,6 +11,12 @@ import time
 from multiprocessing.connection import Connection
 
 POLL = 0.5  # seconds between two looks for a parent of which there is no pipe
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def end_with_parent(*lifelines: Connection) -> None:

@@ -22,6 +22,7 @@ from tcar.data.container import REASONS
 from tcar.data.health import MEMORY, check, check_within_limits, note, read_journal, stamp
 from tcar.data.ssv2 import Clip, DatasetError
 from tcar.data.workers import Failure, isolated_map, worker_count
+from tcar.processes import usable_cores
 
 
 def clip(path: Path, label: int = 0, name: str = "") -> Clip:
@@ -186,7 +187,7 @@ def test_a_file_that_kills_the_decoder_is_one_line_of_the_audit(monkeypatch, tmp
 
 def test_worker_count():
     assert worker_count(3) == 3
-    assert worker_count(0) == len(os.sched_getaffinity(0))
+    assert worker_count(0) == usable_cores()
     with pytest.raises(ValueError, match="workers"):
         worker_count(-1)
 

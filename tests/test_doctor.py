@@ -1,6 +1,7 @@
 """The doctor finds what is wrong, says how to mend it, and looks at everything else as well."""
 
 import importlib.metadata
+import subprocess
 import sys
 from pathlib import Path
 
@@ -105,12 +106,11 @@ def test_tabletop_needs_nothing(project):
 
 
 def test_checkpoints_are_found_or_said_to_be_missing(project):
-    values = {"semantic": "dinov2_vits14", "semantic_checkpoint": "w.safetensors", "motion": "nothing_r50"}
+    values = {"semantic": "dinov2_vits14", "semantic_checkpoint": "w.safetensors", "motion": "i3d_r50"}
     semantic, motion = doctor.check_checkpoints(params.from_values(values))
     assert (semantic.state, motion.state) == (FAULT, FAULT)
     assert "w.safetensors" in semantic.detail and "tcar.models.fetch" in semantic.fix
-    assert "no such stream" in motion.detail
-    assert "i3d_r50" in motion.fix
+    assert "I3D_8x8_R50" in motion.detail and "tcar.models.fetch" in motion.fix
     (project / "w.safetensors").touch()
     semantic, _ = doctor.check_checkpoints(params.from_values(values))
     assert semantic.state == OK
@@ -146,7 +146,11 @@ def test_a_full_disk_and_little_memory_are_seen(project, monkeypatch):
 
 
 def test_torch_and_its_neighbours_import():
-    assert {s for k, s in states(doctor.check_torch()).items() if k != "torch"} == {OK}
+    found = states(doctor.check_torch())
+    assert found["models"] == OK
+    # It is of another build than torch where it imports with the repair of tcar alone, and then the doctor says so.
+    bare = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, check=False)
+    assert found["torchvision"] == (REMARK if bare.returncode else OK)
 
 
 def test_a_kernel_of_another_python_is_a_remark_with_its_fix(project, monkeypatch):

@@ -1,6 +1,7 @@
 """Parameters: every way a file can be wrong is one error that names the key, the file and the fix."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 
 from tcar import params
 from tcar.params import ParameterError
+from tcar.processes import usable_cores
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path for path in (ROOT / "params").glob("*.yaml") if path.stem != "search")
@@ -120,6 +122,23 @@ def test_folders_follow_from_the_project_wherever_in_it_one_is(project, monkeypa
 def test_workers_are_the_usable_cores_unless_stated(project):
     assert params.from_values({"workers": 3}).workers == 3
     assert params.Params().workers >= 1
+
+
+def test_cores_are_counted_where_no_system_says_which_may_be_used(monkeypatch):
+    from tcar.data.workers import worker_count
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 5}, raising=False)
+    assert usable_cores() == worker_count(0) == 3
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert usable_cores() == worker_count(0) == params.Params(root=ROOT).workers == 7
+
+
+def test_the_installed_package_says_that_it_is_no_project(tmp_path, monkeypatch):
+    monkeypatch.setattr(params, "__file__", str(tmp_path / "lib" / "tcar" / "params" / "__init__.py"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ParameterError, match="a clone of the repository; the installed package has no parameter files"):
+        params.Params()
 
 
 def test_two_runs_share_no_list(project):

@@ -134,6 +134,14 @@ def test_frames_of_another_kind_are_refused(broken):
         predict(broken, "full")
 
 
+def test_where_the_package_is_installed_a_model_is_to_be_named(tmp_path, monkeypatch, saved, weights, frames):
+    monkeypatch.setattr("tcar.params.__file__", str(tmp_path / "lib" / "tcar" / "params" / "__init__.py"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PredictionError, match=r"no trained model comes with the package: name the folder .* model="):
+        predict(frames)
+    assert len(predict(frames, saved, **weights).top) == 5
+
+
 def test_what_is_missing_is_named(project, saved, weights, frames):
     with pytest.raises(PredictionError, match="runs/demo/model: no trained model; `make paper` makes it"):
         predict(frames)

@@ -54,6 +54,8 @@ def trials(settings: search_space.SearchSettings) -> list[optuna.trial.FrozenTri
         ("", "space: {window: {low: 1, high: 2}}", ["window", "choices"]),
         ("", "space: {heads: [4, 4]}", ["heads", "twice"]),
         ("", "space: {motion_frames: [8, 16]}", ["motion_frames", "cannot be searched"]),
+        ("", "space: {heads: [4, 5]}", ["space", "heads has [5] where fusion_width is 64"]),
+        ("", "space: {fusion: [cross_attention, gated]}", ["space", "methods", "without gated"]),
         ("", "space: {}", ["space"]),
         ("", "", ["space", "missing"]),
         ("trial: {heads: 2}", SPACE, ["heads", "space and in trial"]),

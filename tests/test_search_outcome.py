@@ -81,7 +81,7 @@ def test_a_published_outcome_is_found_by_the_runs_it_belongs_to(here, record):
     assert (base.results_dir / "search.json").read_bytes() == path.read_bytes()
     (base.results_dir / "search.json").unlink()
     assert stage.published(base)["comparison"] == pytest.approx(made["comparison"])
-    for other, found in (({"search_trials": 3}, True), ({"learning_rate": 0.002}, False), ({"width": 80}, False)):
+    for other, found in (({"search_trials": 3}, True), ({"learning_rate": 0.002}, False), ({"frame_rate": 8}, False)):
         changed = params.from_values(base.as_dict() | other)
         assert (stage.published(dataclasses.replace(changed, root=base.root)) is not None) == found, other
     quiet = dataclasses.replace(base, common=dataclasses.replace(base.common, publish=False))
@@ -128,6 +128,6 @@ def test_tokens_give_the_same_score_every_time_and_too_large_a_fusion_is_refused
     reached = [score(settings.proposed(changes), 3, lambda epoch, top1: seen.append((epoch, top1))) for _ in range(2)]
     assert reached[0] == reached[1] == max(top1 for _, top1 in seen)
     assert [epoch for epoch, _ in seen] == [1, 2, 3, 1, 2, 3]
-    few = params.from_values(settings.proposed(changes).as_dict() | {"max_trained_parameters": 100})
+    few = settings.proposed(changes).as_dict() | {"max_trained_parameters": 100, "ablation_heads": [2]}
     with pytest.raises(ValueError, match="max_trained_parameters"):
-        score(few, 3, lambda epoch, top1: None)
+        score(params.from_values(few), 3, lambda epoch, top1: None)

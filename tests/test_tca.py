@@ -292,7 +292,8 @@ def test_every_field_of_a_fusion_can_be_set_by_a_parameter():
         "fusion": "bottleneck", "fusion_width": 48, "heads": 2, "fusion_blocks": 3, "self_blocks": 2, "mlp_ratio": 1.5,
         "window": "space", "positions": "learned", "cross_width": 16, "bottleneck_tokens": 7, "dropout": 0.25,
         "drop_path": 0.125, "token_drop": 0.5, "fusion_checkpointing": True, "semantic_adapters": 1, "adapter_width": 9,
-        "max_trained_parameters": 30_000_000,
+        "max_trained_parameters": 30_000_000, "task": "clips", "methods": ["bottleneck", "cross_attention"],
+        "ablation_heads": [2],
     }  # fmt: skip
     run = params.from_values(values)
     config = TCAConfig.from_params(run, ["a", "b"])

@@ -7,7 +7,6 @@ more, alone, before it is judged.
 import contextlib
 import multiprocessing
 import multiprocessing.connection
-import os
 import pickle
 import signal
 import sys
@@ -22,7 +21,7 @@ from typing import Any, Literal
 import psutil
 
 from tcar.data.machine import MachineError, fault_of
-from tcar.processes import end_with_parent
+from tcar.processes import end_with_parent, usable_cores
 
 # How the libraries that share their work out over all cores are told not to: there is a process for every core.
 _ONE_THREAD = {"cv2": "setNumThreads", "torch": "set_num_threads"}
@@ -50,7 +49,7 @@ def worker_count(workers: int) -> int:
     """The number of processes meant: 0 stands for every core this process may use."""
     if workers < 0:
         raise ValueError(f"workers must be 0 (all cores) or more, got {workers}")
-    return workers or len(os.sched_getaffinity(0))
+    return workers or usable_cores()
 
 
 def isolated_map(

@@ -136,6 +136,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"name a parameter file, a stream or a checkpoint: {', '.join(CHECKPOINTS)}; or --all")
     try:
         root = params.find_root(Path.cwd())
+    except ParameterError:  # the package is installed: streams and checkpoints by name, to checkpoints/ right here
+        root = Path.cwd()
+    try:
         wanted = [need for name in given.wanted for need in _wanted(name, root)]
     except (ParameterError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

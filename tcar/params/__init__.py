@@ -42,6 +42,7 @@ from tcar.params.stages import (
     Training,
     Watching,
 )
+from tcar.processes import usable_cores
 
 FILE = "params_file"  # the variable by which a notebook names its parameter file
 
@@ -62,7 +63,10 @@ def find_root(start: Path) -> Path:
         file = folder / "pyproject.toml"
         if file.is_file() and tomllib.loads(file.read_text()).get("project", {}).get("name") == "tcar":
             return folder
-    raise ParameterError(f"{start} is not inside the tcar project: change into its folder first")
+    raise ParameterError(
+        f"{start} is not inside the tcar project: change into its folder, a clone of the repository; the installed "
+        "package has no parameter files, notebooks, runs or models"
+    )
 
 
 @dataclass(frozen=True)
@@ -130,8 +134,7 @@ class Params:
     @property
     def workers(self) -> int:
         """Worker processes: as stated, or the cores this process may use."""
-        usable = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-        return self.common.workers or len(usable(0))
+        return self.common.workers or usable_cores()
 
 
 def load(path: str | Path, **overrides) -> Params:

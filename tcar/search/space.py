@@ -24,6 +24,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from tcar import files, params, results
 from tcar.params import STAGES, ParameterError, Params
+from tcar.params.checks import mistakes
 
 # Others change the tokens, which are computed before a search begins, or only name folders and machines.
 SEARCHED = {f.name for stage in ("fusion", "training") for f in dataclasses.fields(STAGES[stage])}
@@ -82,9 +83,14 @@ class SearchSettings:
 
     def proposed(self, changes: Mapping[str, Any], final: bool = False) -> Params:
         """The parameters of a trial; `final` leaves out what only trials change. Raises ParameterError."""
-        values = params.overlaid(params.overlaid(self.base.as_dict(), {} if final else self.trial), changes)
-        made = params.from_values(values, source=f"{self.name}, {described(changes)}")
-        return dataclasses.replace(made, root=self.base.root)
+        values = params.overlaid(params.overlaid({}, {} if final else self.trial), changes)
+        values = params.check_values(values, source=f"{self.name}, {described(changes)}")
+        # What the ablations or other methods of the base would say to it is no matter of a trial.
+        changed = {
+            stage: dataclasses.replace(old, **{key: values[key] for key in vars(old) if key in values})
+            for stage, old in (("fusion", self.base.fusion), ("training", self.base.training))
+        }
+        return dataclasses.replace(self.base, **changed)
 
     def definition(self) -> dict[str, Any]:
         """All that decides what a trial is and what it gives: a study goes on only where this is the same."""
@@ -129,6 +135,11 @@ def load_settings(path: str | Path, **overrides) -> SearchSettings:
     if made.seed in made.seeds:
         raise ParameterError(f"{path}: seed {made.seed} is also among seeds; the trainings that choose the finalists "
                              "would judge them, take another")
+    for key, given in made.space.items():  # the winner's file has to be one that can be loaded
+        for value in given.choices if isinstance(given, CategoricalDistribution) else (given.low, given.high):
+            for keys, text in mistakes(made.proposed({key: value}, final=True)):
+                if keys & made.space.keys() == {key}:
+                    raise ParameterError(f"{path}, space: {text}")
     if made.sampler == "grid" and (points := len(grid(made))) < made.trials:
         raise ParameterError(f"{path}: the grid has {points} points, fewer than trials, which is {made.trials}")
     return made
