@@ -93,8 +93,10 @@ def test_a_folder_that_is_not_tabletop_s_is_refused_and_named(tmp_path, capsys, 
     assert "thesis.tex" in capsys.readouterr().err and content(tmp_path) == before
 
 
-@pytest.mark.parametrize("marker", ["", '{"fingerpr', '{"fingerprint": "0123', "\0" * 40])
-def test_a_marker_that_was_cut_off_is_written_again_and_what_is_foreign_stays(tmp_path, marker, unbroken):
+@pytest.mark.parametrize("marker", ["", '{"fingerpr', '{"fingerprint": "0123', "\0" * 40, '{"fingerprint": "0123"}'])
+def test_a_marker_that_does_not_say_how_many_clips_is_written_again_and_what_is_foreign_stays(
+    tmp_path, marker, unbroken
+):
     root = tmp_path / "cut"
     mine = {"thesis.tex": b"my thesis", "videos/holiday.mp4": b"mine", "ground_truth/notes/a.txt": b"too"}
     for name, text in {**unbroken, **mine}.items():

@@ -206,8 +206,8 @@ def _make_way(
         if not remake:
             raise FeatureError(
                 f"{job.folder}: {difference}: the code, a library, the device or the video has changed since it was "
-                "made. It is left as it is; to delete it and make it again: python -m tcar.features extract PARAMS "
-                "--remake (from Python: remake=True)"
+                "made. It is left as it is; to have it made again, delete it, or call python -m tcar.features extract "
+                "PARAMS --remake (from Python: remake=True)"
             )
         if ranks.rank == 0:
             _set_aside(job.folder, difference)
