@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from searches import file
@@ -99,7 +101,7 @@ def test_a_search_waits_with_its_outcome_until_the_run_is_free(here, monkeypatch
             other.kill()
             other.wait()
 
-        monkeypatch.setattr(locks.time, "sleep", free)
+        monkeypatch.setattr(locks, "time", SimpleNamespace(sleep=free, monotonic=time.monotonic))
         caplog.set_level("INFO", "tcar")
         written = search.publish(settings, {"trials": []})
         assert results.load(written) == {"trials": []}
