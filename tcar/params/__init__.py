@@ -251,43 +251,6 @@ def _as_yaml(passed: Mapping[str, typing.Any]) -> str:
     return f"; papermill takes values as they are in a file by {' '.join(given)}" if given else ""
 
 
-_held = contextlib.ExitStack()
-
-
-def _claim(run: Params, to_the_end: bool) -> None:
-    """Raise ParameterError where another process is at work on the run.
-
-    A notebook that papermill runs keeps others out until it ends. Of those open in JupyterLab any number may be of one
-    run, as most are idle: each takes the lock while it writes a result.
-    """
-    _held.close()
-    taken = locks.of_run(run, ParameterError, locks.WRITING)
-    if to_the_end:
-        _held.enter_context(taken)
-        return
-    with taken:
-        pass
-
-
-def secrets(values: Mapping[str, typing.Any]) -> dict[str, str]:
-    """The secrets among flat parameters, those that are stated themselves rather than as the $NAME of a variable."""
-    return {key: values[key] for key in SECRETS if not str(values.get(key, "")).startswith("$") and values.get(key)}
-
-
-def shown(values: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
-    """Flat parameters as any file may hold them: what is secret is left out."""
-    return {**values, **dict.fromkeys(secrets(values), HIDDEN)}
-
-
-def refuse_secrets(values: Mapping[str, typing.Any], place: str) -> None:
-    """Raise ParameterError where a secret is stated in a place that is kept or that others can read."""
-    for key in secrets(values):
-        raise ParameterError(
-            f"{place}: {key} is stated where it is kept and others can read it; put it into an environment variable "
-            f'and state its name, as in {key} = "$MY_{key.upper()}"'
-        )
-
-
 def _unknown(key: object) -> str:
     close = difflib.get_close_matches(str(key), FIELDS, n=1)
     return f"unknown parameter {key!r}" + (f", did you mean {close[0]!r}?" if close else "")
@@ -370,3 +333,40 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 problem = f"the key {key!r} stands there twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+_held = contextlib.ExitStack()
+
+
+def _claim(run: Params, to_the_end: bool) -> None:
+    """Raise ParameterError where another process is at work on the run.
+
+    A notebook that papermill runs keeps others out until it ends. Of those open in JupyterLab any number may be of one
+    run, as most are idle: each takes the lock while it writes a result.
+    """
+    _held.close()
+    taken = locks.of_run(run, ParameterError, locks.WRITING)
+    if to_the_end:
+        _held.enter_context(taken)
+        return
+    with taken:
+        pass
+
+
+def secrets(values: Mapping[str, typing.Any]) -> dict[str, str]:
+    """The secrets among flat parameters, those that are stated themselves rather than as the $NAME of a variable."""
+    return {key: values[key] for key in SECRETS if not str(values.get(key, "")).startswith("$") and values.get(key)}
+
+
+def shown(values: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
+    """Flat parameters as any file may hold them: what is secret is left out."""
+    return {**values, **dict.fromkeys(secrets(values), HIDDEN)}
+
+
+def refuse_secrets(values: Mapping[str, typing.Any], place: str) -> None:
+    """Raise ParameterError where a secret is stated in a place that is kept or that others can read."""
+    for key in secrets(values):
+        raise ParameterError(
+            f"{place}: {key} is stated where it is kept and others can read it; put it into an environment variable "
+            f'and state its name, as in {key} = "$MY_{key.upper()}"'
+        )

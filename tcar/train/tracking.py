@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from tcar import files, log, params, results
-from tcar.params import ParameterError, Watching
+from tcar import files, log, results
+from tcar.params import ParameterError, Watching, shown
 from tcar.train.alerts import Alarm, Alert, Webhook
 from tcar.train.watch import Watcher
 
@@ -129,8 +129,8 @@ class CsvTracker:
         for table in self.tables.values():
             table.keep(step)
         before = results.load(self.folder / RUN).get("parts", []) if step and (self.folder / RUN).is_file() else []
-        part = {"after_step": step, "started": _now(), "ended": None, "reason": None, "commit": run.get("commit")}
-        self.about = {**_shareable(run), "parts": [*before, part]}
+        part = {"after_step": step, "started": _now(), "ended": None, "reason": None}
+        self.about = {**_shareable(run), "parts": [*before, part | {"commit": run.get("commit")}]}
         results.write(self.folder / RUN, self.about)
 
     def step(self, row: Mapping[str, float]) -> None:
@@ -259,7 +259,7 @@ def wandb_mode() -> str:
 
 def _shareable(run: Mapping[str, Any]) -> dict[str, Any]:
     """The run with its parameters as others may see them: whoever has a webhook's address can post there."""
-    return {**run, "parameters": params.shown(run.get("parameters", {}))}
+    return {**run, "parameters": shown(run.get("parameters", {}))}
 
 
 def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
