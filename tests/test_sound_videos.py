@@ -1,5 +1,7 @@
 """What a player shows whole is read whole, whatever its container declares, keeps beside it and how it is coded."""
 
+from pathlib import Path
+
 import av
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from videos import decode, numbered_frame, read_number, write_video
 
 from tcar.data.health import check
 from tcar.data.ssv2 import Clip
+from tcar.data.tabletop.dataset import write_video as write_demo_clip
 from tcar.data.video import VideoError, VideoInfo, probe, read_frames
 
 SOUND = DECLARED | UNCLAIMED | HIDDEN
@@ -104,6 +107,13 @@ def test_a_name_is_a_name(tmp_path, monkeypatch, kind):
     path.write_bytes(source.read_bytes())
     for name in (path, path.relative_to(tmp_path)):
         assert [read_number(frame) for frame in read_frames(name, range(probe(name).frames))] == list(range(5))
+
+
+def test_a_clip_of_the_demo_goes_into_a_folder_of_any_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "12:30").mkdir()
+    write_demo_clip(Path("12:30/clip.webm"), np.zeros((3, 48, 64, 3), np.uint8), 12)
+    assert probe("12:30/clip.webm").frames == 3
 
 
 @pytest.mark.parametrize(

@@ -164,9 +164,11 @@ class Mpeg4(Pictures):
     libav counts an intra picture as rounded down, others as rounded up.
     """
 
+    _FRESH, _UNKNOWN = -1, -2  # of an intra picture, and of one whose header was not read
+
     def configure(self, extradata: bytes) -> None:
-        self._clock_bits, self._before = 0, None  # the rounding of the reference before, _INTRA as its own
-        self._turns: list[tuple[int, int | str, int]] = []  # packet, rounding before and then
+        self._clock_bits, self._before = 0, None  # the rounding of the reference before, or one of those below
+        self._turns: list[tuple[int, int, int]] = []  # packet, rounding before and then
         self._of_libav = b"Lavc" in extradata
         self._layer(extradata)
 
@@ -201,17 +203,17 @@ class Mpeg4(Pictures):
         while bits.read(1):
             pass
         bits.read(2 + self._clock_bits)
-        if not bits.read(1):
-            return None  # not coded: what is shown is up to the decoder
+        coded = bits.read(1)
         if self._before is None and kind != _INTRA:
             self._miss(len(self.shown), "it is predicted from one")
         if kind == _INTRA:
-            self._before = "intra"
-        elif kind == 2:
-            rounding = bits.read(1)
-            self._turns.append((len(self.shown), self._before, rounding))
+            self._before = self._FRESH
+        elif kind != _BETWEEN:
+            rounding = bits.read(1) if coded and kind == 2 else self._UNKNOWN
+            if self._UNKNOWN not in (rounding, self._before or 0):
+                self._turns.append((len(self.shown), self._before or 0, rounding))
             self._before = rounding
-        return 1
+        return 1 if coded else None  # what is shown instead is up to the decoder
 
     def finish(self) -> None:
         alike = min((self._alike(intra) for intra in ((0,) if self._of_libav else (0, 1))), key=len)
@@ -219,7 +221,7 @@ class Mpeg4(Pictures):
             self._miss(alike[0], "two in a row are rounded alike")
 
     def _alike(self, intra: int) -> list[int]:
-        return [packet for packet, before, then in self._turns if (intra if before == "intra" else before) == then]
+        return [packet for packet, before, then in self._turns if (intra if before == self._FRESH else before) == then]
 
 
 class Bits:

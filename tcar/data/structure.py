@@ -45,8 +45,10 @@ _WINDOW = 4 * 2**20  # bytes of a cluster that is read at once
 # Matroska: the names of elements.
 _SEGMENT, _CLUSTER, _TRACKS, _ENTRY, _NUMBER, _TYPE = 0x18538067, 0x1F43B675, 0x1654AE6B, 0xAE, 0xD7, 0x83
 _VOID, _SIMPLE_BLOCK, _BLOCK, _GROUP, _ENCRYPTED = 0xEC, 0xA3, 0xA1, 0xA0, 0xAF
-_IN_SEGMENT = {_CLUSTER, _TRACKS, 0x114D9B74, 0x1549A966, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367, _VOID, 0xBF}
-_IN_CLUSTER = {0xE7, 0xA7, 0xAB, 0x5854, 0xBF, _VOID, _SIMPLE_BLOCK, _GROUP, _ENCRYPTED}
+_KINDS = (1, 2, 17, 33)  # pictures, sound, words and data; libav has no stream for other tracks
+_ANYWHERE = {_VOID, 0xBF, 0x1B538667}  # padding, checksums and signatures
+_IN_SEGMENT = {_CLUSTER, _TRACKS, 0x114D9B74, 0x1549A966, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367} | _ANYWHERE
+_IN_CLUSTER = {0xE7, 0xA7, 0xAB, 0x5854, _SIMPLE_BLOCK, _GROUP, _ENCRYPTED} | _ANYWHERE
 
 
 def _elements(read: Read, start: int, end: int) -> Iterator[tuple[int, int, int, bytes]]:
@@ -71,16 +73,16 @@ def _elements(read: Read, start: int, end: int) -> Iterator[tuple[int, int, int,
 
 
 def _matroska(read: Read, size: int, stream: int) -> int:
-    blocks, videos = Counter(), []
+    blocks, tracks = Counter(), []
     for name, body, end, _ in _elements(read, 0, size):
         if name == _SEGMENT:
-            _segment(read, body, size if end < 0 else end, blocks, videos)
+            _segment(read, body, size if end < 0 else end, blocks, tracks)
             break  # what follows is no part of the film
     # libav numbers its streams as the tracks are, attached pictures after them
-    return blocks[videos[stream]] if stream < len(videos) else 0
+    return blocks[tracks[stream]] if stream < len(tracks) else 0
 
 
-def _segment(read: Read, start: int, end: int, blocks: Counter, videos: list[int]) -> None:
+def _segment(read: Read, start: int, end: int, blocks: Counter, tracks: list[int]) -> None:
     while start < end:
         for name, body, stop, _ in _elements(read, start, end):
             if name not in _IN_SEGMENT:
@@ -88,7 +90,9 @@ def _segment(read: Read, start: int, end: int, blocks: Counter, videos: list[int
             if name == _TRACKS:
                 for _, begin, finish, _ in (entry for entry in _elements(read, body, stop) if entry[0] == _ENTRY):
                     inner = {key: read(to - at, at) for key, at, to, _ in _elements(read, begin, finish) if to - at < 9}
-                    videos.append(int.from_bytes(inner.get(_NUMBER, b""), "big"))
+                    number, kind = (int.from_bytes(inner.get(key, b""), "big") for key in (_NUMBER, _TYPE))
+                    if kind in _KINDS:
+                        tracks.append(number)
             elif name == _CLUSTER:
                 stop = _cluster(read, body, stop, end, blocks)
             start = stop if stop >= 0 else end
@@ -137,7 +141,7 @@ def _mp4(read: Read, size: int, _: int) -> int:
         in_fragments = in_fragments or name == b"moof"
         if not name.isalnum() or 0 < length < 8:
             # The index of a film that is in one piece has the place of every frame; what follows is no part of it.
-            if in_fragments:
+            if in_fragments and read(size - start, start).strip(b"\0"):
                 raise ValueError(f"the bytes at {start} belong to no frame and no other box")
             break
         if name in (b"moov", b"mdat") or in_fragments:
@@ -152,14 +156,14 @@ def _avi(read: Read, size: int, stream: int) -> int:
         length = int.from_bytes(read(4, start + 4), "little")
         # a recording that was never finished does not know its length
         end = size if length in (0, 0xFFFFFFFF) else start + 8 + length
-        _within(end, size + 1, "the list RIFF", start)
+        _within(end, size + 8, "the list RIFF", start)  # some count its header as well
         blocks += _chunks(read, start + 12, min(end, size), b"%02d" % stream)
         start = end + end % 2
     return blocks
 
 
-def _chunks(read: Read, start: int, end: int, stream: bytes) -> int:
-    """Count the chunks of a stream that hold anything, in a row of chunks and in the lists among them."""
+def _chunks(read: Read, start: int, end: int, stream: bytes, outside: bool = True) -> int:
+    """Count the chunks of a stream that hold anything, in a row of chunks, `outside` or in the lists of frames."""
     blocks = 0
     while start + 8 <= end:
         name, length = struct.unpack("<4sI", read(8, start))
@@ -167,6 +171,8 @@ def _chunks(read: Read, start: int, end: int, stream: bytes) -> int:
             # some leave out the byte that fills an odd length up
             name, length = struct.unpack("<4sI", read(8, start - 1))
             start -= 1
+            if not name.isalnum() and outside:
+                break  # what fills the file up
             if not name.isalnum():
                 raise ValueError(f"the bytes at {start} belong to no frame and no other chunk")
         if name == b"LIST" and length == 4 and read(4, start + 8) == b"movi":
@@ -174,7 +180,7 @@ def _chunks(read: Read, start: int, end: int, stream: bytes) -> int:
         _within(start + 8 + length, end + 1, f"the chunk {name.decode()}", start)
         if name == b"LIST":
             if read(4, start + 8) in (b"movi", b"rec "):
-                blocks += _chunks(read, start + 12, start + 8 + length, stream)
+                blocks += _chunks(read, start + 12, start + 8 + length, stream, outside=False)
         elif length and name[:2] == stream and name[2:] in (b"dc", b"db"):
             blocks += 1
         start += 8 + length + length % 2
@@ -185,10 +191,11 @@ def _flv(read: Read, size: int, _: int) -> int:
     start = int.from_bytes(read(4, 5), "big") + 4
     while start < size:
         length = 11 + int.from_bytes(read(3, start + 1), "big")
-        _within(start + length + 4, size, "the tag", start)
-        before = int.from_bytes(read(4, start + length), "big")
-        if before != length and before != length - 11 and before:
-            raise ValueError(f"the bytes at {start} belong to no frame: the tag there has another length")
+        _within(start + length, size, "the tag", start)
+        tail = read(5, start + length)
+        # Each is followed by its length, which some get wrong, and by another tag of sound, pictures or words.
+        if int.from_bytes(tail[:4], "big") != length and tail[4:] not in (b"", b"\x08", b"\x09", b"\x12"):
+            raise ValueError(f"the bytes at {start + length} belong to no frame and no other tag")
         start += length + 4
     return 0
 

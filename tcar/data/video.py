@@ -35,10 +35,10 @@ _HOLES = {"h264": bytes(32), "vp9": bytes(512)}
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the container holds: frames in the file, pixels as they are shown, frames a second, seconds.
+    """What the file holds: frames and pixels as they are shown, frames a second, seconds from the first frame on.
 
-    `warning` says when the packets do not fill the declared duration, but a frame is all that lacks, or the frame
-    rate varies, so that a cut file cannot be told from a sound one.
+    `warning` says what only might be a loss: the frames do not fill the declared duration, one stands longer than
+    usual, their rate varies, or the file begins in the middle of a film.
     """
 
     frames: int
@@ -52,9 +52,9 @@ class VideoInfo:
 
 
 def probe(path: str | Path) -> VideoInfo:
-    """Count the packets of a video without decoding it and compare them with what the container declares.
+    """Count the frames that a video shows, decoding it only where its packets do not tell, and find missing bytes.
 
-    Raises VideoError: missing, empty, not a video, no video stream or truncated.
+    Raises VideoError: missing, empty, not a video, no video stream, truncated or undecodable.
     """
     with Video(path) as video:
         return video.info
@@ -214,7 +214,7 @@ class Video:
         hole = _HOLES.get(self.stream.codec_context.name)
         try:
             for number, packet in enumerate(packets):
-                if number < self.first or self.begin is not None and (packet.pts or self.begin) < self.begin:
+                if number < self.first or None not in (self.begin, packet.pts) and packet.pts < self.begin:
                     continue
                 if hole is not None and hole in bytes(packet):
                     raise VideoError(self.path, "undecodable", f"there is a hole of zeros in packet {number}")
