@@ -20,6 +20,7 @@ FILES = {
     "asf": {"codec": "wmv2"},
     "ogg": VP8,
     "ts": H264_B,
+    "mpg": {"codec": "mpeg2video", "bf": "2"},
 }
 UNUSUAL = [
     DECLARED["MP4 trimmed at a key frame"],

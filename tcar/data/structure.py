@@ -1,7 +1,7 @@
 """Whether the structure of a video file is whole: elements that end beyond the file, bytes that are in no element.
 
 Only what a container itself says of its bytes is proof of a loss. The formats are read as far as they frame their
-data: Matroska (RFC 9559), MP4 (ISO/IEC 14496-12), AVI, FLV, IVF, ASF, Ogg (RFC 3533) and MPEG-TS (ISO/IEC 13818-1).
+data: Matroska (RFC 9559), MP4 (ISO/IEC 14496-12), AVI, FLV, IVF, ASF, Ogg (RFC 3533) and MPEG-2 (ISO/IEC 13818-1).
 """
 
 import os
@@ -21,7 +21,7 @@ def check_structure(path: Path, file_format: str, packets: int, stream: int) -> 
 
     Raises VideoError, truncated, where bytes are missing or frames were stepped over; other formats pass.
     """
-    check = next((check for name, check in _CHECKS.items() if file_format.startswith(name)), None)
+    check = _CHECKS.get(file_format.split(",")[0])
     if check is None:
         return
     with path.open("rb", buffering=0) as file:
@@ -189,6 +189,9 @@ def _chunks(read: Read, start: int, end: int, stream: bytes, outside: bool = Tru
 
 def _flv(read: Read, size: int, _: int) -> int:
     start = int.from_bytes(read(4, 5), "big") + 4
+    _, name, number = read(4096, start).partition(b"filesize\0")
+    if name:
+        _within(int(struct.unpack(">d", number[:8])[0]), size, "the film", 0)
     while start < size:
         length = 11 + int.from_bytes(read(3, start + 1), "big")
         _within(start + length, size, "the tag", start)
@@ -243,6 +246,24 @@ def _ogg(read: Read, size: int, _: int) -> int:
     return 0
 
 
+def _mpeg(read: Read, size: int, _: int) -> int:
+    """A row of packs and packets (ISO/IEC 13818-1, 2.5), which a film on a disc has headers before."""
+    start = 0 if read(4, 0) == b"\0\0\1\xba" else size
+    while start < size:
+        head = read(14, start)
+        if head[:3] != b"\0\0\1":
+            if read(size - start, start).strip(b"\0"):
+                raise ValueError(f"the bytes at {start} belong to no packet")
+            break
+        if head[3] == 0xBA:
+            length = 14 + (head[13] & 7) if head[4] >> 6 == 1 else 12
+        else:
+            length = 4 if head[3] == 0xB9 else 6 + int.from_bytes(head[4:6], "big")
+        _within(start + length, size, "the packet", start)
+        start += length
+    return 0
+
+
 def _mpegts(read: Read, size: int, _: int) -> int:
     head = read(204 * 3, 0)
     for length, sync in ((188, 0), (192, 4), (204, 0)):
@@ -251,7 +272,7 @@ def _mpegts(read: Read, size: int, _: int) -> int:
     return 0
 
 
-_CHECKS = {"matroska": _matroska, "mov,": _mp4, "avi": _avi, "ivf": _ivf, "asf": _asf}
+_CHECKS = {"matroska": _matroska, "mov": _mp4, "avi": _avi, "ivf": _ivf, "asf": _asf}
 # The structure of these proves nothing of their end: a file may be cut between two elements.
 SELF_CHECKED = tuple(_CHECKS)
-_CHECKS |= {"flv": _flv, "ogg": _ogg, "mpegts": _mpegts}
+_CHECKS |= {"flv": _flv, "ogg": _ogg, "mpeg": _mpeg, "mpegts": _mpegts}
