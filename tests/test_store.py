@@ -77,7 +77,7 @@ def test_the_first_of_several_views_is_the_only_one_of_a_plain_store(make):
 def test_random_views_draw_one_frame_of_each_segment(clips, monkeypatch):
     seen = []
 
-    def read(_, places):
+    def read(_, places, **_options):
         seen.append(tuple(places))
         return np.zeros((len(places), 1, 1, 3), np.uint8)
 
