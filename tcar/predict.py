@@ -3,13 +3,14 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from tcar.data.video import VideoError, read_segments, segment_indices
+from tcar.data.video import VideoError, probe, read_segments, segment_indices
 from tcar.evaluate import probabilities
 from tcar.models.checkpoints import CheckpointError
 from tcar.models.fusion import FusionConfig
@@ -19,11 +20,13 @@ from tcar.params import ParameterError, Streams, find_root
 
 DEFAULT_MODEL = "runs/demo/model"
 FULL_SIZE = {"semantic": "dinov2_vits14", "motion": "i3d_r50"}
+UNKNOWN_DATA = "What it was trained on is not known."
 RANDOM = "The weights are random, so the class is meaningless."
 UNKNOWN = (
     "The model was given as an object, so nothing is known of its training: "
     "the class is meaningless unless you trained it, and the probabilities are not calibrated."
 )
+OBJECT = "The model was given as an object, so the probabilities are not calibrated."
 UNCALIBRATED = "There is no calibration.json beside the model, so the probabilities are not calibrated."
 
 
@@ -60,6 +63,8 @@ def predict(
 ) -> Prediction:
     """Name the action in a video, with calibrated probabilities where the model was trained.
 
+    The note says on what data that was, and in what the video is unlike it.
+
     `video` is a file or frames, UInt8 `[T H W 3]` in RGB; the streams see the middles of equal segments of
     it, as in training, and a short video repeats frames. `model` is a folder that `TCA.save_pretrained` wrote
     (default: runs/demo/model) with its `calibration.json`, a TCA, or "full": the full-size model with random
@@ -80,6 +85,7 @@ def predict(
     with torch.inference_mode():
         logits = network.eval()(*frames).float().numpy()
     shares = probabilities(logits, temperature)[0]
+    note = " ".join([note, *_remarks(video, frames, network)])
     best = np.argsort(-shares, kind="stable")[:top]
     named = [(network.config.class_names[k], float(shares[k])) for k in best]
     return Prediction(named, trained, temperature, note)
@@ -107,7 +113,9 @@ def _open(model, semantic_checkpoint, motion_checkpoint) -> tuple[TCA, bool, flo
     """The model, whether it was trained, its temperature, and what to know about its probabilities."""
     if isinstance(model, TCA):
         random = not (model.semantic.pretrained and model.motion.pretrained)
-        return model, False, 1.0, RANDOM if random else UNKNOWN
+        if random or model.training_data is None:
+            return model, False, 1.0, RANDOM if random else UNKNOWN
+        return model, True, 1.0, f"{model.training_data.sentence()} {OBJECT}"
     if model == "full":
         return full_size_model(), False, 1.0, RANDOM
     folder = Path(model) if model is not None else _default_model()
@@ -116,10 +124,12 @@ def _open(model, semantic_checkpoint, motion_checkpoint) -> tuple[TCA, bool, flo
     if not (network.semantic.pretrained and network.motion.pretrained):
         return network, False, 1.0, RANDOM
     calibration = folder / "calibration.json"
+    data = network.training_data.sentence() if network.training_data else UNKNOWN_DATA
     if not calibration.is_file():
-        return network, True, 1.0, UNCALIBRATED
+        return network, True, 1.0, f"{data} {UNCALIBRATED}"
     temperature = _temperature(calibration)
-    return network, True, temperature, f"Probabilities are calibrated with temperature {temperature:.2f}."
+    how = f"calibrated with temperature {temperature:.2f} on held-out clips of that data, and no other"
+    return network, True, temperature, f"{data} Probabilities are {how}."
 
 
 def _default_model() -> Path:
@@ -143,6 +153,24 @@ def _temperature(path: Path) -> float:
     if not isinstance(temperature, (int, float)) or not temperature > 0:
         raise PredictionError(f"{path}: temperature is {temperature!r}, but must be a number above 0")
     return float(temperature)
+
+
+def _remarks(video: str | Path | np.ndarray, read: list[torch.Tensor], network: TCA) -> Iterator[str]:
+    """Yield what about a video makes the answer doubtful: no motion in it, or unlike the training clips."""
+    if isinstance(video, np.ndarray):
+        measured = {"frames": len(video)}
+    else:
+        about = probe(video)
+        measured = {"frames": about.frames, "seconds": about.duration, "rate": about.rate}
+    wanted = max(clip.shape[1] for clip in read)
+    if measured["frames"] == 1:
+        yield "The video is one frame, which shows no action."
+    elif all((clip == clip[:, :1]).all() for clip in read):
+        yield "All frames that were read are the same: nothing moves."
+    elif measured["frames"] < wanted:
+        yield f"The video has {measured['frames']} frames, and the model reads {wanted}: some were shown to it again."
+    if network.training_data:
+        yield from network.training_data.unlike(measured)
 
 
 def _check_frames(video: str | Path | np.ndarray) -> None:

@@ -20,6 +20,7 @@ from tcar.models.tca import TCA, TCAConfig
 FACTS = {
     "dataset": "Tabletop (32 classes)",
     "synthetic": True,
+    "ranges": {"frames": [24.0, 40.0], "rate": [12.0, 12.0]},
     "Seed": 3,
     "metrics": {"top-1": 0.61234567, "clips": 120},
     "protocol": "one view of each clip",
@@ -67,6 +68,7 @@ def test_the_facts_are_told(model):
     text = model_card(model, FACTS)
     assert "Trained on Tabletop (32 classes)." in text
     assert "Seed: 3" in text
+    assert "Its training clips have 24 to 40 frames, 12 frames a second." in text and "ranges" not in text
     assert "Measured so: one view of each clip." in text
     assert ["top-1", "0.6123"] in cells(text, "Training and evaluation")
     assert "The fusion: Apache-2.0." in text

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -67,6 +68,78 @@ def test_probabilities_are_those_of_the_model_at_its_temperature(saved, weights,
     assert (found.trained, found.temperature) == (True, 2.0)
     assert "calibrated with temperature 2.00" in str(found)
     assert str(found).splitlines()[0].endswith(NAMES[order[0]])
+
+
+FACTS = {
+    "dataset": "Tabletop (3 classes)",
+    "synthetic": True,
+    "ranges": {"frames": [16.0, 40.0], "seconds": [1.5, 3.5], "rate": [12.0, 12.0]},
+}
+
+
+@pytest.fixture(scope="module")
+def known(weights, tmp_path_factory):
+    """As `saved`, of a training on synthetic clips whose ranges are known."""
+    folder = tmp_path_factory.mktemp("known")
+    tiny(**weights).save_pretrained(folder, card=FACTS)
+    (folder / "calibration.json").write_text(json.dumps({"temperature": 2.0}))
+    return folder
+
+
+def test_the_note_says_on_what_the_model_was_trained_and_calibrated(known, saved, weights, frames, tmp_path):
+    found = predict(frames, known, **weights).note
+    assert found == (
+        "Trained on Tabletop (3 classes): synthetic clips, so what it says of a real video is untested. "
+        "Probabilities are calibrated with temperature 2.00 on held-out clips of that data, and no other."
+    )
+    assert predict(frames, saved, **weights).note.startswith("What it was trained on is not known. Probabilities are")
+    network = TCA.from_pretrained(known, **weights)
+    found = predict(frames, network)
+    assert found.trained and found.note.startswith("Trained on Tabletop") and "not calibrated" in found.note
+    network.save_pretrained(tmp_path)  # what is known goes with the model
+    assert "synthetic" in predict(frames, tmp_path, **weights).note
+    real = FACTS | {"dataset": "Something-Something-V2", "synthetic": False}
+    network.save_pretrained(tmp_path, card=real)
+    assert predict(frames, tmp_path, **weights).note.startswith("Trained on Something-Something-V2. There is no calib")
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        (slice(0, 1), "one frame, which shows no action"),
+        (slice(0, 2), "has 2 frames, and the model reads 16: some were shown to it again"),
+        ([3] * 20, "All frames that were read are the same: nothing moves"),
+        (slice(0, 20), ""),
+        (list(range(20)) * 5, "The video has 100 frames, the training clips 16 to 40 frames"),
+    ],
+)
+def test_the_note_warns_of_videos_without_motion_and_of_other_lengths(known, saved, weights, frames, shape, said):
+    for folder in (known, saved):
+        note = predict(frames[shape], folder, **weights).note
+        if said and ("training" not in said or folder == known):
+            assert said in note
+        else:
+            assert note.endswith("that data, and no other.")
+
+
+def test_the_note_warns_of_a_file_of_another_rate_and_duration(known, weights, tmp_path):
+    notes = {}
+    for rate, count in ((12, 30), (60, 30), (12, 600)):
+        path = write_video(tmp_path / f"{rate}-{count}.mp4", count, codec="libx264", rate=rate)
+        notes[rate, count] = predict(path, known, **weights).note
+    assert notes[12, 30].endswith("that data, and no other.")
+    assert "0.5 seconds, the training clips 1.5 to 3.5 seconds." in notes[60, 30]
+    assert "60 frames a second, the training clips 12 frames a second." in notes[60, 30]
+    assert "600 frames, the training clips 16 to 40 frames." in notes[12, 600]
+    assert "50 seconds, the training clips" in notes[12, 600]
+
+
+def test_ranges_of_training_clips_that_cannot_be_are_refused(known, weights, frames, tmp_path):
+    shutil.copytree(known, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(path.read_text().replace("16.0", "160.0"))
+    with pytest.raises(CheckpointError, match=r"config.json: .*'frames' from smallest to largest \[160.0, 40.0\]"):
+        predict(frames, tmp_path / "model", **weights)
 
 
 def test_only_as_many_classes_as_asked_for_and_as_there_are(saved, weights, frames):

@@ -333,3 +333,8 @@ def test_what_the_card_tells_comes_from_the_fit(run, model):
     assert facts["synthetic"]
     assert facts["metrics"] == {"top-1 on the validation clips": 0.75}
     assert (facts["Epoch kept"], facts["Seed"]) == ("2 of 3", 4)
+    assert facts["ranges"] == {}  # of an audit that has none
+    summary = {"train": {"minimum": 2.0, "median": 2.5, "maximum": 4.0}, "test": {"minimum": 1.0, "maximum": 9.0}}
+    results.save(run.results_dir / "audit.json", {"classes": ["push"], "durations": summary}, params=run)
+    facts = stage.card_facts(run, Fit(model.config.fusion, 4, history, 2, {}, 1.0))
+    assert facts["ranges"] == {"seconds": [2.0, 4.0]}

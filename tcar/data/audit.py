@@ -92,7 +92,7 @@ def require_healthy(health: Sequence[ClipHealth], threshold: float) -> None:
 
 
 def statistics(clips: Sequence[Clip], health: Sequence[ClipHealth]) -> dict:
-    """Durations (s), frames, bytes and frame sizes of the healthy clips, and how even the classes are.
+    """Durations (s), frames, frames a second, bytes and frame sizes of the healthy clips, and how even the classes are.
 
     Classes are counted over the healthy clips whose label is known, under their template text without brackets.
     """
@@ -105,6 +105,7 @@ def statistics(clips: Sequence[Clip], health: Sequence[ClipHealth]) -> dict:
         "clips": len(healthy),
         "durations": _summary([found.duration for found in healthy.values()]),
         "frames": _summary([found.frames for found in healthy.values()]),
+        "rates": _summary([found.rate for found in healthy.values()]),
         "bytes": _summary([found.bytes for found in healthy.values()]),
         "sizes": dict(sorted(sizes.items())),
         "classes": dict(sorted(counts.items())),

@@ -7,6 +7,7 @@ from huggingface_hub import ModelCardData
 
 from tcar.models.stream import Stream
 from tcar.models.streams import weights_digest
+from tcar.models.training_data import TrainingData
 
 if TYPE_CHECKING:
     from tcar.models.tca import TCA
@@ -21,8 +22,9 @@ RANDOM = "Random weights: without training streams, the classes that this model 
 def model_card(model: "TCA", facts: Mapping[str, Any] | None = None) -> str:
     """Return the text of a model card in the format of the Hub; of the training it tells only the facts that are given.
 
-    facts: `dataset` (text), `synthetic` (whether its clips are), `protocol` (text), `metrics` (name -> value),
-    `licence` (of the trained weights), and any others by name, told in their order.
+    facts: `dataset` (text), `synthetic` (whether its clips are), `ranges` (of its training clips, as `TrainingData` has
+    them), `protocol` (text), `metrics` (name -> value), `licence` (of the trained weights), and any others by name,
+    told in their order.
     """
     facts = dict(facts or {})
     licence = facts.pop("licence", None)
@@ -88,9 +90,11 @@ def _costs(model: "TCA") -> str:
 def _training(facts: dict[str, Any]) -> str:
     if not facts:
         return ""
-    lines = []
-    if "dataset" in facts:
+    lines, known = [], TrainingData.of(facts)
+    ranges = facts.pop("ranges", {})
+    if known:
         lines.append(f"Trained on {facts.pop('dataset')}.")
+        lines += [f"Its training clips have {known.described()}."] if ranges else []
     if facts.pop("synthetic", False):
         lines.append(SYNTHETIC)
     protocol, metrics = facts.pop("protocol", ""), facts.pop("metrics", {})

@@ -23,6 +23,7 @@ from tcar.models.keeping import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, keep
 from tcar.models.stream import Stream
 from tcar.models.streams import create_stream, weights_digest
 from tcar.models.tca_config import TCAConfig
+from tcar.models.training_data import TrainingData
 
 __all__ = ["TCA", "BudgetError", "TCAConfig", "locate", "segment_middles"]
 
@@ -48,6 +49,7 @@ class TCA(nn.Module):
     def __init__(self, config: TCAConfig, semantic: Stream, motion: Stream):
         super().__init__()
         self.config = config
+        self.training_data: TrainingData | None = None
         self.semantic, self.motion = semantic, motion
         for role, stream in (("semantic", semantic), ("motion", motion)):
             if stream.name != getattr(config, role):
@@ -132,7 +134,8 @@ class TCA(nn.Module):
 
         Adapters are trained weights: they stand beside those of the fusion, under `semantic_adapters`.
 
-        card: what is known of the training, as `tcar.models.card.model_card` takes it.
+        card: what is known of the training, as `tcar.models.card.model_card` takes it; the dataset and the ranges of
+        its clips go into config.json too, so that `training_data` comes back with the model.
         Raises CheckpointError where the folder has files of these names that it did not write, or an edited card.
         """
         streams = {
@@ -144,7 +147,9 @@ class TCA(nn.Module):
             }
             for role, stream in (("semantic", self.semantic), ("motion", self.motion))
         }
+        known = TrainingData.of(card or {}) or self.training_data
         config = {"model": "tcar.models.TCA", "config": asdict(self.config), "streams": streams}
+        config |= {"training_data": asdict(known)} if known else {}
         trained, names = self._trained()
         state = {names[key]: value for key, value in trained.state_dict().items()}
         keep(Path(folder), config, state, model_card(self, card))
@@ -168,7 +173,7 @@ class TCA(nn.Module):
         """
         folder = locate(name, local_files_only=local_files_only, revision=revision)
         path, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
-        config, streams = _read_config(path)
+        config, streams, known = _read_config(path)
         try:
             state = read_state(weights)
         except CheckpointError as error:
@@ -186,6 +191,7 @@ class TCA(nn.Module):
                 )
         try:
             model = cls(config, **_adapted(config, built))
+            model.training_data = known
             trained, names = model._trained()
             load_strict(trained, state, weights, names)
         except CheckpointError as error:
@@ -195,8 +201,9 @@ class TCA(nn.Module):
         return model.eval()
 
 
-def _read_config(path: Path) -> tuple[TCAConfig, dict[str, dict[str, Any]]]:
-    """Return what config.json says of a model, and of each stream its digest and the arguments that create it."""
+def _read_config(path: Path) -> tuple[TCAConfig, dict[str, dict[str, Any]], TrainingData | None]:
+    """Return what config.json says of a model, of each stream (its digest and the arguments that create it), and of
+    the training clips."""
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         # Models of before the card was written had the streams' own sizes.
@@ -205,7 +212,8 @@ def _read_config(path: Path) -> tuple[TCAConfig, dict[str, dict[str, Any]]]:
             role: {key: (usual | saved["streams"][role])[key] for key in ("pretrained", "digest", *usual)}
             for role in ("semantic", "motion")
         }
-        return TCAConfig.from_dict(saved["config"]), streams
+        known = TrainingData(**saved["training_data"]) if "training_data" in saved else None
+        return TCAConfig.from_dict(saved["config"]), streams, known
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: not found; give the folder that save_pretrained wrote") from error
     except KeyError as error:

@@ -82,11 +82,20 @@ def card_facts(run: Params, fit: Fit) -> dict:
     return {
         "dataset": f"{named[run.data.dataset]} ({len(class_names(run))} classes)",
         "synthetic": run.data.dataset == "tabletop",
+        "ranges": training_ranges(run),
         "Epoch kept": f"{fit.best_epoch} of {len(fit.history)}",
         "Seed": fit.seed,
         "metrics": {"top-1 on the validation clips": best["validation_top1"]},
         "protocol": "one view of each clip; the epoch was chosen on these clips, so the accuracy is a little too good",
     }
+
+
+def training_ranges(run: Params) -> dict[str, list[float]]:
+    """Give the smallest and the largest frames, seconds and rate of training clips, as far as the audit has them."""
+    audited = results.load(run.results_dir / "audit.json")
+    keys = {"frames": "frames", "seconds": "durations", "rate": "rates"}
+    found = {name: audited.get(key, {}).get("train") for name, key in keys.items()}
+    return {name: [summary["minimum"], summary["maximum"]] for name, summary in found.items() if summary}
 
 
 def open_model(run: Params) -> TCA:
