@@ -63,7 +63,7 @@ def token_set(semantic: FeatureStore, motion: FeatureStore, clips: Sequence[Clip
     """Both streams' tokens of the clips that both stores hold (a quarantined one is missing), in clip order.
 
     Raises:
-        TrainingError: a clip without label, or no clip in both stores.
+        TrainingError: a clip without label, or with tokens that are not finite, or no clip in both stores.
     """
     stored = set(semantic.ids) & set(motion.ids)
     kept = [clip for clip in clips if clip.id in stored]
@@ -75,5 +75,14 @@ def token_set(semantic: FeatureStore, motion: FeatureStore, clips: Sequence[Clip
     if unlabelled:
         raise TrainingError(f"{len(unlabelled)} clips have no label, the first of them {unlabelled[0]}")
     ids, labels = [clip.id for clip in kept], np.array([clip.label for clip in kept], dtype=np.int64)
-    tokens = semantic.load(ids), semantic.coordinates, motion.load(ids), motion.coordinates
-    return TokenSet(*tokens, labels, ids)
+    loaded = [store.load(ids) for store in (semantic, motion)]
+    for store, tokens in zip((semantic, motion), loaded, strict=True):
+        for clip, values in zip(ids, tokens, strict=True):
+            if not np.isfinite(values).all():
+                raise TrainingError(not_finite(store.root, clip))
+    return TokenSet(loaded[0], semantic.coordinates, loaded[1], motion.coordinates, labels, ids)
+
+
+def not_finite(store: Path | str, clip: str) -> str:
+    """Say whose tokens are no numbers, and what to do about it."""
+    return f"{store}: the tokens of clip {clip} are not finite; verify the store, delete it, and extract again"

@@ -237,6 +237,7 @@ def store(ids, width):
     values = np.arange(len(ids) * 2 * width, dtype=np.float16).reshape(len(ids), 2, width)
     return SimpleNamespace(
         ids=ids, coordinates=np.zeros((2, 3), np.float32),
+        root=Path(f"features/{width}"), values=values,
         load=lambda wanted: np.stack([values[ids.index(clip)] for clip in wanted]))  # fmt: skip
 
 
@@ -253,6 +254,10 @@ def test_token_set_joins_stores_by_id_in_the_order_of_the_clips(caplog):
         token_set(*stores, [SimpleNamespace(id="z", label=0)])
     with pytest.raises(TrainingError, match="1 clips have no label, the first of them a"):
         token_set(*stores, [SimpleNamespace(id="a", label=None)])
+    stores[1].values[1, 0, 2] = np.inf
+    assert token_set(*stores, [clips[2]]).ids == ["a"]
+    with pytest.raises(TrainingError, match="features/3: the tokens of clip c are not finite; verify the store"):
+        token_set(*stores, clips)
 
 
 def test_tokens_survive_the_way_to_another_process(tmp_path: Path):

@@ -2,15 +2,17 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from token_task import FUSION, Recorder, run, token_task
+from token_task import FUSION, Recorder, run, token_task, tokens
 
 from tcar.models.fusion import create_fusion
-from tcar.tokens import TrainingError
+from tcar.tokens import TokenSet, TrainingError
 from tcar.train.checkpoints import Checkpoints
+from tcar.train.tasks import StoredTokens, TokenTask
 from tcar.train.trainer import train
 from tcar.train.watch import StopTraining
 
@@ -64,12 +66,44 @@ def test_not_a_number_ends_it_with_the_checkpoint_before(tmp_path, monkeypatch):
 
     monkeypatch.setattr(task, "_read", poisoned)
     monkeypatch.setattr("tcar.train.tasks.THREADS", 1)
-    with pytest.raises(TrainingError, match=r"epoch 2/5, step 14: the gradient's norm is nan, the loss nan; lower"):
+    named = r"epoch 2/5, step 14: the gradient's norm is nan, the loss nan; semantic tokens: the tokens of clip 1-"
+    with pytest.raises(TrainingError, match=named):
         train(task, asked, tmp_path, 0, [recorder])
     assert recorder.ended == "not a number" and math.isnan(recorder.steps[-1]["loss"])
     kept = Checkpoints(tmp_path).newest()
     assert kept.name == "step-000000012"
     assert all(value.isfinite().all() for value in Checkpoints(tmp_path).read(kept).weights.values())
+
+
+def stored(kept: TokenSet, **broken: int) -> StoredTokens:
+    """The same tokens as two stores have them, those of one clip of a store not finite."""
+
+    def store(role: str):
+        values = getattr(kept, role).copy()
+        if role in broken:
+            values[broken[role], 1, 2] = np.nan
+        return SimpleNamespace(
+            root=f"features/{role}", views=1, flips=False, key=role, coordinates=getattr(kept, f"{role}_xyz"),
+            load=lambda ids, views: values[[kept.ids.index(clip) for clip in ids]],
+            flipped=lambda ids, views: np.zeros(len(ids), bool))  # fmt: skip
+
+    return StoredTokens(store("semantic"), store("motion"), kept.ids, kept.labels)
+
+
+@pytest.mark.parametrize(("split", "role", "place"), [("train", "semantic", 60), ("validation", "motion", 20)])
+def test_stored_tokens_that_are_not_finite_are_named_by_store_and_clip(tmp_path, split, role, place):
+    asked, kept = run(), {"train": tokens(78, 1), "validation": tokens(21, 2)}
+    made = {name: stored(some, **({role: place} if name == split else {})) for name, some in kept.items()}
+    named = f"features/{role}: the tokens of clip {kept[split].ids[place]} are not finite; verify the store"
+    with pytest.raises(TrainingError, match=f"{named}.*checkpoints before are kept") as caught:
+        train(TokenTask(FUSION, made["train"], made["validation"], asked, 0), asked, tmp_path, 0)
+    assert "learning_rate" not in str(caught.value)
+
+
+def test_numbers_that_run_away_are_no_fault_of_the_tokens(tmp_path):
+    asked = run(learning_rate=1e30, clip_norm=0.0)
+    with pytest.raises(TrainingError, match="lower learning_rate"):
+        train(token_task(asked), asked, tmp_path, 0)
 
 
 def test_a_batch_that_does_not_fit_names_what_would_help(tmp_path, monkeypatch):

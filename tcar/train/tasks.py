@@ -7,7 +7,7 @@ one process, read ahead of the training.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -22,7 +22,7 @@ from tcar import log, results
 from tcar.data.augment import view_seed
 from tcar.data.ssv2 import flip_pairs, without_mirror_image
 from tcar.models.fusion import FusionConfig, create_fusion
-from tcar.tokens import TokenSet, TrainingError
+from tcar.tokens import TokenSet, TrainingError, not_finite
 from tcar.train.heads import epochs_of, parameter_groups
 from tcar.train.mixing import TokenMix
 
@@ -257,6 +257,18 @@ class TokenTask:
         views = tokens.views if split == "train" and epoch else 1
         drawn = [view_seed(self.seed, name, epoch) % views for name in ids]
         return [store.load(ids, drawn) for store in (tokens.semantic, tokens.motion)], tokens.labels_of(places, drawn)
+
+
+def unsound(task: Task, split: str, batches: Iterable[Batch]) -> str:
+    """Say which tokens of batches are not finite, by store and clip; "" where all are, and of a task without tokens."""
+    tokens = task.splits[split] if isinstance(task, TokenTask) else None
+    for batch in batches if tokens else ():
+        for role, values in zip(("semantic", "motion"), batch.inputs, strict=True):
+            broken = ~values.isfinite().flatten(1).all(dim=1)
+            if batch.places and broken.any():
+                store = getattr(tokens, role).root if isinstance(tokens, StoredTokens) else f"{role} tokens"
+                return not_finite(store, tokens.ids[batch.places[int(broken.int().argmax())]])
+    return ""
 
 
 def _check_mirrors(store: FeatureStore, labels: Int[np.ndarray, " n"], class_names: list[str]) -> None:

@@ -37,7 +37,7 @@ from tcar.tokens import TrainingError
 from tcar.train.checkpoints import Checkpoints
 from tcar.train.heads import reproducible
 from tcar.train.stepping import Measured, Processes, Stepper, validation_row
-from tcar.train.tasks import Batch, Task
+from tcar.train.tasks import Batch, Slice, Task, unsound
 from tcar.train.watch import StopTraining, Watcher
 
 LOCK = ".lock"
@@ -220,10 +220,12 @@ class _Training:
         }
         if not math.isfinite(row["validation_loss"]):
             self._tell("epoch", row)
+            each = [Slice([place]) for place in range(len(self.task.labels["validation"]))]
+            with closing(self.task.batches("validation", each, 0, {})) as batches:
+                cause = unsound(self.task, "validation", batches) or "lower learning_rate or set precision to fp32"
             raise NotANumber(
                 f"{where}: the validation loss is {row['validation_loss']}, that of training {row['train_loss']:.4g}; "
-                "see whether the validation clips' tokens are finite, else lower learning_rate or set precision to "
-                "fp32. The checkpoints before are kept"
+                f"{cause}. The checkpoints before are kept"
             )
         return self._end_epoch(row, scored, where) or reason
 
@@ -240,9 +242,10 @@ class _Training:
         lost = self.stepper.lost(found.norm)
         reason = self._tell("step", self._row(found)) if lost or self.state.step % self.settings.log_steps == 0 else ""
         if lost:
+            cause = unsound(self.task, "train", parts) or "lower learning_rate or clip_norm, or set precision to fp32"
             raise NotANumber(
-                f"{where}, step {self.state.step}: the gradient's norm is {found.norm}, the loss {self.loss}; lower "
-                "learning_rate or clip_norm, or set precision to fp32. The checkpoints before are kept"
+                f"{where}, step {self.state.step}: the gradient's norm is {found.norm}, the loss {self.loss}; {cause}. "
+                "The checkpoints before are kept"
             )
         if found.norm < float("inf"):  # in fp16 a step may be left out
             for key in _SUMS:
