@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tcar.results import outdated
+
 if TYPE_CHECKING:
     from tcar.params import Params
 

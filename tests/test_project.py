@@ -11,12 +11,23 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+FILE = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = FILE["project"]
 
 
 def test_every_dependency_is_pinned():
     wanted = PROJECT["dependencies"] + [name for group in PROJECT["optional-dependencies"].values() for name in group]
     assert [name for name in wanted if not re.fullmatch(r"[\w.-]+==[\w.]+", name)] == []
+
+
+def test_the_package_takes_all_its_files_along():
+    """What is no module has to be named in pyproject.toml, or the installed package lacks it."""
+    declared = FILE["tool"]["setuptools"]["package-data"]
+    named = {file for package, patterns in declared.items() for pattern in patterns
+             for file in ROOT.joinpath(*package.split(".")).glob(pattern)}  # fmt: skip
+    files = {file for file in (ROOT / "tcar").rglob("*") if file.is_file() and "__pycache__" not in file.parts}
+    assert {file for file in files if file.suffix != ".py"} == named
+    assert all((file.parent / "__init__.py").is_file() for file in files if file.suffix == ".py")
 
 
 def test_conda_installs_the_same_pins_and_nothing_beside_them():

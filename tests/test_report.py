@@ -243,6 +243,16 @@ def test_a_missing_result_file_names_the_notebook_to_run(tmp_path, stage):
     assert not (run.run_dir / "paper").exists()
 
 
+def test_results_of_an_earlier_training_are_no_paper(tmp_path):
+    run = run_in(tmp_path)
+    write_results(run.results_dir)
+    made_from = {"inputs": {"runs/other/results/training.json": "0123456789abcdef"}}
+    (run.results_dir / "evaluation.meta.json").write_text(json.dumps(made_from))
+    with pytest.raises(report.ReportError, match=r"evaluation\.json was made from an earlier training\.json.*04_eval"):
+        report.build(run)
+    assert not (run.run_dir / "paper").exists()
+
+
 def test_broken_results_are_one_clear_error(tmp_path):
     run = run_in(tmp_path)
     results = write_results(run.results_dir)
