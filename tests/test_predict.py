@@ -212,7 +212,7 @@ def test_where_the_package_is_installed_a_model_is_to_be_named(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PredictionError, match=r"no trained model comes with the package: name the folder .* model="):
         predict(frames)
-    assert len(predict(frames, saved, **weights).top) == 5
+    assert len(predict(frames, saved, **weights).top) == len(NAMES)
 
 
 def test_what_is_missing_is_named(project, saved, weights, frames):

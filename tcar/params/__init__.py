@@ -246,8 +246,8 @@ def _as_yaml(passed: Mapping[str, typing.Any]) -> str:
     for key, value in passed.items():
         if key in FIELDS and not _fits(value, TYPES[key]) and not _hint(value, TYPES[key]):
             kind, text = typing.get_origin(TYPES[key]) or TYPES[key], str(value).strip("[]{}() ")
-            shown = {list: f"[{text}]", dict: f"{{{text}}}", str: f"'{text}'", bool: text.lower()}.get(kind, "…")
-            given.append(f'-y "{key}: {shown}"')
+            written = {list: f"[{text}]", dict: f"{{{text}}}", str: f"'{text}'", bool: text.lower()}.get(kind, "…")
+            given.append(f'-y "{key}: {written}"')
     return f"; papermill takes values as they are in a file by {' '.join(given)}" if given else ""
 
 

@@ -19,6 +19,7 @@ from tcar.data.augment import AugmentConfig
 from tcar.data.clip_reader import ClipReader
 from tcar.data.loader import Loader
 from tcar.data.ssv2 import Clip
+from tcar.params import usable_cores
 from tcar.train.clip_views import ClipViews
 
 AUGMENTED = AugmentConfig(224, (0.5, 1.0), flip=0.5)
@@ -56,7 +57,7 @@ def measure(folder: Path, name: str) -> str:
         f"{name}: 2 processes give {statistics.median(ratios):.2f} times the clips per second of 1 "
         f"({min(ratios):.2f} to {max(ratios):.2f} in {ROUNDS} rounds; {statistics.median(rates[1]):.0f} and "
         f"{statistics.median(rates[2]):.0f} clips/s); by processor time {statistics.median(shares):.2f} can be had on "
-        f"2 cores; load average {min(loads):.1f} to {max(loads):.1f} on {len(os.sched_getaffinity(0))} cores"
+        f"2 cores; load average {min(loads):.1f} to {max(loads):.1f} on {usable_cores()} cores"
     )
 
 
