@@ -108,19 +108,58 @@ def check_accelerator() -> Iterator[Finding]:
 
 
 def check_machine(run: Params) -> Iterator[Finding]:
-    """Cores, memory and the disk that the run is written to."""
-    memory, folder = psutil.virtual_memory(), run.run_dir
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    needed = 4 if run.data.dataset == "tabletop" else 60
+    """Cores and memory."""
+    memory = psutil.virtual_memory()
     yield Finding("CPU", OK, f"{os.cpu_count()} cores, {run.workers} workers, {platform.machine()}")
     detail = f"{memory.total / GIB:.1f} GiB, {memory.available / GIB:.1f} free"
     state = REMARK if memory.total < 7.5 * GIB else OK
     yield Finding("memory", state, detail, "the main job wants 8 GiB: set `workers: 1`")
-    state = FAULT if free < 0.5 * GIB else REMARK if free < needed * GIB else OK
-    fix = f"this run wants about {needed} GiB: free some, or set `runs:` to a folder on another disk"
-    yield Finding("disk", state, f"{free / GIB:.0f} GiB free for {run.run_dir}", fix)
+
+
+def check_disks(run: Params) -> Iterator[Finding]:
+    """The disks that the run and its temporary files go to, with what is needed of them and what is free."""
+    from tcar import room
+
+    try:
+        yield _place("disk", room.run_folder(run))
+        place = room.temporary(run)
+    except ValueError as error:  # of a stream or a class: named by what checks these
+        yield Finding("disk", REMARK, f"how much is needed is not known: {error}", "correct it in the parameter file")
+        return
+    except FileNotFoundError as error:
+        yield Finding("temporary files", FAULT, str(error), "set TMPDIR to a folder that can be written")
+        return
+    yield _place("temporary files", place)
+    asked = os.environ.get("TMPDIR", "")
+    if asked and Path(asked).resolve() != place.folder.resolve():
+        yield Finding("TMPDIR", REMARK, f"{asked} cannot be written, so {place.folder} is used", place.fix)
+    elif len(str(place.folder)) > room.SOCKET:
+        long = f"{place.folder} is {len(str(place.folder))} characters long, and sockets in it may have no name"
+        yield Finding("TMPDIR", REMARK, long, f"set TMPDIR to a folder of at most {room.SOCKET} characters")
+
+
+def _place(subject: str, place) -> Finding:
+    if problem := place.problem:
+        return Finding(subject, FAULT, problem, place.fix)
+    detail = f"{place.needed / GIB:.1f} GiB needed, {place.free / GIB:.1f} free in {place.folder}"
+    return Finding(subject, FAULT if place.free < place.needed else OK, detail, place.fix)
+
+
+def check_system() -> Iterator[Finding]:
+    """What libraries need of the system: semaphores, and folders for what they keep."""
+    from tcar import room
+
+    problem = room.semaphores()
+    fix = "have /dev/shm writable (docker run --shm-size=64m, or a tmpfs there)"
+    yield Finding("worker processes", FAULT if problem else OK, problem or "semaphores can be made", fix)
+    served = True
+    for variable, (folders, fails) in room.caches().items():
+        if all(room.Place(folder, 0, "").problem for folder in folders):
+            served, tried = False, " or ".join(map(str, folders))
+            yield Finding("caches", FAULT if fails else REMARK, f"{tried} cannot be written",
+                          f"set {variable} to a folder that can")  # fmt: skip
+    if served:
+        yield Finding("caches", OK, "of matplotlib, IPython and numba can be written")
 
 
 def check_decoders() -> Iterator[Finding]:
@@ -276,7 +315,8 @@ def findings(run: Params) -> Iterator[Finding]:
     """All findings, as they come; a check that dies is a fault of its own."""
     checks: tuple[tuple[str, Callable], ...] = (
         ("Python", check_python), ("torch", check_torch), ("GPU", check_accelerator),
-        ("machine", lambda: check_machine(run)), ("decoders", check_decoders),
+        ("machine", lambda: check_machine(run)), ("disk", lambda: check_disks(run)), ("system", check_system),
+        ("decoders", check_decoders),
         ("dataset", lambda: check_dataset(run)), ("checkpoints", lambda: check_checkpoints(run)),
         ("baselines", lambda: check_baselines(run)), ("Jupyter kernel", check_jupyter), ("typst", check_typst),
     )  # fmt: skip

@@ -268,7 +268,10 @@ def umap_embedding(
             f"UMAP needs [n, d] features of at least {UMAP_CLIPS} clips, and more than neighbours={neighbours}, "
             f"got {list(features.shape)}"
         )
-    import umap  # numba compiles at import, which nothing else here should wait for
+    try:
+        import umap  # numba compiles at import, which nothing else here should wait for
+    except RuntimeError as error:
+        raise RuntimeError(f"{error}; set NUMBA_CACHE_DIR to a folder that can be written") from error
 
     # One job: UMAP gives up parallel layout for a fixed seed anyway, and says so in a warning otherwise.
     reducer = umap.UMAP(n_neighbors=neighbours, min_dist=min_distance, random_state=seed, n_jobs=1)

@@ -8,6 +8,7 @@ import multiprocessing.connection
 import os
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import Connection
 
 POLL = 0.5  # seconds between two looks for a parent of which there is no pipe
@@ -26,6 +27,18 @@ def end_with_parent(*lifelines: Connection) -> None:
     and some workers are started by threads that end before them.
     """
     threading.Thread(target=_watch, args=(lifelines,), daemon=True, name="end-with-parent").start()
+
+
+def pool(workers: int) -> ProcessPoolExecutor:
+    """Return an executor of spawned processes that end with this one: a fork of one that has threads may hang.
+
+    Raises OSError, with the fix, where the system has no semaphores.
+    """
+    try:
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent)
+    except OSError as error:
+        why = f"{error.strerror}: worker processes need semaphores, so this has to be writable (docker: --shm-size=64m)"
+        raise OSError(error.errno, why, "/dev/shm") from error
 
 
 def end_with_launcher() -> None:

@@ -1,14 +1,12 @@
 """Processes of every kind, whose parent is then killed; as a script, that parent: `orphans.py KIND FOLDER`."""
 
-import multiprocessing
 import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from tcar import processes
 from tcar.data.workers import isolated_map
-from tcar.processes import end_with_parent
 
 TIME = 120  # seconds that a child would live
 
@@ -21,7 +19,7 @@ def live(folder: Path) -> None:
 
 def pool(folder: Path) -> None:
     """Have two workers of an executor: one busy, one that waits for work."""
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), end_with_parent) as workers:
+    with processes.pool(2) as workers:
         assert workers.submit(os.getpid).result()
         workers.submit(live, folder).result()
 

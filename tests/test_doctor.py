@@ -1,6 +1,10 @@
 """The doctor finds what is wrong, says how to mend it, and looks at everything else as well."""
 
+import errno
 import importlib.metadata
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +16,7 @@ from hub_files import hub_cache
 
 from tcar import doctor, params
 from tcar.data import prepare
+from tcar.data.tabletop import dataset
 from tcar.doctor import FAULT, OK, REMARK, Finding
 from tcar.params import Params
 
@@ -135,14 +140,84 @@ def test_no_baseline_is_no_fault(project):
     assert list(doctor.check_baselines(Params())) == []
 
 
-def test_a_full_disk_and_little_memory_are_seen(project, monkeypatch):
-    assert states(doctor.check_machine(Params())).keys() == {"CPU", "memory", "disk"}
-    usage = type("usage", (), {"free": 10**8})
+def test_little_memory_is_seen(project, monkeypatch):
     memory = type("memory", (), {"total": 4 * doctor.GIB, "available": doctor.GIB})
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: memory)
-    found = states(doctor.check_machine(Params()))
-    assert (found["disk"], found["memory"]) == (FAULT, REMARK)
+    assert states(doctor.check_machine(Params())) == {"CPU": OK, "memory": REMARK}
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """Set how many bytes are free on every disk."""
+
+    def call(size):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: type("usage", (), {"free": int(size)}))
+
+    return call
+
+
+def disks(run):
+    return {finding.subject: finding for finding in doctor.check_disks(run)}
+
+
+def test_a_disk_is_measured_against_what_this_parameter_file_writes(project, free):
+    """One gigabyte, the clips, and their tokens, of which the small streams have few."""
+    small = {"classes": [42, 40], "train_sets_by_family": {}, "train_sets": 2, "validation_sets": 2, "test_sets": 2}
+    run = params.from_values(small)
+    clips = sum(len(planned.ids) for planned in dataset.plan_sets(
+        dataset.chosen_families([42, 40]), dict.fromkeys(dataset.SPLITS, 2), 0))  # fmt: skip
+    tokens = clips * 2 * (64 * 128 + 32 * 128)  # of the demo's grids and widths, two bytes a number
+    needed = 10**9 + 40_000 * clips + tokens
+    free(needed)
+    assert disks(run)["disk"].state == OK
+    free(needed - 1)
+    assert disks(run)["disk"].state == FAULT and "runs:" in disks(run)["disk"].fix
+    free(needed + 5e9)
+    assert disks(run)["disk"].state == OK
+    cached = disks(params.from_values(small | {"frame_cache_gb": 6.0}))["disk"]
+    assert cached.state == FAULT and "6.0 GB of frames" in cached.fix
+    (run.run_dir / "data").mkdir(parents=True)
+    (run.run_dir / "data" / "made").write_bytes(bytes(40_000 * clips))
+    free(10**9 + tokens)
+    assert disks(run)["disk"].state == OK, "what is there already is not needed again"
+
+
+def test_the_published_set_wants_the_hundreds_of_gigabytes_of_its_tokens(project, free):
+    values = {"dataset": "ssv2", "data_root": "nowhere", "semantic": "dinov2_vitb14", "semantic_grid": [8, 4, 4]}
+    free(44e9)
+    found = disks(params.from_values(values))["disk"]
+    assert found.state == FAULT  # 128 places of 768 numbers of two bytes, of 220,847 clips: 43 GB for one stream alone
+    assert re.search(r"(4[3-9]|[5-9][0-9])\.[0-9] GB of features", found.fix)
+
+
+def test_a_small_or_wrong_folder_for_temporary_files_is_seen(project, free, monkeypatch, tmp_path):
+    free(20e6)
+    found = disks(Params())["temporary files"]
+    assert found.state == FAULT and "TMPDIR" in found.fix
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
+    free(1e12)
+    assert disks(Params())["TMPDIR"].state == REMARK
+    (deep := tmp_path / ("x" * 90)).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    monkeypatch.setenv("TMPDIR", str(deep))
+    assert "at most" in disks(Params())["TMPDIR"].fix
+
+
+def refuse(*_, **__):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def test_folders_that_may_only_be_read_are_named_with_what_to_set(project, monkeypatch):
+    assert set(states(doctor.check_system()).values()) == {OK}
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("multiprocessing.context.BaseContext.Lock", refuse)
+    workers, *caches = doctor.check_system()
+    assert workers.state == FAULT and "/dev/shm" in workers.fix and "Read-only file system" in workers.detail
+    assert [finding.state for finding in caches] == [REMARK, REMARK, FAULT]
+    for finding, variable in zip(caches, ("MPLCONFIGDIR", "IPYTHONDIR", "NUMBA_CACHE_DIR"), strict=True):
+        assert variable in finding.fix
+    assert {finding.state for finding in disks(Params()).values()} == {FAULT}
 
 
 def test_torch_and_its_neighbours_import():
@@ -170,7 +245,8 @@ def test_the_compiler_of_the_paper_works():
 
 
 def test_a_check_that_dies_is_a_fault_and_the_others_still_run(project, monkeypatch, capsys):
-    quick = {"check_torch", "check_accelerator", "check_decoders", "check_jupyter", "check_checkpoints"}
+    quick = {"check_torch", "check_accelerator", "check_decoders", "check_jupyter", "check_checkpoints", "check_disks",
+             "check_system"}  # fmt: skip
     for name in quick:
         monkeypatch.setattr(doctor, name, lambda *_: iter([Finding("quick", OK, "")]))
     monkeypatch.setattr(doctor, "check_python", lambda: iter([Finding("Python", OK, "3.11")]))

@@ -30,7 +30,7 @@ def replace(draft, path):
         os.kill(os.getpid(), signal.SIGKILL)
     saved(draft, path)
 
-files.os.replace, dataset.ProcessPoolExecutor = replace, Here
+files.os.replace, dataset.pool = replace, Here
 render(sys.argv[1])
 """
 
@@ -54,7 +54,7 @@ class Here:
 @pytest.fixture(scope="module", autouse=True)
 def one_process():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataset, "ProcessPoolExecutor", Here)
+        patch.setattr(dataset, "pool", Here)
         yield
 
 

@@ -9,9 +9,7 @@ backgrounds or clips with Tabletop.
 import argparse
 import json
 import time
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +23,7 @@ from transformers import Dinov2Model
 from .. import files, locks, log
 from ..data.tabletop import standin
 from ..data.workers import worker_count
-from ..processes import end_with_parent
+from ..processes import pool
 from . import i3d, packaged, pretrained, published, stream, streams
 from .dinov2 import DINOV2_TINY
 
@@ -228,8 +226,8 @@ def main() -> None:
         parser.error(f"unknown streams {sorted(unknown)}; there are {', '.join(TASKS)}")
     busy = f"{arguments.output}: another command trains streams into it; wait for it, or give another --output"
     alone = locks.alone(arguments.output / ".lock", RuntimeError, busy)
-    with alone, ProcessPoolExecutor(worker_count(0), get_context("spawn"), end_with_parent) as pool:
-        jobs = [pool.submit(build, name, arguments.output, seed, arguments.scale)
+    with alone, pool(worker_count(0)) as processes:
+        jobs = [processes.submit(build, name, arguments.output, seed, arguments.scale)
                 for name in arguments.streams or TASKS for seed in arguments.seeds]
         for job in jobs:
             job.result()

@@ -273,8 +273,12 @@ def _train_all(todo: dict[Path, tuple[Job, dict]], train, validation, recipe, ro
     messages, (lifeline, end) = context.SimpleQueue(), context.Pipe(duplex=False)
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="tcar-tokens-") as shared:
-        train.save(Path(shared, "train"))
-        validation.save(Path(shared, "validation"))
+        try:
+            train.save(Path(shared, "train"))
+            validation.save(Path(shared, "validation"))
+        except OSError as error:
+            raise TrainingError(f"{shared}: the copy of the tokens that all fits read could not be written "
+                                f"({error.strerror or error}); set TMPDIR to a folder on a larger disk") from error
         given = shared, recipe, messages, lifeline
         with ProcessPoolExecutor(workers, context, _start_worker, given) as pool:
             try:

@@ -7,9 +7,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from types import MappingProxyType
 
@@ -18,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from ... import files, locks, log, results
-from ...processes import end_with_parent
+from ...processes import pool
 from ..ssv2 import DatasetError
 from ..workers import worker_count
 from . import folder
@@ -159,9 +157,8 @@ def render_dataset(
     with locks.alone(root / folder.LOCK, DatasetError, busy):
         folder.take(root, fingerprint, clips)
         todo = _todo(root, plans)
-        # a forked copy of a process that has threads may hang, so workers are spawned
-        with ProcessPoolExecutor(worker_count(workers), get_context("spawn"), end_with_parent) as pool:
-            jobs = pool.map(_render_set, todo, [root] * len(todo), [look] * len(todo), chunksize=4)
+        with pool(worker_count(workers)) as processes:
+            jobs = processes.map(_render_set, todo, [root] * len(todo), [look] * len(todo), chunksize=4)
             for _ in log.progress(jobs, total=len(todo), description="rendering sets") if todo else ():
                 pass
         if not limit and (todo or not folder.annotated(root)):

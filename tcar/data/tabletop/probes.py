@@ -11,7 +11,6 @@ import hashlib
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -20,7 +19,7 @@ from jaxtyping import Float
 from sklearn.ensemble import ExtraTreesClassifier
 
 from ... import log
-from ...processes import end_with_parent
+from ...processes import pool
 from .. import video
 from ..workers import worker_count
 from .dataset import load_flow, load_index, load_truth
@@ -139,9 +138,8 @@ def measure(root: Path | str, *, seed: int = 0, trees: int = 200, workers: int =
     Values are forced-choice accuracies within twins on test, with intervals over sets of this `confidence`. `skip`
     names clips to leave out (quarantined ones).
     """
-    # a forked copy of a process that has threads may hang, so workers are spawned
-    with ProcessPoolExecutor(worker_count(workers), get_context("spawn"), end_with_parent) as pool:
-        return _measure(Path(root), pool, seed, trees, skip, confidence)
+    with pool(worker_count(workers)) as processes:
+        return _measure(Path(root), processes, seed, trees, skip, confidence)
 
 
 def _measure(root: Path, pool: ProcessPoolExecutor, seed: int, trees: int, skip: tuple[str, ...],
