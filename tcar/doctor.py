@@ -141,8 +141,12 @@ def check_disks(run: Params) -> Iterator[Finding]:
 def _place(subject: str, place) -> Finding:
     if problem := place.problem:
         return Finding(subject, FAULT, problem, place.fix)
-    detail = f"{place.needed / GIB:.1f} GiB needed, {place.free / GIB:.1f} free in {place.folder}"
+    detail = f"{_size(place.needed)} needed, {_size(place.free)} free in {place.folder}"
     return Finding(subject, FAULT if place.free < place.needed else OK, detail, place.fix)
+
+
+def _size(size: int) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.0f} MiB"
 
 
 def check_system() -> Iterator[Finding]:

@@ -78,13 +78,13 @@ def test_without_a_strong_tag_nothing_is_resumed(get, server, tag):
     assert [asked[2] for asked in server.asked] == [None, None]
 
 
-def test_a_file_that_another_process_fetches_is_left_to_it_and_then_there(get, server, tmp_path):
-    with locks.alone(tmp_path / "deep" / ".file.pt.lock", RuntimeError, "busy"):
-        with pytest.raises(FetchError, match=f"another process fetches it.*held by process {os.getpid()} on"):
-            get()
-        (tmp_path / "deep" / "file.pt").write_bytes(CONTENT)
-    assert get() == CONTENT
+def test_a_file_that_another_process_fetches_is_left_to_it(get, server, tmp_path):
+    message = f"another process fetches it.*held by process {os.getpid()} on"
+    lock = tmp_path / "deep" / ".file.pt.lock"
+    with locks.alone(lock, RuntimeError, "busy"), pytest.raises(FetchError, match=message):
+        get()
     assert server.asked == []
+    assert get() == CONTENT
 
 
 def test_a_wrong_size_is_refused_before_anything_is_fetched(get, tmp_path):

@@ -47,7 +47,7 @@ def download(
     """
     busy = f"{path}: another process fetches it; wait for that"
     with locks.alone(path.with_name(f".{path.name}.lock"), FetchError, busy):
-        return path if path.is_file() else _download(address, path, size, sha256, attempts, pause)
+        return _download(address, path, size, sha256, attempts, pause)
 
 
 def _download(address: str, path: Path, size: int | None, sha256: str | None, attempts: int, pause: float) -> Path:
