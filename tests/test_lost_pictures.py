@@ -72,6 +72,45 @@ def test_numbers_that_are_allowed_to_leave_gaps(tmp_path):
     assert add_all(told, packets[:3] + packets[4:]).lost == ""
 
 
+def bits_of(*fields: int | str) -> bytes:
+    """Numbers in the code of Exp-Golomb, and bits as they are."""
+    bits = ""
+    for field in fields:
+        bits += field if isinstance(field, str) else f"{field + 1:b}".rjust(2 * (field + 1).bit_length() - 1, "0")
+    bits += "1"
+    bits += "0" * (-len(bits) % 8)
+    return int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+
+# Of a slice: its type, and what stands between its place in the order of showing and the marking of references.
+SLICES = {
+    "intra": (7, ()),
+    "predicted": (5, ("0", "1", 0, 2, 3)),  # a list in another order
+    "weighted": (5, ("1", 1, "0", 5, 5, "1", 7, 7, "1", 1, 2, 3, 4, "00")),  # two references, weights for the first
+    "between": (6, ("1", "0", "1", 0, 1, 3, "0")),  # two lists, the first in another order
+}
+
+
+@pytest.mark.parametrize("kind", SLICES)
+def test_numbers_that_begin_again_without_a_key_frame(kind):
+    """H.264 may forget all references at any picture (operation 5): the next one is then number 1."""
+    start, weighted, (type_of_slice, lists) = b"\0\0\1", str(int(kind == "weighted")), SLICES[kind]
+    head = start + b"\x67" + bytes([77, 0, 30]) + bits_of(0, 0, 0, 0, 4, "0", 1, 1, "1100")
+    for number in (0, 1):  # the slices refer to the second
+        head += start + b"\x68" + bits_of(number, 0, "00", 0, 0, 0, weighted + "00", 0, 0, 0, "000")
+
+    def slice_of(number: int, *marking: int | str) -> bytes:
+        numbers = f"{number:04b}", f"{2 * number:04b}"
+        return start + b"\x61" + bits_of(0, type_of_slice, 1, *numbers, *lists, *marking, 0) + b"\x55" * 40
+
+    key = head + start + b"\x65" + bits_of(0, 7, 1, "0000", 0, "0000", "00", 0) + b"\x55" * 40
+    before = [key, slice_of(1, "0"), slice_of(2, "0")]
+    forgets, forgets_one = slice_of(3, "1", 1, 0, 5, 0), slice_of(3, "1", 1, 0, 0)
+    assert add_all(H264(None), [*before, forgets, slice_of(1, "0"), slice_of(2, "0")]).lost == ""
+    assert "packet 4" in add_all(H264(None), [*before, forgets_one, slice_of(1, "0")]).lost
+    assert "packet 3" in add_all(H264(None), [*before, slice_of(1, "0")]).lost
+
+
 def test_an_encoder_that_does_not_turn_the_rounding(tmp_path):
     extradata, packets = packets_of(write_video(tmp_path / "clip.mkv", 12, **SMALL, **CODED["MPEG-4"]))
     alike = []

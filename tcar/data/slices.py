@@ -29,10 +29,25 @@ def _bits(unit: bytes) -> Bits:
 
 
 class _Sequence(NamedTuple):
+    """What is needed of the parameters of a sequence (7.3.2.1.1)."""
+
+    colours: bool
     colours_apart: bool
     number_bits: int
+    order_bits: int
+    orders: int  # how many differences of the order of showing a slice has, with that of a second field
     gaps: bool
     fields: bool
+
+
+class _Set(NamedTuple):
+    """What is needed of the parameters of a picture (7.3.2.2)."""
+
+    sequence: int
+    second_field: int
+    references: tuple[int, int]
+    weighted: tuple[bool, bool]  # the slices that are predicted, and those between two references
+    redundant: int
 
 
 class H264(Pictures):
@@ -62,11 +77,16 @@ class H264(Pictures):
             self._sequence(unit)
         elif unit[0] & 31 == 8:
             bits = _bits(unit[1:_HEADER])
-            self._sets[bits.golomb()] = bits.golomb()
+            number, sequence = bits.golomb(), bits.golomb()
+            second_field = bits.read(2) & 1
+            bits.golomb()
+            references, weighted = (bits.golomb() + 1, bits.golomb() + 1), (bool(bits.read(1)), bits.read(2) == 1)
+            bits.golomb(), bits.golomb(), bits.golomb()
+            self._sets[number] = _Set(sequence, second_field, references, weighted, bits.read(3) & 1)
 
     def _sequence(self, unit: bytes) -> None:
         bits = _bits(unit[4:])
-        number, apart = bits.golomb(), False
+        number, apart, chroma = bits.golomb(), False, 1
         if unit[1] in _HIGH:
             chroma = bits.golomb()
             apart = chroma == 3 and bool(bits.read(1))
@@ -75,17 +95,19 @@ class H264(Pictures):
                 for count in (16,) * 6 + (64,) * (6 if chroma == 3 else 2):
                     _skip_scaling(bits, count)
         number_bits = bits.golomb() + 4
-        order = bits.golomb()
+        order, order_bits, orders = bits.golomb(), 0, 0
         if order == 0:
-            bits.golomb()
+            order_bits = bits.golomb() + 4
         elif order == 1:
-            bits.read(1), bits.golomb(), bits.golomb()
+            orders = 1 - bits.read(1)
+            bits.golomb(), bits.golomb()
             for _ in range(bits.golomb()):
                 bits.golomb()
         bits.golomb()
         gaps = bool(bits.read(1))
         bits.golomb(), bits.golomb()
-        self._sequences[number] = _Sequence(apart, number_bits, gaps, not bits.read(1))
+        colours, fields = chroma > 0 and not apart, not bits.read(1)
+        self._sequences[number] = _Sequence(colours, apart, number_bits, order_bits, orders, gaps, fields)
 
     def shows(self, packet: memoryview) -> int | None:
         for unit in units(packet, self._length):
@@ -99,7 +121,7 @@ class H264(Pictures):
     def _picture(self, unit: bytes) -> int | None:
         bits, referred, new = _bits(unit[1:_HEADER]), unit[0] >> 5 & 3, unit[0] & 31 == 5
         bits.golomb(), bits.golomb()
-        sequence = self._sequences[self._sets[bits.golomb()]]
+        sequence = self._sequences[self._sets[bits.golomb()].sequence]
         if sequence.colours_apart:
             bits.read(2)
         number = bits.read(sequence.number_bits)
@@ -107,12 +129,57 @@ class H264(Pictures):
         begins = self._last is None and not new
         if not new and not begins and not sequence.gaps:
             expected = (self._last + 1) % (1 << sequence.number_bits)
-            if number != expected and not (number == self._last and (field or not referred)):
+            known = number == expected or number == self._last and (field or not referred)
+            if not known and not (number == 1 and self._begins_anew(self._reference)):
                 self._miss(len(self.shown), f"it has the number {number} and not {expected}")
         if referred or begins:
-            self._last = number
+            self._last, self._reference = number, unit
         self.cut = self.cut or begins
         return None if field or begins else 1
+
+    def _begins_anew(self, unit: bytes) -> bool:
+        """Whether a picture that is no key frame makes the numbers begin again after it (operation 5 in 7.4.3.3)."""
+        if unit[0] & 31 == 5:
+            return False
+        bits = _bits(unit[1:])
+        bits.golomb()
+        kind, chosen = bits.golomb() % 5, self._sets[bits.golomb()]
+        sequence = self._sequences[chosen.sequence]
+        bits.read(2 * sequence.colours_apart + sequence.number_bits)
+        field = sequence.fields and bits.read(1)
+        bits.read(bool(field) + sequence.order_bits)
+        has_order = bool(sequence.order_bits or sequence.orders)
+        for _ in range(sequence.orders + (has_order and chosen.second_field and not field) + chosen.redundant):
+            bits.golomb()
+        self._skip_references(bits, kind, chosen, sequence.colours)
+        operation = bits.read(1) and bits.golomb()
+        while operation not in (0, 5):
+            for _ in range(2 if operation == 3 else 1):
+                bits.golomb()
+            operation = bits.golomb()
+        return operation == 5
+
+    @staticmethod
+    def _skip_references(bits: Bits, kind: int, chosen: _Set, colours: bool) -> None:
+        """Step over the lists of references of a slice (7.3.3.1) and their weights (7.3.3.2)."""
+        between, predicted = kind == 1, kind in (0, 3)
+        bits.read(between)
+        counts = list(chosen.references[: 2 if between else 1]) if between or predicted else []
+        if counts and bits.read(1):
+            counts = [bits.golomb() + 1 for _ in counts]
+        for _ in counts:
+            if bits.read(1):
+                while bits.golomb() != 3:
+                    bits.golomb()
+        if not (chosen.weighted[0] and predicted or chosen.weighted[1] and between):
+            return
+        for _ in range(1 + colours):
+            bits.golomb()
+        for _ in range(sum(counts)):
+            for values in (2, 4)[: 1 + colours]:
+                if bits.read(1):
+                    for _ in range(values):
+                        bits.golomb()
 
 
 def _skip_scaling(bits: Bits, count: int) -> None:

@@ -27,8 +27,8 @@ def check_structure(path: Path, file_format: str, packets: int, stream: int) -> 
     with path.open("rb", buffering=0) as file:
         try:
             blocks = check(partial(os.pread, file.fileno()), path.stat().st_size, stream)
-        except (ValueError, struct.error, IndexError) as error:
-            detail = str(error) if type(error) is ValueError else "it ends within the header of an element"
+        except (ValueError, struct.error, IndexError, RecursionError, OSError) as error:
+            detail = str(error) if type(error) is ValueError else "the header of an element cannot be read"
             raise VideoError(path, "truncated", detail) from error
     if packets < blocks:
         detail = f"{blocks - packets} of {blocks} blocks in the file belong to no frame that can be read"
@@ -223,7 +223,9 @@ _FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 def _asf(read: Read, size: int, _: int) -> int:
     head = read(min(size, int.from_bytes(read(8, 16), "little")), 0)
-    place = head.index(_FILE_PROPERTIES)
+    place = head.find(_FILE_PROPERTIES)
+    if place < 0:
+        raise ValueError("its header has no properties of the file")
     declared, flags = struct.unpack("<40xQ40xI", head[place : place + 92])
     if not flags & 1:  # a broadcast does not know its length
         _within(declared, size, "the file", 0)
