@@ -64,7 +64,6 @@ def test_without_torchvision_there_is_nothing_to_declare(monkeypatch):
     assert compat.missing_operators() == []
 
 
-@pytest.mark.skipif(not (ROOT / "tcar" / "predict.py").exists(), reason="tcar.predict is not written yet")
 @pytest.mark.parametrize(
     "first",
     ["import tcar", "import tcar.predict", "from tcar.predict import predict", "from tcar import predict"],

@@ -1,8 +1,5 @@
-"""I3D against published facts, a slow reference written from the published keys, and pytorchvideo itself."""
+"""I3D against published facts, and a slow reference written from the published keys."""
 
-import importlib
-import sys
-import types
 from dataclasses import replace
 
 import pytest
@@ -12,7 +9,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tcar.models.i3d import I3D, TINY, I3DConfig
-from tcar.models.i3d_layouts import load_i3d
 
 
 def randomise_norms(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -206,39 +202,3 @@ def test_dropping_the_classifier_keeps_the_features():
 def test_impossible_configuration_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         replace(TINY, **change)
-
-
-@pytest.fixture
-def pytorchvideo_i3d(monkeypatch):
-    """pytorchvideo's own builder; fvcore, which its other models and its initial weights need, may be absent."""
-    pytest.importorskip("pytorchvideo", exc_type=ImportError)
-    try:
-        import fvcore.nn  # noqa: F401
-    except ImportError:
-        stubs = {
-            "distributed": {"differentiable_all_gather": None, "differentiable_all_reduce": None},
-            "squeeze_excitation": {"SqueezeExcitation": nn.Module},
-            "weight_init": {"c2_msra_fill": lambda module: None, "c2_xavier_fill": lambda module: None},
-        }
-        for name in ("fvcore", "fvcore.nn", *(f"fvcore.nn.{name}" for name in stubs)):
-            module = types.ModuleType(name)
-            module.__dict__.update(stubs.get(name.rsplit(".", 1)[-1], {}))
-            monkeypatch.setitem(sys.modules, name, module)
-    return importlib.import_module("pytorchvideo.models.hub.resnet").i3d_r50
-
-
-@pytest.mark.parametrize("size", [(8, 224, 224), (16, 256, 256)])
-def test_same_weights_same_logits_as_pytorchvideo(size, pytorchvideo_i3d, tmp_path):
-    """Skipped without pytorchvideo, which nothing else here needs.
-
-    To run it, make an environment with this project in it and `pip install --no-deps pytorchvideo==0.1.5 fvcore iopath
-    parameterized portalocker tabulate termcolor yacs`, then `python -m pytest tests/test_i3d.py -k pytorchvideo`.
-    """
-    theirs = randomise_norms(pytorchvideo_i3d())
-    torch.save({"model_state": theirs.state_dict()}, tmp_path / "I3D_8x8_R50.pyth")
-    ours, layout = load_i3d(tmp_path / "I3D_8x8_R50.pyth", expect_classes=400)
-    (tmp_path / "I3D_8x8_R50.pyth").unlink()
-    assert layout.name == "pytorchvideo"
-    clip = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        torch.testing.assert_close(ours(clip), theirs(clip), rtol=0, atol=1e-4)

@@ -169,12 +169,16 @@ def test_a_model_without_calibration_says_so(weights, frames, tmp_path):
     assert "not calibrated" in found.note
 
 
-def test_a_file_gives_what_its_frames_give(shared, saved, weights):
-    path = shared / "clips" / "pancake.mkv"
-    video = read_frames(path, range(probe(path).frames))
-    found = predict(path, saved, **weights)
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("clip") / "clip.mkv", 40, codec="libx264", rate=25, bf="2")
+
+
+def test_a_file_gives_what_its_frames_give(clip, saved, weights):
+    video = read_frames(clip, range(probe(clip).frames))
+    found = predict(clip, saved, **weights)
     assert found == predict(video, saved, **weights)
-    assert found == tcar.predict(str(path), str(saved), **weights)
+    assert found == tcar.predict(str(clip), str(saved), **weights)
 
 
 def test_a_phones_video_is_seen_as_it_is_shown(saved, weights, tmp_path, capsys):
@@ -188,8 +192,8 @@ def test_a_phones_video_is_seen_as_it_is_shown(saved, weights, tmp_path, capsys)
     assert capsys.readouterr().out == f"{lying}\n"
 
 
-def test_a_real_clip_goes_through_the_full_size_model(shared):
-    found = predict(shared / "clips" / "arm_wrestling.mp4", full_size_model())
+def test_a_clip_goes_through_the_full_size_model(clip):
+    found = predict(clip, full_size_model())
     assert len(found.top) == 5
     assert "meaningless" in str(found)
 
@@ -240,11 +244,10 @@ def test_the_default_model_is_that_of_the_demo(project, saved, weights, frames):
     assert predict(frames, **weights) == predict(frames, saved, **weights)
 
 
-def test_the_command_prints_classes_or_one_line_of_error(shared, saved, weights, capsys):
-    path = shared / "clips" / "pancake.mkv"
+def test_the_command_prints_classes_or_one_line_of_error(clip, saved, weights, capsys):
     options = [f"--{name.replace('_', '-')}={weight}" for name, weight in weights.items()]
-    main([str(path), "--model", str(saved), "--top", "1", *options])
-    assert capsys.readouterr().out.strip() == str(predict(path, saved, top=1, **weights)).strip()
+    main([str(clip), "--model", str(saved), "--top", "1", *options])
+    assert capsys.readouterr().out.strip() == str(predict(clip, saved, top=1, **weights)).strip()
     command = [sys.executable, "-m", "tcar.predict", "nowhere.mp4", "--model", str(saved), *options]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1

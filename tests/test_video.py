@@ -12,15 +12,11 @@ from tcar.data.container import REASONS, strict_decoder
 from tcar.data.video import VideoError, probe, read_frames, read_segments, resize
 
 SHUFFLED = [20, 3, 30, 3, 0, 11]
-# frames, height, width as the players count them
-SIZES = {
-    "arm_wrestling.mp4": (280, 256, 340),
-    "nasa_13013.mp4": (390, 270, 480),
-    "ntu.avi": (103, 1080, 1920),
-    "pancake.mkv": (310, 240, 426),
-    "part_0.mp4": (32, 256, 340),
-    "testsrc2_vp9.webm": (30, 720, 1280),
-    "v_GGSY1Qvo990.mp4": (355, 240, 320),
+KINDS = {  # how a file is written: with frames that lean on later ones, with far between key frames
+    "clip.mp4": {"codec": "libx264", "rate": 30, "width": 340, "height": 256, "bf": "3", "g": "12"},
+    "clip.mkv": {"codec": "libx264", "rate": 25, "width": 426, "height": 240, "bf": "2", "g": "250"},
+    "clip.avi": {"codec": "mpeg4", "rate": 25, "width": 320, "height": 240, "qscale": "3"},
+    "clip.webm": {"width": 160, "height": 240, "crf": "30", "cpu-used": "8", "g": "16"},
 }
 
 
@@ -41,11 +37,11 @@ def broken(tmp_path_factory):
     return write_broken(tmp_path_factory.mktemp("broken"))
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_frames_of_real_videos(shared, name):
-    path = shared / "clips" / name
+@pytest.mark.parametrize("name", KINDS)
+def test_frames_of_the_usual_containers_and_codecs(tmp_path, name):
+    path = write_video(tmp_path / name, 62, **KINDS[name])
     info = probe(path)
-    assert (info.frames, info.height, info.width) == SIZES[name]
+    assert (info.frames, info.height, info.width) == (62, KINDS[name]["height"], KINDS[name]["width"])
     assert info.frames == pytest.approx(info.duration * info.rate, abs=1)
     indices = [
         info.frames - 2,
@@ -53,7 +49,9 @@ def test_frames_of_real_videos(shared, name):
         info.frames - 1,
         0,
     ]
-    np.testing.assert_array_equal(read_frames(path, indices), decode_all(path, indices))
+    found = read_frames(path, indices)
+    np.testing.assert_array_equal(found, decode_all(path, indices))
+    assert [read_number(frame) for frame in found] == indices
 
 
 @pytest.mark.parametrize(
@@ -190,8 +188,9 @@ def test_files_cut_short_in_other_containers(tmp_path, container):
         assert caught.value.reason == "truncated"
 
 
-def test_damage_hidden_by_concealment_is_found(shared, tmp_path):
-    content = bytearray((shared / "clips" / "part_0.mp4").read_bytes())
+def test_damage_hidden_by_concealment_is_found(tmp_path):
+    path = write_video(tmp_path / "whole.mp4", 32, codec="libx264", rate=30, width=340, height=256)
+    content = bytearray(path.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 3000] = bytes(3000)
     (tmp_path / "damaged.mp4").write_bytes(content)
     with pytest.raises(VideoError) as caught:
