@@ -27,7 +27,7 @@ def linear_probes(run: Params, opened: dict[str, FeatureStore], found: dict[str,
 
     One row a stream, pooling and target: `value` with its interval over clips (Tabletop: over twin sets), and
     `chance`, the share of the largest class. "averaged" pools all tokens, "in order" keeps the moments apart. A target
-    of which the training clips show one kind alone, as the group of a few classes, is left out.
+    of which training shows one kind alone is left out.
     """
     groups, rows = class_groups(run), []
     targets = {"class": lambda clip: clip.label} | (
