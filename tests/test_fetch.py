@@ -227,6 +227,16 @@ def test_the_command_fetches_a_file_to_its_place_and_a_second_time_nothing(ssv2,
     assert server.asked == []
 
 
+def test_where_the_package_is_installed_files_go_right_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tcar.params.__file__", str(tmp_path / "lib" / "tcar" / "params" / "__init__.py"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["i3d_r50", "--list"]) == 1
+    assert "in checkpoints/I3D_8x8_R50.pyth: missing" in capsys.readouterr().out
+    (tmp_path / "run.yaml").write_text("motion: i3d_r50")
+    assert main(["run.yaml", "--list"]) == 1
+    assert "the installed package has no parameter files" in capsys.readouterr().err
+
+
 def test_wrong_names_are_said_with_the_right_ones(ssv2, capsys):
     for wrong, said in (
         ("nothing.yaml", "no such parameter file"),
