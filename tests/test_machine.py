@@ -1,6 +1,7 @@
 """Only what a clip itself does counts against it: faults that the machine has, injected where they come about."""
 
 import errno
+import io
 import os
 import resource
 from pathlib import Path
@@ -11,12 +12,14 @@ from faulty import Faulty, StaleClip
 from videos import write_video
 
 from tcar.data import workers
+from tcar.data.archives import Source
 from tcar.data.audit import audit
 from tcar.data.clip_reader import ClipReader
 from tcar.data.container import VideoError
 from tcar.data.loader import Loader
 from tcar.data.machine import MachineError, fault_of, reason_of
 from tcar.data.ssv2 import Clip
+from tcar.data.unpack import Joined
 from tcar.data.workers import Failure, isolated_map
 
 FULL, STALE = errno.ENOSPC, errno.ESTALE
@@ -124,6 +127,18 @@ def test_an_audit_that_the_machine_ends_keeps_what_it_found_and_blames_no_clip(t
     monkeypatch.undo()
     assert len(journal.read_text().splitlines()) == 2
     assert all(found.ok for found in audit(made, workers=1, journal=journal))
+
+
+def test_an_archive_that_the_disk_does_not_give_is_not_one_to_download_again(tmp_path, monkeypatch):
+    path = tmp_path / "part-00"
+    path.write_bytes(b"x" * 10)
+    source = Source(path, 10)
+    assert Joined([source]).read(4) == b"xxxx"
+    stale = io.BytesIO()
+    stale.readinto = stale.read = lambda *_: (_ for _ in ()).throw(OSError(STALE, os.strerror(STALE)))
+    monkeypatch.setattr(Source, "open", lambda _: stale)
+    with pytest.raises(OSError, match=f"Stale file handle: '{path}'"):
+        Joined([source]).read(4)
 
 
 def test_faults_are_found_behind_other_errors_and_only_faults():

@@ -1,5 +1,6 @@
 """A training that is killed, at whatever moment, ends with the weights of one that never was."""
 
+import errno
 import os
 import random
 import resource
@@ -104,6 +105,21 @@ def test_a_checkpoint_cut_in_half_is_passed_over_with_a_warning(tmp_path, whole,
         found = train(task_of(run(**SETTINGS)), run(**SETTINGS), folder, 0)
     assert f"{last} is passed over" in caplog.text
     assert found.reason == "finished"
+    same_end(folder, whole)
+
+
+def test_a_disk_that_fails_does_not_have_a_training_begin_anew(tmp_path, whole, monkeypatch):
+    folder, read = shutil.copytree(whole[2], tmp_path / "copy"), Path.read_bytes
+
+    def stale(path):
+        if path.suffix == ".safetensors":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    with pytest.raises(TrainingError, match="Stale file handle.*mend the disk and start again"):
+        train(task_of(run(**SETTINGS)), run(**SETTINGS), folder, 0)
+    monkeypatch.undo()
     same_end(folder, whole)
 
 

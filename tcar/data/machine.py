@@ -3,6 +3,7 @@
 import errno
 import resource
 from contextlib import suppress
+from pathlib import Path
 
 import av
 
@@ -42,13 +43,18 @@ def _told(error: OSError) -> frozenset[int]:
     return told - {errno.ENOMEM} if limited else told
 
 
+def refuse_fault(error: BaseException, path: Path) -> None:
+    """Raise OSError, naming a file, where it is the machine's fault that it cannot be read."""
+    if fault := fault_of(error):
+        raise OSError(fault.errno, fault.strerror or str(fault), str(path)) from error
+
+
 def reason_of(error: VideoError) -> str:
     """Return why a clip has no frames, once it is sure that its file can be read; raises OSError where it cannot.
 
     libav takes an error of the disk for the end of the file, so the file is read again without it.
     """
-    if fault := fault_of(error):
-        raise OSError(fault.errno, fault.strerror, str(error.path)) from error
+    refuse_fault(error, error.path)
     if error.reason == "missing" and not error.path.parent.is_dir():
         raise MachineError(f"{error.path.parent}: there is no such folder of videos; is its disk gone?") from error
     with suppress(FileNotFoundError, PermissionError), error.path.open("rb", buffering=0) as file:

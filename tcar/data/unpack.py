@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tcar import log
 from tcar.data.archives import HEAD, VIDEO, Source, kind_of, last_component
+from tcar.data.machine import refuse_fault
 from tcar.data.ssv2 import DatasetError
 
 LOG = log.get(__name__)
@@ -50,6 +51,7 @@ class Joined(io.RawIOBase):
                     self._file = self.parts[self._index].open()
                 data = self._file.read(len(buffer))
             except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+                refuse_fault(error, self.parts[self._index].path)
                 raise ArchiveError(f"{self.where()}: damaged ({error}); download it again") from error
             if data:
                 buffer[: len(data)] = data
@@ -185,6 +187,7 @@ class Zipped:
                         yield found if found.refused else replace(found, data=archive.read(info))
                     self.consumed += info.compress_size
         except (RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
+            refuse_fault(error, self.source.path)
             where = f"{self.source.path}{name}"
             raise ArchiveError(f"{where}: damaged ({error}); download this zip again, {AGAIN}") from error
         self.consumed = self.source.size

@@ -187,7 +187,7 @@ def _fingerprint(clips: Sequence[Clip]) -> str:
     for clip in clips:
         try:
             size = os.stat(clip.path).st_size
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):  # of a disk that fails, the key of the store must not depend
             size = -1
         digest.update(f"{clip.id} {size}\n".encode())
     return digest.hexdigest()

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from tcar import log
+from tcar.data.machine import fault_of
 from tcar.files import foreign, remove_folder, sync_folder
 from tcar.tokens import TrainingError
 
@@ -133,7 +134,10 @@ class Checkpoints:
 
 
 def find_fault(path: Path) -> str:
-    """Say in what a folder differs from its manifest; an empty text where it does not."""
+    """Say in what a folder differs from its manifest; an empty text where it does not.
+
+    Raises TrainingError where the machine keeps it from being read.
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         for name, written in manifest.items():
@@ -143,6 +147,8 @@ def find_fault(path: Path) -> str:
             if hashlib.sha256(content).hexdigest() != written["sha256"]:
                 return f"the content of {name} has changed"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if fault := fault_of(error):  # begun anew for a disk that stalls, a training would lose what it has
+            raise TrainingError(f"{path}: cannot be read ({fault}); mend the disk and start again") from error
         return f"it is not whole ({type(error).__name__}: {error})"
     return ""
 
