@@ -9,7 +9,7 @@ from tcar.data.pictures import Mpeg2, Mpeg4
 from tcar.data.slices import H264
 from tcar.data.video import VideoError, probe, read_frames
 
-FRAMES = 20
+FRAMES = 16
 CODED = {
     "H.264": {"codec": "libx264", "bf": "0", "g": "12"},
     "H.264 with B-frames": {"codec": "libx264", "bf": "2", "g": "8"},
@@ -25,7 +25,7 @@ CODED = {
 }
 SUFFIXES = ["mkv", "mp4", "ts", "avi"]
 KINDS = [(coded, SUFFIXES[number % 4]) for number, coded in enumerate(CODED) if coded not in ("H.265", "VP9")]
-KINDS += [("H.264 with B-frames", "mp4"), ("MPEG-4", "mp4"), ("H.264", "avi"), ("H.265", "mp4"), ("VP9", "webm")]
+KINDS += [("H.264", "avi"), ("H.265", "mp4"), ("VP9", "webm")]
 
 
 @pytest.mark.parametrize(("coded", "suffix"), KINDS)

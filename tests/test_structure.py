@@ -47,12 +47,12 @@ def test_a_cut_at_any_byte_and_a_hole_anywhere(tmp_path, maker):
     content, whole = source.read_bytes(), decode(source)
     generator = np.random.default_rng(0)
     path = tmp_path / f"damaged{source.suffix}"
-    cuts = [content[:end] for end in generator.integers(1, len(content) - 1, 12)]
-    begins = generator.integers(0, len(content) * 9 // 10, 12)
+    cuts = [content[:end] for end in generator.integers(1, len(content) - 1, 8)]
+    begins = generator.integers(0, len(content) * 9 // 10, 8)
     holes = [content[:begin] + content[begin + generator.integers(1, 300) :] for begin in begins]
     found = [outcome(path, damaged, whole) for damaged in (content[:-1], *cuts, *holes)]
     # a byte that only fills up, or the name of the channel, can be lost without a loss
-    assert set(found) <= {"VideoError", "exact"} and found.count("exact") <= 1
+    assert set(found) <= {"VideoError", "exact"} and found.count("exact") <= 2
 
 
 def test_a_group_without_its_block(tmp_path):
