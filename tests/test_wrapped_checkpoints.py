@@ -155,3 +155,10 @@ def test_models_of_timm_that_make_several_grids_are_refused_by_name(name):
         stream = create_stream(name)
         with pytest.raises(ValueError, match=f"{name} makes several sets of tokens of a frame"):
             stream(torch.zeros(1, 1, 240, 240, 3, dtype=torch.uint8))
+
+
+def test_a_model_of_timm_that_gives_its_class_token_alone_is_refused_by_name():
+    with torch.device("meta"):
+        stream = create_stream("timm:pit_ti_224")
+        with pytest.raises(ValueError, match="timm:pit_ti_224: 1 patch tokens make no square grid"):
+            stream(torch.zeros(1, 1, 224, 224, 3, dtype=torch.uint8))

@@ -83,10 +83,11 @@ class TimmStream(Stream):
             rows, columns = features.shape[1:3]
             patches = features.flatten(1, 2)
         else:
-            prefix = getattr(self.backbone, "num_prefix_tokens", 0)
-            patches = features[:, prefix:]
+            prefix = getattr(self.backbone, "num_prefix_tokens", None)
+            patches = features[:, prefix or 0 :]
             rows = columns = isqrt(patches.shape[1])
-            if rows * columns != patches.shape[1]:
+            # A single token of a network that does not say which tokens are no patches is its class token.
+            if rows * columns != patches.shape[1] or (prefix is None and patches.shape[1] == 1):
                 raise ValueError(f"{self.name}: {patches.shape[1]} patch tokens make no square grid")
             if getattr(self.backbone, "has_class_token", False):
                 class_token = features[:, 0].unflatten(0, (batch, -1))
