@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tcar.params import Params
 
 LOG = log.get(__name__)
+FILE = ".lock"  # the name of the lock of a folder, in it; empty, it stays behind
 POLL = 0.2  # seconds between two tries
 WRITING = 5.0  # seconds that another process may take to write a result
 _runs: set[Path] = set()  # the locks of runs that this process holds

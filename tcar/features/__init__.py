@@ -53,7 +53,6 @@ __all__ = ["FeatureError", "FeatureStore", "extract", "verify"]
 # Devices and batch sizes differ by about 1e-3 in fp16, another way to read or scale frames by more than 1e-2. In
 # bf16, eight times as coarse, so do devices.
 SAME_TOKENS = {"fp32": 5e-3, "bf16": 2e-2}
-LOCK = ".lock"
 PATIENCE = 1800.0  # seconds a rank waits for others that make nothing new
 
 logger = log.get(__name__)
@@ -141,7 +140,7 @@ def _alone(job: Job, ranks: Ranks) -> AbstractContextManager:
     if ranks.rank:
         return nullcontext()
     busy = f"{job.folder}: another command extracts into it; wait for it, then this one opens what it made"
-    return locks.alone(job.folder / LOCK, FeatureError, busy)
+    return locks.alone(job.folder / locks.FILE, FeatureError, busy)
 
 
 def _device(asked: str, ranks: Ranks) -> str:

@@ -23,7 +23,7 @@ import pyarrow
 import pyarrow.parquet
 from jaxtyping import Bool, Float, Shaped
 
-from tcar import log
+from tcar import locks, log
 from tcar.features.buffers import Buffers
 from tcar.features.shards import (
     STORED,
@@ -39,7 +39,7 @@ from tcar.files import replace_file, sync_folder
 
 INDEX, SHARDS, COORDINATES, DESCRIPTION = "index.parquet", "shards.parquet", "coordinates.npy", "store.json"
 META = "store.meta.json"
-FILES = ("tokens-[0-9]*.npy", "tokens-[0-9]*.json", COORDINATES, INDEX, SHARDS, DESCRIPTION, META)
+FILES = ("tokens-[0-9]*.npy", "tokens-[0-9]*.json", COORDINATES, INDEX, SHARDS, DESCRIPTION, META, locks.FILE)
 # np.save pads the description of an array to a multiple of 64 bytes; that of three axes takes 128.
 HEADER = 128
 

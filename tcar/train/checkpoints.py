@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from tcar import log
+from tcar import locks, log
 from tcar.data.machine import fault_of
 from tcar.files import foreign, remove_folder, sync_folder
 from tcar.tokens import TrainingError
@@ -83,7 +83,7 @@ class Checkpoints:
         for path in (*self._all(), *self._all_best(), *self._drafts()):
             remove_folder(path, FILES)
         for folder in (self.folder, self.root):
-            remove_folder(folder, ())
+            remove_folder(folder, (locks.FILE,))
 
     def clean(self) -> None:
         """Remove what a killed process has left; for the one that is going to write."""

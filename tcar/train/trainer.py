@@ -40,7 +40,6 @@ from tcar.train.stepping import Measured, Processes, Stepper, validation_row
 from tcar.train.tasks import Batch, Slice, Task, unsound
 from tcar.train.watch import StopTraining, Watcher
 
-LOCK = ".lock"
 FINISHED, EARLY, NOT_A_NUMBER, INTERRUPTED = "finished", "stopped early", "not a number", "interrupted"
 _RECIPE = ("epochs", "learning_rate", "weight_decay", "warmup_epochs", "label_smoothing", "clip_norm")
 # Of the parameters of `Trainer`, what changes no number beyond rounding: a training may go on with others.
@@ -109,7 +108,7 @@ def _alone(folder: Path, processes: Processes) -> Iterator[None]:
         refused = ""
         if processes.main:
             try:
-                held.enter_context(locks.alone(folder / LOCK, TrainingError, busy))
+                held.enter_context(locks.alone(folder / locks.FILE, TrainingError, busy))
             except TrainingError as error:
                 refused = str(error)
         if refused := processes.from_main(refused):

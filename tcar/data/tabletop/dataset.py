@@ -154,7 +154,7 @@ def render_dataset(
         return root
     folder.refuse_foreign(root)  # before a lock is left there
     busy = f"{root}: another command renders into this folder; wait for it"
-    with locks.alone(root / folder.LOCK, DatasetError, busy):
+    with locks.alone(root / locks.FILE, DatasetError, busy):
         folder.take(root, fingerprint, clips)
         todo = _todo(root, plans)
         with pool(worker_count(workers)) as processes:

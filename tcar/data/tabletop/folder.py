@@ -5,10 +5,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ... import files, log
+from ... import files, locks, log
 from ..ssv2 import DatasetError
 
-MARKER, LOCK, DATASHEET, INDEX = "fingerprint.json", ".lock", "DATASHEET.md", "index.json"
+MARKER, DATASHEET, INDEX = "fingerprint.json", "DATASHEET.md", "index.json"
 ANNOTATIONS = ("labels.json", "train.json", "validation.json", "test.json", "test-answers.csv", DATASHEET)
 VIDEOS, TRUTH = "videos", "ground_truth"
 _OPENING = '{"fingerprint": "'
@@ -20,7 +20,7 @@ def refuse_foreign(root: Path) -> None:
         raise DatasetError(f"{root}: is a file, and Tabletop needs a folder")
     if not root.exists() or _marker(root) is not None:
         return
-    there = files.foreign(root, [MARKER, LOCK]) + [MARKER] * (root / MARKER).exists()
+    there = files.foreign(root, [MARKER, locks.FILE]) + [MARKER] * (root / MARKER).exists()
     if there:
         raise DatasetError(
             f"{root}: holds {_some(there)} and was not made by Tabletop, so nothing there is deleted or overwritten; "
