@@ -98,7 +98,8 @@ def test_a_marker_that_does_not_say_how_many_clips_is_written_again_and_what_is_
     tmp_path, marker, unbroken
 ):
     root = tmp_path / "cut"
-    mine = {"thesis.tex": b"my thesis", "videos/holiday.mp4": b"mine", "ground_truth/notes/a.txt": b"too"}
+    mine = {"thesis.tex": b"my thesis", "videos/holiday.mp4": b"mine", "ground_truth/notes/a.txt": b"too",
+            "ground_truth/9notes.json": b"9"}
     for name, text in {**unbroken, **mine}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(text)

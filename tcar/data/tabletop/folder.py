@@ -91,7 +91,9 @@ def _names(ids: Iterable[str]) -> dict[str, set[str]]:
 
 def _clear(root: Path, before: int | None, clips: int) -> None:
     """Delete the clips of a marker; where it does not say how many, those whose ground truth is there."""
-    ids = map(str, range(1, before + 1)) if before else {p.stem for p in (root / TRUTH).glob("[1-9]*.*")}
+    truths = {path.stem for suffix in ("npz", "json") for path in (root / TRUTH).glob(f"*.{suffix}")}
+    truths = {stem for stem in truths if stem.isdecimal()}
+    ids = map(str, range(1, before + 1)) if before else truths
     ours, wanted, doomed = _names(ids), _names(map(str, range(1, clips + 1))), []
     for folder, names in ours.items():
         place = root / folder
