@@ -32,7 +32,8 @@ def drafted(path: Path, *, durable: bool = False) -> Iterator[Path]:
                 os.fsync(file.fileno())
         os.replace(draft, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a disk that is full says so of no file
+        if error.errno is not None:
+            error.filename = error.filename or str(path)  # a disk that is full says so of no file
         raise
     finally:
         draft.unlink(missing_ok=True)

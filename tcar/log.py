@@ -40,7 +40,7 @@ def configure(level: str = "INFO", logfile: Path | None = None) -> None:
     logger.addHandler(stream)
     if logfile is not None:
         Path(logfile).parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(logfile, encoding="utf-8")
+        file = logging.FileHandler(logfile, encoding="utf-8", errors="backslashreplace")  # names of files need not be text
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
         logger.addHandler(file)
 

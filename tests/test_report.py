@@ -249,7 +249,7 @@ def test_results_of_an_earlier_training_are_no_paper(tmp_path):
     made_from = {"inputs": {"runs/other/results/training.json": "0123456789abcdef"}}
     (run.results_dir / "evaluation.meta.json").write_text(json.dumps(made_from))
     with pytest.raises(report.ReportError, match=r"evaluation\.json was made from an earlier training\.json.*04_eval"):
-        report.build(run)
+        build(run)
     assert not (run.run_dir / "paper").exists()
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from token_task import FUSION, Kills, Recorder, kill_at_file, run, token_task
 
+from tcar import files
 from tcar.tokens import TrainingError
 from tcar.train.checkpoints import KEPT, Checkpoints, Snapshot, find_fault
 from tcar.train.trainer import train
@@ -168,16 +169,16 @@ def test_who_only_reads_checkpoints_changes_nothing_and_sees_whole_ones(tmp_path
     checkpoints = Checkpoints(tmp_path)
     draft = checkpoints.folder / ".draft-step-000000009"
     draft.mkdir(parents=True)
-    remove, seen = shutil.rmtree, []
+    remove, seen = files.remove_folder, []
 
-    def slowly(path, ignore_errors):
+    def slowly(path, names):
         if (path / "state.json").is_file():
             (path / "state.json").unlink()
             seen.append([find_fault(kept) for kept in checkpoints.folder.glob("step-*")])
             seen.append([find_fault(kept) for kept in tmp_path.glob("best-*")])
-        remove(path, ignore_errors)
+        remove(path, names)
 
-    monkeypatch.setattr(shutil, "rmtree", slowly)
+    monkeypatch.setattr("tcar.train.checkpoints.remove_folder", slowly)
     for step in range(1, 6):
         checkpoints.write_best({"epoch": step}, {"w": torch.zeros(1)})
         checkpoints.write(step, Snapshot({"w": torch.zeros(1)}, {}, {}, {"best_epoch": step}))

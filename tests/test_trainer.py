@@ -286,7 +286,7 @@ def test_aligned_streams_are_embedded_tokens_before_the_exchange():
 @pytest.mark.parametrize(
     ("changes", "fusion", "message"),
     [
-        ({"order_weight": 0.1}, FUSION, "order_weight needs clips"),
+        ({"order_weight": 0.1, "task": "clips"}, FUSION, "order_weight needs clips"),
         ({"contrastive_weight": 0.1}, dataclasses.replace(FUSION, kind="late_concat_raw"), "contrastive_weight needs"),
         ({}, dataclasses.replace(FUSION, num_classes=3), "have classes that the model of 3 does not have, such as 4|3"),
         ({}, dataclasses.replace(FUSION, motion_width=12), "motion_width is 12, the tokens are 10 wide"),

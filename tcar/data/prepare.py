@@ -227,7 +227,7 @@ def _before(dataset: Path) -> dict[str, Any]:
 def _unpack(found: Downloads, dataset: Path, ids: dict[str, set[str]], report: Report, allow_missing: bool) -> None:
     """Read archives until nothing is missing; brings the report up to date."""
     for remark in found.remarks:
-        LOG.warning(remark)
+        LOG.warning(_printable(remark))
     sound = _sound(found, report, dataset, allow_missing)
     # What could not be read to its end is still to be read while videos are missing, whatever else is read.
     failed, earlier = [], report.unread
@@ -253,7 +253,7 @@ def _unpack(found: Downloads, dataset: Path, ids: dict[str, set[str]], report: R
         if report.complete:
             return
         if report.problem:
-            LOG.warning(report.problem)
+            LOG.warning(_printable(report.problem))
     if failed and report.missing:
         report.unread, report.problem, report.cut_short = failed[-1]
 
@@ -271,7 +271,7 @@ def _sound(found: Downloads, report: Report, dataset: Path, allow_missing: bool)
     if sound or (allow_missing and found.archives):
         for archive in found.archives:
             for problem in archive.problems:
-                LOG.warning(problem)
+                LOG.warning(_printable(problem))
         return sound or found.archives[:1]
     if allow_missing and found.videos and not report.unread:
         return []
@@ -308,6 +308,10 @@ def _json(report: Report) -> bytes:
     return text.encode(errors=UNPRINTABLE)
 
 
+def _printable(text: str) -> str:
+    return text.encode(errors=UNPRINTABLE).decode()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status is in the description of the module."""
     parser = argparse.ArgumentParser(prog="python -m tcar.data.prepare", description=__doc__.split("\n")[0])
@@ -328,7 +332,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: what is there is kept; run the same command again to go on", file=sys.stderr)
         return 130
-    print(_summary(report, asked.dataset).encode(errors=UNPRINTABLE).decode())
+    print(_printable(_summary(report, asked.dataset)))
     if report.complete or (asked.allow_missing and (not report.unread or report.cut_short)):
         return 0
     return 1

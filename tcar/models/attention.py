@@ -4,6 +4,7 @@ other.
 Source: Vaswani et al. 2017; pre-norm, Xiong et al. 2020; reading across streams, Lu et al. 2019 (ViLBERT).
 """
 
+import contextlib
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def attend(
     attention = None
     if weights:
         attention = attention_weights(q, k, mask)
-        with torch.autocast(q.device.type, enabled=False):
+        with _as_given(q.device):
             out = (attention @ v.to(attention.dtype)).to(v.dtype)
     else:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -64,12 +65,18 @@ def attention_weights(
     Fused kernels keep scores in float32: in half precision a map that is shown would not be the one that is used.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False):
+    with _as_given(q.device):
         scores = (q.to(dtype) * q.shape[-1] ** -0.5) @ k.to(dtype).transpose(-1, -2)
         if mask is None:
             return scores.softmax(dim=-1)
         # The second fill is for queries without keys, which a softmax alone would make NaN.
         return scores.masked_fill(~mask, float("-inf")).softmax(dim=-1).masked_fill(~mask, 0)
+
+
+def _as_given(device: torch.device) -> contextlib.AbstractContextManager:
+    """Keep autocast away; a device that only knows shapes has none."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else contextlib.nullcontext()
 
 
 def _attend_in_place(

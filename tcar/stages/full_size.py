@@ -64,9 +64,9 @@ def measured(run: Params, found: list[Clip]) -> list[dict]:
     first pass that does not count; `fastest` and `slowest` are its range. `megabytes` (10^6 bytes) is the most memory
     that the stream needed, weights included: on a GPU what was allocated there, else what the process held beyond the
     libraries. `device` and `threads` say where. A stream whose process failed, died or took too long has `failed`, the
-    reason, instead. Raises ValueError for a stream that is not registered.
+    reason, instead.
     """
-    names, rows = [stream_spec(name).name for name in run.full_size.full_size_streams], []
+    names, rows = run.full_size.full_size_streams, []
     device = run.common.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
