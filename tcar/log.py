@@ -40,7 +40,8 @@ def configure(level: str = "INFO", logfile: Path | None = None) -> None:
     logger.addHandler(stream)
     if logfile is not None:
         Path(logfile).parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(logfile, encoding="utf-8", errors="backslashreplace")  # names of files need not be text
+        # Names of files need not be text.
+        file = logging.FileHandler(logfile, encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
         logger.addHandler(file)
 
