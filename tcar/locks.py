@@ -10,12 +10,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tcar import log
-
-if TYPE_CHECKING:
-    from tcar.params import Params
 
 LOG = log.get(__name__)
 FILE = ".lock"  # the name of the lock of a folder, in it; empty, it stays behind
@@ -25,17 +21,17 @@ _runs: set[Path] = set()  # the locks of runs that this process holds
 
 
 @contextmanager
-def of_run(run: "Params", error: type[Exception], patience: float = 0.0) -> Iterator[None]:
-    """Hold the lock of a run: only one process at a time writes its results.
+def of_run(run_dir: Path, error: type[Exception], patience: float = 0.0) -> Iterator[None]:
+    """Hold the lock of the run in a folder: only one process at a time writes its results.
 
     A process takes it once, however often it asks, and a notebook of the pipeline is inside the pipeline's. Raises
     `error` where another process holds it for longer than `patience` seconds.
     """
-    path = (run.run_dir / "pipeline" / "lock").resolve()
+    path = (run_dir / "pipeline" / "lock").resolve()
     if path in _runs or "TCAR_STAGE" in os.environ:
         yield
         return
-    busy = f"{run.run_dir}: another run of this name is going on; wait for it to end, or give this one another `name`"
+    busy = f"{run_dir}: another run of this name is going on; wait for it to end, or give this one another `name`"
     with alone(path, error, busy, patience):
         _runs.add(path)
         try:

@@ -352,7 +352,7 @@ def main(arguments: list[str] | None = None, steps: tuple[Step, ...] = (*TABLE, 
             show(run, steps)
         else:
             # Two runs of the same name would write the same files.
-            with locks.of_run(run, PipelineError):
+            with locks.of_run(run.run_dir, PipelineError):
                 run_all(run, steps, only=only, force=chosen.force)
     except (ParameterError, NotebookError, PipelineError, results.ResultError) as error:
         _say(f"error: {error}", "31")

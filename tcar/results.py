@@ -68,7 +68,7 @@ def save(
         "extra": dict(extra or {}),
     }
     inside = path.is_relative_to(params.run_dir)
-    with locks.of_run(params, ResultError, locks.WRITING) if inside else nullcontext():
+    with locks.of_run(params.run_dir, ResultError, locks.WRITING) if inside else nullcontext():
         _tell_of_others(path)
         write(path, values)
         write(path.with_suffix(".meta.json"), meta)

@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOK = """
 import sys
 from tcar import params, results
-namespace = {"In": ["", "# Parameters\\n"] if sys.argv[1] == "papermill" else [""], "name": sys.argv[2]}
+passed = [f"# Parameters\\nname = {sys.argv[2]!r}\\n"] if sys.argv[1] == "papermill" else []
+namespace = {"In": ["", *passed], "name": sys.argv[2]}
 run = params.from_notebook(namespace)
 print("held", flush=True)
 for line in sys.stdin:
@@ -85,7 +86,7 @@ def test_an_open_notebook_does_not_write_into_a_run_of_the_pipeline(toy):
 
 
 def test_a_process_holds_its_run_once_and_a_notebook_of_the_pipeline_is_inside(toy, monkeypatch):
-    with locks.of_run(toy, ResultError), locks.of_run(toy, ResultError):
+    with locks.of_run(toy.run_dir, ResultError), locks.of_run(toy.run_dir, ResultError):
         results.save(toy.results_dir / "x.json", {}, params=toy)
     with notebook("papermill"):
         monkeypatch.setenv("TCAR_STAGE", "03_training")

@@ -345,7 +345,7 @@ def _claim(run: Params, to_the_end: bool) -> None:
     run, as most are idle: each takes the lock while it writes a result.
     """
     _held.close()
-    taken = locks.of_run(run, ParameterError, locks.WRITING)
+    taken = locks.of_run(run.run_dir, ParameterError, locks.WRITING)
     if to_the_end:
         _held.enter_context(taken)
         return

@@ -26,7 +26,7 @@ def run_command(
     try:
         run = params.load(chosen.params)
         log.configure(run.common.log_level, run.logs_dir / f"{name}.log")
-        with locks.of_run(run, ParameterError):
+        with locks.of_run(run.run_dir, ParameterError):
             print(f"written: {results.relative(build(run), run.root)}")
     except (ParameterError, DatasetError, FeatureError, TrainingError, results.ResultError) as error:
         print(f"error: {error}")

@@ -64,7 +64,7 @@ def save_model(run: Params, fit: Fit, validation: TokenSet) -> dict:
     model = TCA.create(model_config(run, fit.fusion), pretrained=True, **run.stream_checkpoints)
     model.fusion.load_state_dict(fit.state_dict)
     fitted, facts = calibration(logits(fit, validation), validation.labels), card_facts(run, fit)
-    with locks.of_run(run, results.ResultError, locks.WRITING):
+    with locks.of_run(run.run_dir, results.ResultError, locks.WRITING):
         model.save_pretrained(model_folder(run), card=facts)
         write_calibration(model_folder(run), fitted)
     return {"temperature": fitted["temperature"], "parameters": model.parameter_table()}

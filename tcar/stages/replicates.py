@@ -203,7 +203,7 @@ def build(run: Params) -> Path:
     scores = []
     for number in range(run.ablations.replicates):
         LOG.info(f"replicate {number + 1} of {run.ablations.replicates}")
-        with locks.of_run(replicate(run, number), ParameterError):
+        with locks.of_run(replicate(run, number).run_dir, ParameterError):
             scores.append(measure(run, number))
         LOG.info(", ".join(f"{method} {row['twin_accuracy']:.1%}" for method, row in scores[-1].items()))
     numbers = range(len(scores))

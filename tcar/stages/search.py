@@ -71,7 +71,7 @@ def run_search(settings: SearchSettings, workers: int = 1, make_score=token_scor
     data = data or identity(token_sets(settings.base, SPLITS))
     record = outcome(settings, search(settings, make_score, data, workers))
     # Searches share their book; only what comes of it is written by one at a time, after whatever the run is busy with.
-    with locks.of_run(settings.base, SearchError, math.inf):
+    with locks.of_run(settings.base.run_dir, SearchError, math.inf):
         file = write_params(settings, record["winner"]["changes"], _remarks(record))
         record["written"] = results.relative(file, settings.base.root)
         results.save(settings.folder / f"{settings.name}.json", record, params=settings.base, seeds=settings.seeds,
@@ -87,7 +87,7 @@ def publish(settings: SearchSettings, record: dict) -> Path:
     stated = {role for role in ROLES if getattr(base.streams, f"{role}_checkpoint")}
     weights = [packaged(getattr(base.streams, role)) for role in ROLES if role not in stated]
     inputs = [path for path in weights if path.is_file()]
-    with locks.of_run(base, SearchError, math.inf):
+    with locks.of_run(base.run_dir, SearchError, math.inf):
         for folder in (base.results_dir, base.root / "paper" / "results")[: 1 + base.common.publish]:
             written = results.save(folder / replicates.SEARCH, record, params=base, seeds=settings.seeds, inputs=inputs)
     return written
