@@ -18,7 +18,7 @@ from torch import nn
 from tcar.data.augment import AugmentConfig
 from tcar.data.video import read_frames
 from tcar.data.workers import isolated_map
-from tcar.features import FeatureError, FeatureStore, extract, verify
+from tcar.features import FeatureError, FeatureStore, extract, unpacked, verify
 from tcar.features.__main__ import main
 from tcar.features.augmented import AugmentedView
 from tcar.features.buffers import KEPT, LARGEST, Buffers
@@ -121,6 +121,11 @@ def test_bf16_keeps_the_upper_half_of_single_precision(make, clips, views):
     assert (brain.token_type, brain.load().dtype) == ("bf16", np.float32)
     assert np.load(brain.root / "tokens-00000.npy").dtype == np.uint16
     np.testing.assert_allclose(brain.load(view=views - 1), half.load(view=views - 1), rtol=2**-8, atol=1e-3)
+    for store in (half, brain):
+        (parts, loaded) = store.read(["5", "1"], [views - 1, 0]), store.load(["5", "1"], [views - 1, 0])
+        assert [part.dtype for part in parts] == [torch.float16 if store is half else torch.bfloat16]
+        np.testing.assert_array_equal(unpacked(parts), loaded.astype(np.float32))
+    assert half.content != brain.content
     bits = brain.load().view(np.uint32)
     assert not (bits & 0xFFFF).any()
     # the same again: the check of the first clip has to read bf16 as well

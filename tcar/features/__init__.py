@@ -44,11 +44,11 @@ from tcar.features.shards import (
     read_record,
     shard_path,
 )
-from tcar.features.store import DESCRIPTION, FILES, META, FeatureStore, finish, key_of, verify
+from tcar.features.store import DESCRIPTION, FILES, META, FeatureStore, finish, key_of, unpacked, verify
 from tcar.features.views import SegmentView, View
 from tcar.files import drop_drafts, foreign, remove_folder, replace_file
 
-__all__ = ["FeatureError", "FeatureStore", "extract", "verify"]
+__all__ = ["FeatureError", "FeatureStore", "extract", "unpacked", "verify"]
 
 # Devices and batch sizes differ by about 1e-3 in fp16, another way to read or scale frames by more than 1e-2. In
 # bf16, eight times as coarse, so do devices.

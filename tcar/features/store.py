@@ -21,7 +21,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+import torch
 from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
 
 from tcar import locks, log
 from tcar.features.buffers import Buffers
@@ -50,7 +52,8 @@ class FeatureStore:
 
     `coordinates` are the centres (t, y, x) in [0, 1] of the N tokens of a clip, in the order of the tokens. They are
     those of a mirrored view as well: its frames were mirrored before the stream saw them. `flips` says for each clip
-    which views these are, and is empty where none is.
+    which views these are, and is empty where none is. `content` is a digest of all tokens, taken when they were
+    written.
     """
 
     root: Path
@@ -66,6 +69,7 @@ class FeatureStore:
     views: int = 1
     token_type: TokenType = "fp16"
     flips: dict[str, list[bool]] = field(default_factory=dict, repr=False)
+    content: str = ""
     buffers: Buffers = field(default_factory=Buffers, repr=False, compare=False)
 
     @classmethod
@@ -103,6 +107,7 @@ class FeatureStore:
             made["views"],
             made["token_type"],
             flips,
+            described["files"][SHARDS],
         )
 
     def load(
@@ -113,6 +118,17 @@ class FeatureStore:
         `view` is that of all clips, or one for each. Raises FeatureError naming a clip that is not in the store, and
         why, or a view that it does not have.
         """
+        return from_stored(self._stored(ids, view), self.buffers.empty)
+
+    def read(self, ids: Sequence[str], view: int | Sequence[int] = 0) -> tuple[Shaped[Tensor, "clips n ..."], ...]:
+        """The tokens of these clips as they are stored, for `tcar.features.unpacked`: fp16 or bf16 values.
+
+        Clips and views are named as in `load`, and the errors are those of `load`.
+        """
+        stored = torch.from_numpy(self._stored(ids, view))
+        return (stored if self.token_type == "fp16" else stored.view(torch.bfloat16),)
+
+    def _stored(self, ids: Sequence[str] | None, view: int | Sequence[int]) -> Shaped[np.ndarray, "clips n d"]:
         ids = self.ids if ids is None else list(ids)
         views = [view] * len(ids) if isinstance(view, int) else [int(number) for number in view]
         by_shard: dict[int, list[tuple[int, int]]] = {}
@@ -123,7 +139,7 @@ class FeatureStore:
         tokens = self.buffers.empty(shape, STORED[self.token_type])
         for shard, places in by_shard.items():
             self._fill(tokens, shard, places, ids)
-        return from_stored(tokens, self.buffers.empty)
+        return tokens
 
     def flipped(self, ids: Sequence[str] | None = None, view: int | Sequence[int] = 0) -> Bool[np.ndarray, " clips"]:
         """Which of these views are mirrored: a class that a mirror changes is then that of its mirror image.
@@ -173,6 +189,11 @@ class FeatureStore:
             )
         shard, row = self.places[identifier]
         return shard, row + view
+
+
+def unpacked(parts: Sequence[Shaped[Tensor, "b n ..."]]) -> Float[Tensor, "b n d"]:
+    """The tokens in single precision that `FeatureStore.read` gave in parts, on the device where these are."""
+    return parts[0].float()
 
 
 def key_of(made: Mapping) -> str:
