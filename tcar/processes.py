@@ -29,13 +29,13 @@ def end_with_parent(*lifelines: Connection) -> None:
     threading.Thread(target=_watch, args=(lifelines,), daemon=True, name="end-with-parent").start()
 
 
-def pool(workers: int) -> ProcessPoolExecutor:
+def pool(workers: int, *lifelines: Connection) -> ProcessPoolExecutor:
     """Return an executor of spawned processes that end with this one: a fork of one that has threads may hang.
 
-    Raises OSError, with the fix, where the system has no semaphores.
+    They end with `lifelines` too (`end_with_parent`). Raises OSError, with the fix, where the system has no semaphores.
     """
     try:
-        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent)
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent, lifelines)
     except OSError as error:
         why = f"{error.strerror}: worker processes need semaphores, so this has to be writable (docker: --shm-size=64m)"
         raise OSError(error.errno, why, "/dev/shm") from error

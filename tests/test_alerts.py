@@ -17,12 +17,11 @@ from token_task import token_task
 
 from tcar import log
 from tcar.params import ParameterError, Watching
-from tcar.tokens import TrainingError
 from tcar.train import alert_rules, alerts, tracking
 from tcar.train.alerts import Alarm, Alert, Webhook
 from tcar.train.checkpoints import Checkpoints
 from tcar.train.trainer import train
-from tcar.train.watch import StopTraining
+from tcar.train.watch import StopTraining, TrainingError
 
 AFTER = 12 * STEPS  # of the faults: the training is well under way
 SOME = Alert("x", "plateau", "no better in 10 epochs", 7, 1.5)

@@ -1,7 +1,7 @@
 """Baselines: each as published, from files as published, refused where they do not fit, and measured like methods."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,10 +29,11 @@ from tcar.models.baselines import (
 from tcar.models.cast import clip_config, videomae_config
 from tcar.models.cast_blocks import CASTConfig
 from tcar.models.checkpoints import CheckpointError
-from tcar.params import Training, names
+from tcar.params import names
 from tcar.stages import baselines as stage
-from tcar.tokens import TokenSet
-from tcar.train.baselines import ClipJob, clip_logits, fit_clips
+from tcar.stages.methods import places
+from tcar.train.clip_tasks import BaselineTask
+from tcar.train.tasks import Slice
 
 NAMES = ("red", "blue")
 SMALL = TimesformerConfig(
@@ -209,9 +210,13 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
 
 def test_classes_that_are_numbered_otherwise_are_refused(tmp_path):
     write_timesformer(tmp_path / "file", names=NAMES[::-1])
-    job = ClipJob("timesformer_small", NAMES, 0, 0, 4, 0.01, {"timesformer_small": str(tmp_path / "file")})
+    clips = coloured_clips(tmp_path, 4)
+    asked = params.from_values({
+        "baselines": ["timesformer_small"], "baseline_checkpoints": {"timesformer_small": str(tmp_path / "file")},
+    })  # fmt: skip
+    task = BaselineTask("timesformer_small", {"train": clips, "validation": clips}, NAMES, asked, 0)
     with pytest.raises(DatasetError, match="0 is 'red' here and 'blue' there"):
-        fit_clips(job, [], [], Training(), tmp_path)
+        task.build(0)
 
 
 # --- in a run
@@ -242,44 +247,45 @@ def run(project, monkeypatch, tmp_path):
 
 def test_a_run_trains_its_baselines_and_opens_them_again(run, tmp_path, monkeypatch):
     fits = stage.train_baselines(run)
-    assert {name: [fit.job.seed for fit in done] for name, done in fits.items()} == {
+    assert {name: [fit.seed for fit in done] for name, done in fits.items()} == {
         "cast_tiny": [0, 1],
         "timesformer_small": [0],
     }
     record = stage.baseline_record(run, fits)
-    results.write(run.results_dir / "training.json", record | {"recipe": asdict(run.training)})
+    results.save(run.results_dir / "training.json", record, params=run, extra={"trainings": places(fits)})
     kept = json.loads((run.results_dir / "training.json").read_text())["baselines"]
     assert kept["timesformer_small"]["epochs"] == 0
     assert kept["timesformer_small"]["converged"] is None
     assert kept["timesformer_small"]["checkpoints"] == {"timesformer_small": "weights"}
     assert [len(curve) for curve in kept["cast_tiny"]["curves"].values()] == [2, 2]
 
-    monkeypatch.setattr("tcar.train.baselines._train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(stage, "train", lambda *_: pytest.fail("trained again"))
     opened = stage.trained_baselines(run)
     assert [fit.history for fit in opened["cast_tiny"]] == [fit.history for fit in fits["cast_tiny"]]
 
     test = stage.healthy_clips(run)["test"]
-    width = {"semantic": np.zeros((4, 2, 3)), "semantic_xyz": np.zeros((2, 3))}
-    tokens = TokenSet(**width, motion=np.arange(24.0).reshape(4, 2, 3), motion_xyz=np.zeros((2, 3)),
-                      labels=np.array([c.label for c in test]), ids=[c.id for c in test])  # fmt: skip
-    logits, same = stage.baseline_logits(run, opened, tokens)
-    assert same is tokens
-    np.testing.assert_allclose(logits["cast_tiny"][1], clip_logits(opened["cast_tiny"][1], test, workers=1))
-    assert logits["timesformer_small"][0].shape == (4, 2)
+    ids = [clip.id for clip in test]
+    logits, kept = stage.baseline_logits(run, opened, "test", ids)
+    assert kept.all() and logits["timesformer_small"][0].shape == (4, 2)
+    # As the trainer scores them: the model of the best epoch on the frames of each clip.
+    task, fit = stage.baseline_task(run, "cast_tiny", 1), opened["cast_tiny"][1]
+    model = task.build(1)
+    model.load_state_dict(fit.trained, strict=False)
+    with closing(task), torch.no_grad():
+        (batch,) = task.batches("test", [Slice([0, 1, 2, 3])], 0, {})
+        np.testing.assert_allclose(logits["cast_tiny"][1], model.eval()(*batch.inputs).numpy(), atol=1e-5)
 
     (tmp_path / "9.webm").unlink()  # a test clip that is gone is gone for every method
-    logits, fewer = stage.baseline_logits(run, opened, tokens)
-    assert fewer.ids == ["8", "10", "11"]
-    assert fewer.labels.tolist() == [0, 0, 1]
-    np.testing.assert_array_equal(fewer.motion, tokens.motion[[0, 2, 3]])
+    logits, kept = stage.baseline_logits(run, opened, "test", ids)
+    assert kept.tolist() == [True, False, True, True]
     assert {len(one) for done in logits.values() for one in done} == {3}
 
-    text = stage.baseline_text(opened)
+    text = stage.baseline_text(run, opened)
     assert "cast_tiny" not in text
     assert "2 epochs; its frozen experts have random weights" in text
     assert "timesformer_small: 2 frames of 32 pixels, one view: its middle square; scored as published" in text
     costs = stage.baseline_costs(run, opened)
-    assert costs["cast_tiny"]["notes"] == ("its frozen experts have random weights",)
+    assert costs["cast_tiny"]["notes"] == ["its frozen experts have random weights"]
     assert "random weights" in tables.notes_of(costs)
 
 
@@ -294,11 +300,11 @@ def test_other_weights_make_the_notebooks_that_use_them_stale(run, tmp_path):
 
 
 def test_a_run_without_baselines_has_no_trace_of_them(project):
-    run, grid, places = params.Params(root=project), np.zeros((1, 2, 3)), np.zeros((2, 3))
-    tokens = TokenSet(grid, places, grid, places, labels=np.array([0]), ids=["1"])
+    run = params.Params(root=project)
     assert stage.train_baselines(run) == stage.baseline_record(run, {}) == {}
-    results.write(run.results_dir / "training.json", {"recipe": asdict(run.training)})
+    results.save(run.results_dir / "training.json", {}, params=run, extra={"trainings": {}})
     assert stage.trained_baselines(run) == {}
-    assert stage.baseline_logits(run, {}, tokens) == ({}, tokens)
+    logits, kept = stage.baseline_logits(run, {}, "test", ["1"])
+    assert logits == {} and kept.all()
     assert tables.notes_of({"motion": {}}) == ""
-    assert "`baselines` is empty" in stage.baseline_text({})
+    assert "`baselines` is empty" in stage.baseline_text(run, {})

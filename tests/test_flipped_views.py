@@ -26,9 +26,9 @@ from tcar.models.fusion import FusionConfig
 from tcar.models.grids import pool_tokens
 from tcar.stages import features as stage
 from tcar.stages.clips import healthy_clips
-from tcar.tokens import TrainingError
 from tcar.train.__main__ import task_of
 from tcar.train.tasks import Slice, StoredTokens, TokenTask
+from tcar.train.watch import TrainingError
 
 pytestmark = pytest.mark.usefixtures("extraction_inline")
 

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from scipy import stats
 from test_report import read_table, run_in, write_results
-from token_task import run, token_task
+from token_task import FUSION, run, token_task, tokens
 
 from tcar import params, replicates, report, results, tables
 from tcar.params import ParameterError
 from tcar.plots import training as figures
 from tcar.stages import loss_terms as stage
+from tcar.train.trainer import train
+from tcar.train.watch import TrainingError
 
 TERMS = {"label_smoothing": 0.1, "mixup": 0.2}
 
@@ -49,7 +51,7 @@ def test_a_term_that_the_fusion_cannot_have_is_refused_before_anything_is_traine
     base = asked(project, fusion="semantic", methods=["semantic", "cross_attention"])
     terms = dataclasses.replace(base.ablations, loss_terms={"contrastive_weight": 0.1})
     with pytest.raises(ParameterError, match="contrastive_weight is 0.1, but only a fusion of cross_attention"):
-        stage.measure(dataclasses.replace(base, ablations=terms))
+        stage.measure(dataclasses.replace(base, ablations=terms), {})
 
 
 @pytest.mark.parametrize("changes", [{"loss_term_seeds": [1]}, {"loss_term_seeds": [1, 1]}, {"loss_terms": {}}])
@@ -76,34 +78,33 @@ def test_no_term_is_on_by_default_that_has_not_earned_its_place():
         assert not demo.as_dict()[row["term"]] or stage.verdict(row, measured["alpha"]).startswith("helps"), row["term"]
 
 
-def test_measured_kept_and_summed_up_as_the_trainer_gives_them(project):
+@pytest.fixture
+def small(monkeypatch):
+    """Random tokens and their small fusion in place of those of a run."""
+    given = {"train": tokens(78, 1), "validation": tokens(21, 2)}
+    monkeypatch.setattr(stage, "tokens_of", lambda run, *splits: given)
+    monkeypatch.setattr(stage, "fusion_config", lambda run: FUSION)
+
+
+def test_measured_kept_and_summed_up_as_the_trainer_gives_them(project, small, monkeypatch):
     base = asked(project)
-    written = stage.build(base, token_task_of_seed)
+    written = stage.build(base)
     made = results.load(written)
     assert written == base.results_dir / replicates.TERMS and replicates.find(base, replicates.TERMS) == written
     assert {term: [row["seed"] for row in rows] for term, rows in made["scores"].items()} == {
         "": [3, 5, 8], "label_smoothing": [3, 5, 8], "mixup": [3, 5, 8],
     }  # fmt: skip
-    # One of them by the trainer itself, and nothing left but the scores.
-    alone = stage.train(token_task_of_seed(stage.changed(base, "mixup"), 5), stage.changed(base, "mixup"),
-                        project / "alone", 5)  # fmt: skip
+    mixed = stage.changed(base, "mixup")
+    alone = train(token_task(mixed, seed=5), mixed, project / "alone", 5)
     reached = alone.history[alone.best_epoch - 1]["validation_top1"]
     assert made["scores"]["mixup"][1]["validation_top1"] == pytest.approx(reached, rel=1e-9)
-    kept = list((base.run_dir / "loss_terms").iterdir())
-    assert len(kept) == 9 and {path.suffix for path in kept} == {".json"}
-    before = {path: path.stat().st_mtime_ns for path in kept}
-    again = results.load(stage.build(base, token_task_of_seed))
-    assert again == made and {path: path.stat().st_mtime_ns for path in kept} == before
+    monkeypatch.setattr("tcar.stages.trainings.train_together", lambda *_: pytest.fail("trained again"))
+    assert results.load(stage.build(base)) == made
 
 
-def token_task_of_seed(made, seed):
-    """In a module, so that the processes that train can be told of it."""
-    return token_task(made, seed=seed)
-
-
-def test_a_training_that_fails_is_named(project):
-    with pytest.raises(stage.TrainingError, match=r"the recipe|label_smoothing|mixup"):
-        stage.build(asked(project, learning_rate=1e30), token_task_of_seed)
+def test_a_training_that_fails_is_named(project, small):
+    with pytest.raises(TrainingError, match="cross_attention, seed 3, .*lower learning_rate"):
+        stage.build(asked(project, learning_rate=1e30))
 
 
 def scores() -> dict[str, list[dict]]:

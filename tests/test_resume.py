@@ -15,9 +15,9 @@ import torch
 from token_task import FUSION, Kills, Recorder, kill_at_file, run, token_task
 
 from tcar import files
-from tcar.tokens import TrainingError
 from tcar.train.checkpoints import KEPT, Checkpoints, Snapshot, find_fault
 from tcar.train.trainer import train
+from tcar.train.watch import TrainingError
 
 # All that has a state: averaged weights, mixing, dropped tokens, accumulation, checkpoints within an epoch.
 SETTINGS = {"weight_averaging": 0.9, "mixup": 0.5, "batch_size": 4, "accumulation": 2, "checkpoint_steps": 3}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from searches import curve, file
+from token_task import tokens
 
 from tcar import params, search
 from tcar.params import ParameterError
@@ -13,7 +14,6 @@ from tcar.plots import search as figures
 from tcar.search import space as search_space
 from tcar.search.space import load_settings
 from tcar.stages import search as stage
-from tcar.tokens import TokenSet
 
 
 def make_curve(settings):
@@ -113,15 +113,7 @@ def test_what_matters_is_found_and_drawn(record):
 
 
 def test_tokens_give_the_same_score_every_time_and_too_large_a_fusion_is_refused(here):
-    generator = np.random.default_rng(0)
-    xyz = generator.random((4, 3)).astype(np.float32)
-
-    def tokens(count: int) -> TokenSet:
-        labels = generator.integers(0, 3, count)
-        values = (generator.standard_normal((count, 4, 8)) + labels[:, None, None]).astype(np.float16)
-        return TokenSet(values, xyz, values, xyz, labels, [str(i) for i in range(count)])
-
-    score = stage.TokenScore(tokens(40), tokens(20), 3)
+    score = stage.TokenScore({"train": tokens(40, 1), "validation": tokens(20, 2)}, 5)
     settings = load_settings(file(here, "trial: {warmup_epochs: 1, fusion_width: 16}\n"))
     seen = []
     changes = {"learning_rate": 0.01, "heads": 2, "fusion_blocks": 1}

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from memory_store import in_memory
 from videos import write_video
 
 from tcar import params, results
@@ -15,9 +16,8 @@ from tcar.data.ssv2 import Clip, DatasetError
 from tcar.features import FeatureStore
 from tcar.models.fusion import FusionConfig, create_fusion
 from tcar.models.grids import grid_coordinates
-from tcar.stages import clips, features, fits, fusion, looking, probing
+from tcar.stages import clips, features, fusion, looking, methods, probing
 from tcar.stages.words import group_sentence, shown, verdict
-from tcar.train.heads import Fit, TokenSet
 
 TEMPLATES = ["Moving something down", "Moving something up"]
 
@@ -137,33 +137,11 @@ def test_best_score_lies_at_the_own_place_whatever_the_strides(run, tmp_path, mo
         np.testing.assert_array_equal(scores.argmax(axis=1), nearest)
 
 
-def test_kept_fits_are_asked_for_as_they_were_made(run, monkeypatch):
-    """The jobs that are read back from training.json must be the ones it was written from."""
-    recipe = params.Training(learning_rate=1 / 3000, epochs=7)
-    made = params.Params(common=run.common, training=recipe, root=run.root)
-    config = FusionConfig(semantic_width=8, motion_width=6, num_classes=2, width=32, heads=4, dropout=0.1)
-    history = [{"epoch": epoch, "validation_top1": 0.5} for epoch in range(1, 6)]
-    done = {"motion": [Fit(config, seed, history, 2, {}, 1.0) for seed in (3, 5)]}
-    results.save(run.results_dir / "training.json", fits.training_record(made, done), params=made)
-    asked = {}
-
-    def fit_many(jobs, train, validation, recipe, root, workers):
-        asked.update(jobs=jobs, recipe=recipe)
-        return done["motion"]
-
-    monkeypatch.setattr(fits, "fit_many", fit_many)
-    grid = np.zeros((0, 2, 3)), np.zeros((2, 3))
-    tokens = TokenSet(*grid, *grid, labels=np.zeros(0, np.int64), ids=[])
-    assert fits.trained(run, {"train": tokens, "validation": tokens}) == done
-    assert [(job.fusion, job.seed, job.epochs) for job in asked["jobs"]] == [(config, 3, 5), (config, 5, 5)]
-    assert asked["recipe"].learning_rate == pytest.approx(recipe.learning_rate, rel=1e-9)
-
-
 def test_one_factor_changes_at_a_time(run, tmp_path, monkeypatch):
     opened = {role: store(tmp_path / role, (2, 1, 1), np.zeros((1, 2, 4)), ["0"]) for role in features.ROLES}
     monkeypatch.setattr(fusion, "stores", lambda run: opened)
     headline = fusion.fusion_config(run)
-    for (factor, level), config in fits.ablation_configs(run).items():
+    for (factor, level), config in methods.ablation_configs(run).items():
         changed = {name for name, value in vars(config).items() if value != vars(headline)[name]}
         name = factor if factor in ("heads", "window") else "kind"
         assert changed <= {name}
@@ -202,7 +180,7 @@ def looked_at(kind: str, monkeypatch):
     for role, width in (("semantic", 12), ("motion", 10)):
         places = grid_coordinates(GRIDS[role]).flatten(0, 1).numpy()
         arrays += [draw.standard_normal((6, len(places), width), np.float32), places]
-    tokens = TokenSet(*arrays, labels=np.array([0, 1, 2] * 2), ids=["20", "21", "22", "23", "20", "21"])
+    tokens = in_memory(*arrays, labels=[0, 1, 2] * 2, ids=["20", "21", "22", "23", "24", "25"])
     return model, tokens
 
 

@@ -5,6 +5,7 @@ import http.server
 import json
 import threading
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 import pytest
 import tiny
@@ -21,7 +22,7 @@ from tcar.models.streams import create_stream
 from tcar.models.tca import TCA, TCAConfig, segment_middles
 from tcar.stages import model as stage
 from tcar.stages.fusion import fusion_config
-from tcar.train.heads import Fit
+from tcar.stages.trainings import Fit
 
 FUSION = FusionConfig(semantic_width=128, motion_width=96, num_classes=3, width=16, heads=2)
 
@@ -329,12 +330,12 @@ def test_a_model_of_other_classes_than_the_run_s_is_refused(run, config):
 
 def test_what_the_card_tells_comes_from_the_fit(run, model):
     history = [{"epoch": n, "validation_top1": score} for n, score in ((1, 0.25), (2, 0.75), (3, 0.5))]
-    facts = stage.card_facts(run, Fit(model.config.fusion, 4, history, 2, {}, 1.0))
+    facts = stage.card_facts(run, Fit(Path("none"), model.config.fusion, 4, history, 2, {}))
     assert facts["synthetic"]
     assert facts["metrics"] == {"top-1 on the validation clips": 0.75}
     assert (facts["Epoch kept"], facts["Seed"]) == ("2 of 3", 4)
     assert facts["ranges"] == {}  # of an audit that has none
     summary = {"train": {"minimum": 2.0, "median": 2.5, "maximum": 4.0}, "test": {"minimum": 1.0, "maximum": 9.0}}
     results.save(run.results_dir / "audit.json", {"classes": ["push"], "durations": summary}, params=run)
-    facts = stage.card_facts(run, Fit(model.config.fusion, 4, history, 2, {}, 1.0))
+    facts = stage.card_facts(run, Fit(Path("none"), model.config.fusion, 4, history, 2, {}))
     assert facts["ranges"] == {"seconds": [2.0, 4.0]}

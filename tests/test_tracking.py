@@ -10,20 +10,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 import yaml
 from curves import STEPS, changed, healthy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tracked_training import row as told
 
 from tcar import params, results
-from tcar.models.fusion import FusionConfig
 from tcar.params import ParameterError, Watching
 from tcar.plots import training as figures
 from tcar.stages import runs
 from tcar.train import alerts, tracking
 from tcar.train.alerts import Alert
-from tcar.train.heads import Fit
 from tcar.train.tracking import CsvTracker, LibraryTracker, Table
 from tcar.train.watch import StopTraining, Watcher
 
@@ -272,20 +269,6 @@ class TestRuns:
         assert two["clips a second"] == pd.Series([row["clips_per_second"] for row in steps]).median()
         assert (two["seconds"], two["commit"], two["batch_size"]) == (400, "c0ffeec0", 40 * STEPS)
         assert "heads" not in two and runs.tracked(tmp_path / "nothing") == []
-
-    def test_fits_are_compared_by_the_parameters_that_differ_and_reviewed(self):
-        good, flat = (split(rows)[1] for rows in (healthy(0), changed(0, 12 * STEPS, validation_top1=lambda *_: 0.4,
-                                                                      validation_loss=lambda *_: 2.0)))  # fmt: skip
-        fits = {
-            kind: [Fit(FusionConfig(kind=kind, width=width), 5, rows, 1, {"w": torch.zeros(width, 2)}, 3.0)]
-            for kind, width, rows in (("cross_attention", 64, good), ("sum", 32, flat))
-        }
-        first, second = runs.table(runs.of_fits(params.Params(), fits))
-        assert [first[key] for key in ("training", "fusion", "fusion_width")] == [
-            "cross_attention, seed 5", "cross_attention", 64,
-        ]  # fmt: skip
-        assert (second["trained parameters"], second["seconds"], second["alerts"]) == (64, 3, "plateau")
-        assert first["alerts"] == "" and not {"seed", "heads", "commit"} & set(first)
 
     def test_the_curves_show_the_rows_and_the_alerts(self, tmp_path):
         follow(CsvTracker(tmp_path), healthy(0, 2))

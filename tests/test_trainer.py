@@ -14,12 +14,12 @@ from tcar.data.augment import Mix
 from tcar.losses import contrastive_alignment
 from tcar.models.fusion import create_fusion
 from tcar.models.grids import grid_coordinates
-from tcar.tokens import ARRAYS, TrainingError
 from tcar.train.checkpoints import Checkpoints
-from tcar.train.heads import parameter_groups, reproducible
 from tcar.train.mixing import TokenMix, mix_frames, partners
-from tcar.train.stepping import Processes, Stepper, validation_row
+from tcar.train.recipe import parameter_groups, reproducible
+from tcar.train.stepping import Processes, Stepper, on_device, predict, validation_row
 from tcar.train.trainer import train
+from tcar.train.watch import TrainingError
 
 
 def stepper(seed: int = 0, fusion=FUSION, **changes) -> Stepper:
@@ -38,10 +38,14 @@ def gradients(made: Stepper, steps: int = 1) -> list[torch.Tensor]:
     return seen[-1]
 
 
+def on(made: Stepper, parts: list) -> list:
+    return on_device(made.task, parts, made.processes.device)
+
+
 def do(made: Stepper, steps: int) -> list:
     slices = made.slices(1)[:steps]
     batches = made.task.batches("train", sum(slices, []), 1, {})
-    return [made.step([next(batches) for _ in part], number, 1) for number, part in enumerate(slices)]
+    return [made.step(on(made, [next(batches) for _ in part]), number, 1) for number, part in enumerate(slices)]
 
 
 def test_it_is_the_plain_loop(tmp_path):
@@ -57,7 +61,7 @@ def test_it_is_the_plain_loop(tmp_path):
     schedule, losses, rates = torch.optim.lr_scheduler.SequentialLR(optimiser, parts, [10]), [], []
     for epoch in (1, 2, 3):
         for (part,) in order.slices(epoch):
-            inputs = [torch.from_numpy(getattr(data, name)) for name in ARRAYS[:4]]
+            inputs = data.floats(range(78))
             values = [inputs[0][part.places].float(), inputs[1], inputs[2][part.places].float(), inputs[3]]
             wanted = torch.nn.functional.one_hot(torch.from_numpy(data.labels[part.places]), CLASSES)
             loss = -((0.9 * wanted + 0.1 / CLASSES) * model(*values).log_softmax(1)).sum(1).mean()
@@ -124,11 +128,11 @@ def test_averaged_weights_are_the_running_average():
     for (name, value), wanted in zip(made.best().items(), expected, strict=True):
         torch.testing.assert_close(value.double(), wanted, atol=1e-6, rtol=1e-5, msg=name)
     raw = [parameter.clone() for parameter in made.trained.values()]
-    scored = validation_row(*made.predict({}))
+    scored = validation_row(*predict([made], {})[0])
     assert all(torch.equal(a, b) for a, b in zip(raw, made.trained.values(), strict=True))
     made.learner.model.load_state_dict(made.best(), strict=False)
     made.averaged = None
-    assert validation_row(*made.predict({})) == scored
+    assert validation_row(*predict([made], {})[0]) == scored
 
 
 def test_norms_biases_and_positions_do_not_decay():
@@ -151,10 +155,10 @@ def test_validation_is_that_of_each_clip():
     data, logits = tokens(21, 2), []
     for clip in range(21):
         with torch.no_grad():
-            inputs = [torch.from_numpy(getattr(data, name)[clip : clip + 1]) for name in ("semantic", "motion")]
+            inputs = data.floats([clip])[::2]
             logits.append(made.learner.model.eval()(*inputs)[0])
     logits, labels = torch.stack(logits), torch.from_numpy(data.labels)
-    found = validation_row(*made.predict({}))
+    found = validation_row(*predict([made], {})[0])
     assert found["validation_loss"] == pytest.approx(cross_entropy(logits, labels).item(), rel=1e-6)
     assert found["validation_top1"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
     assert found["validation_top5"] == 1.0
@@ -166,7 +170,7 @@ def test_the_temperature_of_the_best_weights_is_kept_and_has_the_least_loss_on_v
     made, data = stepper(), tokens(21, 2)
     made.learner.model.load_state_dict(found.state_dict, strict=False)
     with torch.no_grad():
-        logits = made.learner.model.eval()(torch.from_numpy(data.semantic), torch.from_numpy(data.motion)).double()
+        logits = made.learner.model.eval()(*data.floats(range(21))[::2]).double()
     labels, grid = torch.from_numpy(data.labels), torch.linspace(math.log(0.05), math.log(20), 4000).exp()
     losses = torch.stack([cross_entropy(logits / temperature, labels) for temperature in grid])
     assert found.calibration["temperature"] == pytest.approx(grid[losses.argmin()].item(), rel=0.005)
@@ -196,7 +200,7 @@ def test_a_gradient_too_large_for_fp16_leaves_one_step_out_and_is_tried_at_a_low
     batches, norms, scales = made.task.batches("train", sum(slices, []), 1, {}), [], []
     for number in range(8):
         scales.append(made.loss_scale)
-        norms.append(made.step([next(batches)], number, 1).norm)
+        norms.append(made.step(on(made, [next(batches)]), number, 1).norm)
         if not math.isfinite(norms[-1]):
             assert all(torch.equal(value, before[name]) for name, value in made.trained.items())
             assert int(made.averaged.n_averaged) == 0 and not made.lost(norms[-1])
@@ -272,7 +276,7 @@ def test_mixed_labels_have_no_accuracy_in_training(tmp_path):
 def test_aligned_streams_are_embedded_tokens_before_the_exchange():
     made = stepper(contrastive_weight=0.3, label_smoothing=0.0)
     (part,) = made.slices(1)[0]
-    (batch,) = made.task.batches("train", [part], 1, {})
+    (batch,) = on(made, list(made.task.batches("train", [part], 1, {})))
     fusion = made.learner.model.fusion
     with torch.no_grad():
         loss, terms, logits = made.learner(batch.inputs, batch.labels)

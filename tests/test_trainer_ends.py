@@ -2,7 +2,7 @@
 
 import json
 import math
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +10,11 @@ import torch
 from token_task import FUSION, Recorder, run, token_task, tokens
 
 from tcar.models.fusion import create_fusion
-from tcar.tokens import TokenSet, TrainingError
 from tcar.train.checkpoints import Checkpoints
-from tcar.train.tasks import StoredTokens, TokenTask
+from tcar.train.tasks import TokenTask
+from tcar.train.tokens import StoredTokens
 from tcar.train.trainer import train
-from tcar.train.watch import StopTraining
+from tcar.train.watch import StopTraining, TrainingError
 
 
 class Stops(Recorder):
@@ -56,17 +56,17 @@ def test_it_stops_early_where_nothing_becomes_better(tmp_path):
 
 def test_not_a_number_ends_it_with_the_checkpoint_before(tmp_path, monkeypatch):
     asked, recorder = run(checkpoint_steps=4), Recorder()
-    task = token_task(asked)
-    read, calls = task._read, []
+    task, calls = token_task(asked), []
+    train_split, read = task.splits["train"], StoredTokens.read
 
-    def poisoned(split, places, epoch):
-        found, labels = read(split, places, epoch)
-        calls.append(split)
-        return [tokens + np.float16(np.nan) if calls.count("train") == 14 else tokens for tokens in found], labels
+    def poisoned(self, places, views=0):
+        found = read(self, places, views)
+        calls.append(self is train_split)
+        return tuple((part[0] + np.nan,) for part in found) if sum(calls) == 14 else found
 
-    monkeypatch.setattr(task, "_read", poisoned)
-    monkeypatch.setattr("tcar.train.tasks.THREADS", 1)
-    named = r"epoch 2/5, step 14: the gradient's norm is nan, the loss nan; semantic tokens: the tokens of clip 1-"
+    monkeypatch.setattr(StoredTokens, "read", poisoned)
+    monkeypatch.setattr("tcar.train.tokens.THREADS", 1)
+    named = r"epoch 2/5, step 14: the gradient's norm is nan, the loss nan; memory: the tokens of clip 1-"
     with pytest.raises(TrainingError, match=named):
         train(task, asked, tmp_path, 0, [recorder])
     assert recorder.ended == "not a number" and math.isnan(recorder.steps[-1]["loss"])
@@ -75,19 +75,13 @@ def test_not_a_number_ends_it_with_the_checkpoint_before(tmp_path, monkeypatch):
     assert all(value.isfinite().all() for value in Checkpoints(tmp_path).read(kept).weights.values())
 
 
-def stored(kept: TokenSet, **broken: int) -> StoredTokens:
-    """The same tokens as two stores have them, those of one clip of a store not finite."""
-
-    def store(role: str):
-        values = getattr(kept, role).copy()
-        if role in broken:
-            values[broken[role], 1, 2] = np.nan
-        return SimpleNamespace(
-            root=f"features/{role}", views=1, flips=False, key=role, coordinates=getattr(kept, f"{role}_xyz"),
-            load=lambda ids, views: values[[kept.ids.index(clip) for clip in ids]],
-            flipped=lambda ids, views: np.zeros(len(ids), bool))  # fmt: skip
-
-    return StoredTokens(store("semantic"), store("motion"), kept.ids, kept.labels)
+def stored(kept: StoredTokens, **broken: int) -> StoredTokens:
+    """The same tokens, those of one clip of a store not finite."""
+    for role, place in broken.items():
+        store = getattr(kept, role)
+        store.root = Path(f"features/{role}")
+        store.tokens[place, 1, 2] = np.nan
+    return kept
 
 
 @pytest.mark.parametrize(("split", "role", "place"), [("train", "semantic", 60), ("validation", "motion", 20)])

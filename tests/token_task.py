@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from fusions import GRIDS
+from memory_store import in_memory
 
 from tcar import params
 from tcar.models.fusion import FusionConfig
 from tcar.models.grids import grid_coordinates
 from tcar.params import Params
-from tcar.tokens import TokenSet
 from tcar.train.tasks import TokenTask
+from tcar.train.tokens import StoredTokens
 
 CLASSES = 5
 FUSION = FusionConfig(semantic_width=12, motion_width=10, num_classes=CLASSES, width=16, heads=2, blocks=1, mlp_ratio=2,
@@ -25,7 +26,7 @@ FUSION = FusionConfig(semantic_width=12, motion_width=10, num_classes=CLASSES, w
 SMALL = {"epochs": 5, "warmup_epochs": 1, "batch_size": 8, "learning_rate": 0.01, "log_steps": 1, "device": "cpu"}
 
 
-def tokens(clips: int, seed: int) -> TokenSet:
+def tokens(clips: int, seed: int) -> StoredTokens:
     """Random tokens whose mean tells the class, so that there is something to learn."""
     rng = np.random.default_rng(seed)
     labels, values = rng.integers(0, CLASSES, clips), []
@@ -34,7 +35,7 @@ def tokens(clips: int, seed: int) -> TokenSet:
         drawn = rng.normal(size=(clips, len(xyz), width))
         drawn[:, :, 0] += labels[:, None]
         values += [drawn.astype(np.float16), xyz]
-    return TokenSet(*values, labels, [f"{seed}-{number}" for number in range(clips)])
+    return in_memory(*values, labels, [f"{seed}-{number}" for number in range(clips)])
 
 
 def run(**changes) -> Params:

@@ -160,7 +160,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Trainer:
-    """What `python -m tcar.train` adds to `Training`, whose `batch_size` is then what a process has at once."""
+    """What else a training has; of several processes, `batch_size` is what each has at once."""
 
     # What is trained: a fusion on kept tokens, streams and fusion on clips, or the one of `baselines` on clips.
     task: str = _bounded("tokens", choices=("tokens", "clips", "baseline"))
@@ -194,7 +194,6 @@ class Trainer:
 class Watching:
     """Where a training is written down while it runs, and when somebody is told of it (tcar.train.alert_rules)."""
 
-    watched_training: bool = True  # notebook 03 trains the headline method by the trainer too, with live curves
     trackers: list[str] = _bounded(["csv"], choices=TRACKERS, distinct=True)  # CSV is always written
     wandb_project: str = _bounded("tcar", pattern=r"[\w.-]+")
     # "" = none; an address, or $NAME of an environment variable that holds it, which keeps a secret out of results.

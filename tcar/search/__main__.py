@@ -13,7 +13,7 @@ from tcar.search.study import SearchError
 def main(arguments: list[str] | None = None) -> int:
     """The command line; gives the exit status."""
     from tcar.stages import search as stage  # needs torch, which the workers of another evaluation do not
-    from tcar.tokens import TrainingError
+    from tcar.train.watch import TrainingError
 
     parser = argparse.ArgumentParser("python -m tcar.search", description=__doc__.partition("\n")[0])
     parser.add_argument("file", type=Path, help="what to search, e.g. params/search.yaml")

@@ -9,7 +9,7 @@ from tcar import locks, log, params, results
 from tcar.data.ssv2 import DatasetError
 from tcar.features import FeatureError
 from tcar.params import ParameterError, Params
-from tcar.tokens import TrainingError
+from tcar.train.watch import TrainingError
 
 
 def run_command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
+from torch.utils._pytree import tree_map_only
 
 from tcar.data.ssv2 import Clip
 from tcar.data.video import read_segments
@@ -17,11 +19,12 @@ from tcar.explain import attention_rollout, mass_inside, saliency, temporal_impo
 from tcar.params import ParameterError
 from tcar.stages.clips import ground_truth
 from tcar.stages.features import ROLES, stores
+from tcar.stages.trainings import device_of
 
 if TYPE_CHECKING:
     from tcar.models import TCA
     from tcar.params import Params
-    from tcar.tokens import TokenSet
+    from tcar.train.tokens import StoredTokens
 
 _BATCH = 64  # the weights of a clip, all blocks and heads, are a few MB
 _COARSE = 5  # masks and attributions are compared and shown at a fifth of the frame's size
@@ -41,27 +44,28 @@ class Look:
     rollout: dict[str, Float[np.ndarray, "n t y x"]]
 
 
-def choose(run: Params, tokens: TokenSet, count: int) -> list[int]:
+def choose(run: Params, tokens: StoredTokens, count: int) -> list[int]:
     """Draw the places of up to `count` clips of a token set, in its order, by the seed of the run."""
     drawn = np.random.default_rng(run.common.seed).permutation(len(tokens))[:count]
     return sorted(drawn.tolist())
 
 
 @torch.no_grad()
-def look(run: Params, model: TCA, tokens: TokenSet, places: list[int]) -> Look:
+def look(run: Params, model: TCA, tokens: StoredTokens, places: list[int]) -> Look:
     """Run the fusion on the cached tokens of some clips and keep what it looked at.
 
     Raises ParameterError for a kind of fusion without attention.
     """
     opened, parts = stores(run), []
     grids = {role: opened[role].grid for role in model.fusion.streams}
-    for start in range(0, len(places), _BATCH):
-        _, steps = model.fusion(*inputs(tokens, places[start : start + _BATCH]), return_intermediates=True)
+    for given, _ in _batches(run, model, tokens, places):
+        _, steps = model.fusion(*given, return_intermediates=True)
         if not any(name.endswith(".weights") for name in steps):
             kind = model.config.fusion.kind
             raise ParameterError(f"fusion is {kind}, which has no attention to look at; train another kind as headline")
         received = {role: _received(steps, role, grid) for role, grid in grids.items()}
-        parts.append((steps["readout"], received, attention_rollout(steps, grids)))
+        found = steps["readout"], received, attention_rollout(steps, grids)
+        parts.append(tree_map_only(Tensor, Tensor.cpu, found))
     return Look(
         torch.cat([readout for readout, _, _ in parts]).numpy(),
         {
@@ -73,10 +77,19 @@ def look(run: Params, model: TCA, tokens: TokenSet, places: list[int]) -> Look:
     )
 
 
-def inputs(tokens: TokenSet, places: list[int]) -> list[Tensor]:
-    """Give the fusion's four inputs for some clips of a token set."""
-    arrays = (tokens.semantic[places], tokens.semantic_xyz, tokens.motion[places], tokens.motion_xyz)
-    return [torch.from_numpy(np.asarray(array)).float() for array in arrays]
+def _batches(
+    run: Params, model: TCA, tokens: StoredTokens, places: Sequence[int]
+) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """The fusion's four inputs for some clips, a few at a time on the run's device, and their classes."""
+    device = device_of(run)
+    model.fusion.to(device)
+    try:
+        for start in range(0, len(places), _BATCH):
+            chosen = places[start : start + _BATCH]
+            labels = torch.from_numpy(tokens.labels[chosen])
+            yield [given.to(device) for given in tokens.floats(chosen)], labels.to(device)
+    finally:
+        model.fusion.to("cpu")
 
 
 def _received(steps: dict[str, Tensor], role: str, grid: tuple[int, int, int]) -> Tensor | None:
@@ -132,7 +145,7 @@ def mean_interval(run: Params, values: Float[np.ndarray, " n"], sets: list[str] 
 
 
 def importance_by_group(
-    run: Params, model: TCA, tokens: TokenSet, places: list[int]
+    run: Params, model: TCA, tokens: StoredTokens, places: list[int]
 ) -> dict[str, list[dict]]:
     """Give how far the true class's probability falls without each moment, a row a moment, by group of
     classes.
@@ -140,9 +153,11 @@ def importance_by_group(
     A dataset without groups is one group, "all". `time` is the moment's middle in [0, 1] of the clip.
     """
     index, ids = ground_truth(run), [tokens.ids[place] for place in places]
-    target = torch.from_numpy(tokens.labels[places])
-    read = model.fusion.streams
-    moments, falls = temporal_importance(model.fusion, *inputs(tokens, places), target, streams=read)
+    parts = [
+        temporal_importance(model.fusion, *given, target, streams=model.fusion.streams)
+        for given, target in _batches(run, model, tokens, places)
+    ]
+    moments, falls = parts[0][0], torch.cat([found.cpu() for _, found in parts])
     groups = np.array([index[clip]["group"] if index else "all" for clip in ids])
     sets = np.array([index[clip]["set"] if index else clip for clip in ids])
     return {

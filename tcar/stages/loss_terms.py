@@ -12,43 +12,27 @@ intervals say nothing of others. What is there already, after a kill too, is not
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tcar import log, params, results
-from tcar.data.workers import Failure, isolated_map
+from tcar import params, results
+from tcar.models.fusion import FusionConfig
 from tcar.models.packaged import packaged
 from tcar.params import ParameterError, Params
 from tcar.replicates import TERMS
-from tcar.stages.clips import class_names, healthy_clips
 from tcar.stages.command import run_command
-from tcar.stages.features import ROLES, stores
+from tcar.stages.features import ROLES
 from tcar.stages.fusion import fusion_config
 from tcar.stages.replicates import holm, paired, student
-from tcar.stages.watched import training_key
-from tcar.tokens import TrainingError
-from tcar.train.checkpoints import Checkpoints
-from tcar.train.tasks import StoredTokens, Task, TokenTask
-from tcar.train.trainer import train
+from tcar.stages.trainings import LEARNING, Job, fit_jobs, tokens_of
+from tcar.train.tokens import StoredTokens
 
-LOG = log.get("loss_terms")
 # What cannot be measured on stored tokens, and why.
 LEFT_OUT = {"order_weight": "needs clips that are played backwards, which stored tokens cannot be: off by default"}
-
-MakeTask = Callable[[Params, int], Task]
-
-
-def token_task(run: Params, seed: int) -> TokenTask:
-    """The headline method on the stored tokens. Raises TrainingError, FeatureError, ResultError (no tokens yet)."""
-    opened, clips, names = stores(run), healthy_clips(run), class_names(run)
-    tokens = [StoredTokens.of(*opened.values(), clips[split], names) for split in ("train", "validation")]
-    return TokenTask(fusion_config(run), *tokens, run, seed)
-
 
 def changed(run: Params, term: str) -> Params:
     """The parameters with a term taken away where the recipe has it, else added.
@@ -60,40 +44,28 @@ def changed(run: Params, term: str) -> Params:
     return replace(made, root=run.root)
 
 
-def measure(run: Params, make_task: MakeTask = token_task) -> dict[str, list[dict]]:
-    """Train the recipe and every change of it with every seed, side by side.
+def measure(
+    run: Params, tokens: Mapping[str, StoredTokens], fusion: FusionConfig | None = None
+) -> dict[str, list[dict]]:
+    """Train the recipe and every change of it with every seed: those of a seed in one pass.
 
-    Gives term -> for each seed `seed`, `validation_top1` (a fraction, of the best epoch), `best_epoch`; the recipe's
-    own term is "". Raises TrainingError: a training failed (named).
+    `fusion` is the headline method's by default. Gives term -> for each seed `seed`, `validation_top1` (a fraction, of
+    the best epoch), `best_epoch`; the recipe's own term is "". Raises TrainingError: a training failed (named).
     """
     variants = {"": run} | {term: changed(run, term) for term in run.ablations.loss_terms}
-    jobs = [(term, seed) for term in variants for seed in run.ablations.loss_term_seeds]
-    items = [(variants[term], seed, str(run.run_dir / "loss_terms")) for term, seed in jobs]
-    done: dict[tuple[str, int], dict] = {}
-    outcomes = isolated_map(partial(_score, make_task), items, workers=run.workers)
-    for number, outcome in log.progress(outcomes, len(items), "loss terms", "trainings"):
-        term, seed = jobs[number]
-        if isinstance(outcome, Failure):
-            raise TrainingError(f"{term or 'the recipe'}, seed {seed}: {outcome.kind}: {outcome.detail}")
-        done[term, seed] = outcome
-        LOG.info(f"{term or 'recipe'}, seed {seed}: validation top-1 {outcome['validation_top1']:.4f}")
-    return {term: [done[term, seed] for seed in run.ablations.loss_term_seeds] for term in variants}
-
-
-def _score(make_task: MakeTask, item: tuple[Params, int, str]) -> dict[str, Any]:
-    """Train once and keep what came of it; the checkpoints go when they are needed no more. For a process of its own.
-    """
-    log.configure("WARNING")  # several trainings at once would tell their epochs across one another
-    run, seed, root = item
-    task = make_task(run, seed)
-    folder = Path(root, training_key(task, run, seed))
-    kept = folder.with_suffix(".json")
-    if not kept.is_file():
-        found = train(task, run, folder, seed)
-        best = found.history[found.best_epoch - 1]
-        results.write(kept, {"seed": seed, "validation_top1": best["validation_top1"], "best_epoch": found.best_epoch})
-    Checkpoints(folder).remove()
-    return results.load(kept)
+    seeds = run.ablations.loss_term_seeds
+    jobs = [
+        Job(variant, fusion or fusion_config(variant), seed) for variant in variants.values() for seed in seeds
+    ]
+    fits = iter(fit_jobs(jobs, tokens, run.run_dir))
+    rows = {term: [next(fits) for _ in seeds] for term in variants}
+    return {
+        term: [
+            {"seed": fit.seed, "validation_top1": fit.best["validation_top1"], "best_epoch": fit.best_epoch}
+            for fit in done
+        ]
+        for term, done in rows.items()
+    }
 
 
 def summary(run: Params, scores: Mapping[str, Sequence[Mapping]]) -> dict[str, Any]:
@@ -136,11 +108,14 @@ def sentence(row: Mapping[str, Any], alpha: float) -> str:
             f"{verdict(row, alpha)}")  # fmt: skip
 
 
-def build(run: Params, make_task: MakeTask = token_task) -> Path:
-    """Measure the terms and write `loss_terms.json`; gives its path. Raises ParameterError, TrainingError."""
+def build(run: Params) -> Path:
+    """Measure the terms and write `loss_terms.json`; gives its path.
+
+    Raises ParameterError, TrainingError; FeatureError or ResultError where there are no tokens yet.
+    """
     if not run.ablations.loss_terms:
         raise ParameterError("loss_terms is empty: name a term, with the value to add it with")
-    scores = measure(run, make_task)
+    scores = measure(run, tokens_of(run, *LEARNING))
     values = {
         "headline": run.fusion.fusion, "dataset": run.data.dataset, "seeds": run.ablations.loss_term_seeds,
         "alpha": round(1 - run.evaluation.confidence, 6), "scores": scores, **summary(run, scores),

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from tcar import files, locks, params, results
-from tcar.evaluate import calibration
 from tcar.models.checkpoints import CheckpointError
 from tcar.models.fusion import FusionConfig
 from tcar.models.tca import TCA, TCAConfig
@@ -17,8 +16,7 @@ from tcar.real_plans import CLASSES, plan_files
 from tcar.stages.clips import class_names
 from tcar.stages.features import ROLES, stores
 from tcar.stages.fusion import fusion_config
-from tcar.tokens import TokenSet
-from tcar.train.heads import Fit, logits
+from tcar.stages.trainings import Fit
 
 if TYPE_CHECKING:
     from tcar.params import Params
@@ -56,17 +54,22 @@ def planned(root: Path) -> list[dict]:
     return rows
 
 
-def save_model(run: Params, fit: Fit, validation: TokenSet) -> dict:
-    """Keep the model of a fit in the run's folder, with a temperature fitted on the validation clips.
+def save_model(run: Params, fit: Fit) -> dict:
+    """Keep the model of a fit in the run's folder, with the temperature that the trainer fitted on validation clips.
 
     Gives the `temperature` and the model's table of `parameters`.
     """
-    model = TCA.create(model_config(run, fit.fusion), pretrained=True, **run.stream_checkpoints)
-    model.fusion.load_state_dict(fit.state_dict)
-    fitted, facts = calibration(logits(fit, validation), validation.labels), card_facts(run, fit)
     with locks.of_run(run.run_dir, results.ResultError, locks.WRITING):
-        model.save_pretrained(model_folder(run), card=facts)
-        write_calibration(model_folder(run), fitted)
+        return save_fit(run, fit, model_folder(run))
+
+
+def save_fit(run: Params, fit: Fit, folder: Path) -> dict:
+    """Keep the model of a fit in a folder, as `save_model` does in that of the run."""
+    model = TCA.create(model_config(run, fit.fusion), pretrained=True, **run.stream_checkpoints)
+    fitted = fit.calibration
+    model.fusion.load_state_dict(fit.state_dict)
+    model.save_pretrained(folder, card=card_facts(run, fit))
+    write_calibration(folder, fitted)
     return {"temperature": fitted["temperature"], "parameters": model.parameter_table()}
 
 
@@ -77,7 +80,7 @@ def write_calibration(folder: Path, fitted: dict) -> None:
 
 def card_facts(run: Params, fit: Fit) -> dict:
     """Give what the card of a kept model tells of its training: clips, epochs, seed, accuracy on validation."""
-    best = next(row for row in fit.history if row["epoch"] == fit.best_epoch)
+    best = fit.best
     named = {"tabletop": "Tabletop, clips that are rendered from seeds", "ssv2": "Something-Something-V2"}
     return {
         "dataset": f"{named[run.data.dataset]} ({len(class_names(run))} classes)",

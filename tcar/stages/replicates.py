@@ -31,8 +31,9 @@ from tcar.stages.clips import dataset_folder
 from tcar.stages.command import run_command
 from tcar.stages.features import ROLES, extract
 from tcar.stages.fusion import fusion_config
-from tcar.tokens import TokenSet, token_set
-from tcar.train.heads import Job, fit_many, logits
+from tcar.stages.methods import scored
+from tcar.stages.trainings import fit_all
+from tcar.train.tokens import StoredTokens
 
 METRICS = ("top1", "twin_accuracy")
 LOG = log.get("replicates")
@@ -65,24 +66,22 @@ def measure(run: Params, number: int) -> dict[str, dict]:
     folder = dataset_folder(here)
     found = {split: load_split(folder, split) for split in SPLITS}
     stores = {role: extract(here, role, found) for role in ROLES}
-    tokens = {split: token_set(*stores.values(), found[split]) for split in SPLITS}
     names = list(load_labels(folder))
-    widths = {f"{role}_width": store.width for role, store in stores.items()}
+    tokens = {split: StoredTokens.of(*stores.values(), found[split], names) for split in SPLITS}
     methods = run.ablations.replicate_methods
-    seed = run.training.seeds[0] + number
-    jobs = [
-        Job(f"{method}, replicate {number}", fusion_config(here, method, num_classes=len(names), **widths), seed)
-        for method in methods
-    ]
-    fits = fit_many(jobs, tokens["train"], tokens["validation"], run.training, here.run_dir / "fits", run.workers)
+    configs = {
+        method: fusion_config(here, method, num_classes=len(names), **tokens["train"].widths) for method in methods
+    }
+    fits = fit_all(here, configs, [run.training.seeds[0] + number], tokens)
+    predicted = scored(here, fits, tokens["test"])
     return {
-        method: _scores(logits(fit, tokens["test"]), tokens["test"], folder, names)
+        method: _scores(predicted[method][0], tokens["test"], folder, names)
         | {"best_epoch": fit.best_epoch, "epochs": len(fit.history)}
-        for method, fit in zip(methods, fits, strict=True)
+        for method, (fit,) in fits.items()
     }
 
 
-def _scores(predicted: np.ndarray, tokens: TokenSet, folder: Path, names: list[str]) -> dict:
+def _scores(predicted: np.ndarray, tokens: StoredTokens, folder: Path, names: list[str]) -> dict:
     scored = metrics(
         predicted, tokens.labels, names=names, bootstrap_samples=1, **annotations(tokens.ids, load_index(folder))
     )

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tcar import results
-from tcar.params import Common, Watching
+from tcar.params import Common, Params, Watching
 from tcar.train import alerts, tracking
 from tcar.train.alerts import Alert
 
-if TYPE_CHECKING:
-    from tcar.params import Params
-    from tcar.train.heads import Fit
-
 # Where a run is kept and who is told of it makes no difference to what is compared.
 _ASIDE = {f.name for stage in (Common, Watching) for f in fields(stage)} - {"seed"}
-SIDE_BY_SIDE, TRAINER = "side by side", "trainer"
+
+
+RUNNING = "running, or killed"
+MACHINE = {"seconds", "clips_per_second", "data_wait", "memory_mb"}  # what two equal trainings do not share
 
 
 @dataclass(frozen=True)
@@ -36,29 +35,7 @@ class Record:
     commit: str = ""
     alerts: list[Alert] = field(default_factory=list)
     steps: list[dict[str, float]] = field(default_factory=list)
-    by: str = SIDE_BY_SIDE
     folder: Path | None = None
-
-
-def of_fits(run: Params, fits: Mapping[str, Sequence[Fit]]) -> list[Record]:
-    """The records of fits on cached tokens; their alerts are those that their epochs would have raised."""
-    renamed = {"kind": "fusion"} | {key: f"fusion_{key}" for key in ("width", "blocks", "checkpointing")}
-    found = []
-    for method, done in fits.items():
-        for fit in done:
-            name = f"{method}, seed {fit.seed}"
-            fusion = {renamed.get(key, key): value for key, value in asdict(fit.fusion).items()}
-            found.append(
-                Record(
-                    name=name,
-                    settings=fusion | {"epochs": len(fit.history), "seed": fit.seed},
-                    trained_parameters=sum(tensor.numel() for tensor in fit.state_dict.values()),
-                    history=fit.history,
-                    seconds=fit.seconds,
-                    alerts=alerts.review(fit.history, run.watching, name),
-                )
-            )
-    return found
 
 
 def tracked(root: str | Path) -> list[Record]:
@@ -69,6 +46,24 @@ def tracked(root: str | Path) -> list[Record]:
     return [_tracked(path.parent) for path in sorted(Path(root).rglob(tracking.RUN))]
 
 
+def rows(folder: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """The step rows and the epoch rows of a training, without what depends on the machine."""
+    return tuple([{k: v for k, v in row.items() if k not in MACHINE} for row in found]
+                 for found in tracking.read(folder))  # fmt: skip
+
+
+def machine(folder: Path) -> dict[str, float]:
+    """What a training took on the machine that made it: seconds, and medians over the steps that were logged."""
+    steps, epochs = tracking.read(folder)
+    middle = {key: sorted(row[key] for row in steps)[len(steps) // 2] for key in sorted(MACHINE - {"seconds"}) if steps}
+    return {"seconds": sum(row["seconds"] for row in epochs)} | middle
+
+
+def marks(run: Params, folder: Path) -> list[tuple[str, float]]:
+    """The kind and epoch of each alert that the epochs of a training give, which is the same on any machine."""
+    return [(alert.kind, alert.epoch) for alert in alerts.review(rows(folder)[1], run.watching)]
+
+
 def _tracked(folder: Path) -> Record:
     about, (steps, epochs) = results.load(folder / tracking.RUN), tracking.read(folder)
     return Record(
@@ -77,11 +72,10 @@ def _tracked(folder: Path) -> Record:
         trained_parameters=about.get("trained_parameters", 0),
         history=epochs,
         seconds=sum(row.get("seconds", 0.0) for row in epochs),
-        ended=about["parts"][-1]["reason"] or "running, or killed",
+        ended=about["parts"][-1]["reason"] or RUNNING,
         commit=about.get("commit") or "",
         alerts=alerts.raised(folder),
         steps=steps,
-        by=TRAINER,
         folder=folder,
     )
 
@@ -113,7 +107,6 @@ def _row(record: Record, names: Sequence[str]) -> dict[str, Any]:
     kinds = dict.fromkeys(alert.kind for alert in record.alerts)
     return {
         "training": record.name,
-        "by": record.by,
         **{name: record.settings[name] for name in names},
         "trained parameters": record.trained_parameters,
         "epochs": len(record.history),
@@ -135,12 +128,11 @@ class LiveCurves:
     folder: where the trackers write; put this watcher behind them.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder, self.name, self.shown = Path(folder), "", {}
+    def __init__(self, folder: str | Path, name: str = ""):
+        self.folder, self.name, self.shown = Path(folder), name, {}
 
     def start(self, run: Mapping[str, Any]) -> None:
-        """Begin with an empty place; a training that goes on does so in the place that it had."""
-        self.name, self.shown = run["name"], self.shown if run.get("step") else {}
+        """Draw nothing yet."""
 
     def step(self, row: Mapping[str, float]) -> None:
         """Do nothing: a picture takes longer than a step."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,47 +20,67 @@ from tcar.search.space import SearchSettings, described, load_settings, write_pa
 from tcar.search.study import Report, SearchError
 from tcar.stages.clips import class_names
 from tcar.stages.features import ROLES
-from tcar.stages.fits import token_sets
 from tcar.stages.fusion import fusion_config
 from tcar.stages.replicates import holm, paired, student
-from tcar.tokens import TokenSet
-from tcar.train.heads import fit
+from tcar.stages.trainings import LEARNING, Job, tokens_of
+from tcar.train.trainer import train
 
 if TYPE_CHECKING:
     from tcar.params import Params
+    from tcar.train.tokens import StoredTokens
 
-SPLITS = ("train", "validation")
 FILE = "params/search.yaml"
 
 
 class TokenScore:
-    """Scores parameters by training their fusion on tokens that are in memory: the best epoch's validation top-1."""
+    """Scores parameters by training their fusion on stored tokens: the best epoch's validation top-1."""
 
-    def __init__(self, train: TokenSet, validation: TokenSet, num_classes: int):
-        self.train, self.validation, self.num_classes = train, validation, num_classes
+    def __init__(self, tokens: Mapping[str, StoredTokens], num_classes: int):
+        self.tokens, self.num_classes = tokens, num_classes
 
     def __call__(self, proposed: Params, seed: int, report: Report) -> float:
         """Train once. Raises ValueError: a fusion that cannot be built, or has too many trained parameters."""
-        widths = {"semantic_width": self.train.semantic.shape[2], "motion_width": self.train.motion.shape[2]}
-        fusion = fusion_config(proposed, num_classes=self.num_classes, **widths)
-        trained = fusion_cost(fusion, self.train.semantic.shape[1], self.train.motion.shape[1])["trained_parameters"]
+        fusion = fusion_config(proposed, num_classes=self.num_classes, **self.tokens["train"].widths)
+        shape = [len(xyz) for xyz in self.tokens["train"].coordinates.values()]
+        trained = fusion_cost(fusion, *shape)["trained_parameters"]
         if trained > (allowed := proposed.fusion.max_trained_parameters):
             raise ValueError(f"{trained:,} trained parameters, max_trained_parameters is {allowed:,}")
-        done = fit(fusion, self.train, self.validation, proposed.training, seed,
-                   on_epoch=lambda row: report(row["epoch"], row["validation_top1"]))  # fmt: skip
+        task = Job(proposed, fusion, seed).task(self.tokens)
+        # A trial that dies is begun anew, so nothing of it is kept.
+        with tempfile.TemporaryDirectory(prefix="tcar-trial-") as folder:
+            done = train(task, proposed, folder, seed, [_Reporter(report)])
         return done.history[done.best_epoch - 1]["validation_top1"]
+
+
+class _Reporter:
+    """Tells a search of each epoch; what the search raises then, to prune a trial, ends the training. A Watcher."""
+
+    def __init__(self, report: Report):
+        self.report = report
+
+    def start(self, run: dict) -> None:
+        """Need nothing of it."""
+
+    def step(self, row: dict[str, float]) -> None:
+        """Let every step pass."""
+
+    def epoch(self, row: dict[str, float]) -> None:
+        """Report the accuracy of an epoch."""
+        self.report(row["epoch"], row["validation_top1"])
+
+    def end(self, reason: str) -> None:
+        """Need nothing of it."""
 
 
 def token_score(settings: SearchSettings) -> Score:
     """The score of a run's tokens, opened in the process that calls this."""
-    tokens = token_sets(settings.base, SPLITS)
-    return TokenScore(tokens["train"], tokens["validation"], len(class_names(settings.base)))
+    return TokenScore(tokens_of(settings.base, *LEARNING), len(class_names(settings.base)))
 
 
-def identity(tokens: dict[str, TokenSet]) -> dict[str, str]:
+def identity(tokens: Mapping[str, StoredTokens]) -> dict[str, str]:
     """What a score on tokens depends on besides the parameters."""
-    made = {split: tokens[split].digest() for split in SPLITS}
-    code = results.code_digest("tcar.train.heads", "tcar.models.fusion", "tcar.stages.fusion")
+    made = {split: tokens[split].digest for split in LEARNING}
+    code = results.code_digest("tcar.train.trainer", "tcar.train.tasks", "tcar.stages.fusion")
     return made | {"code": code, "torch": results.versions()["torch"]}
 
 
@@ -68,7 +90,7 @@ def run_search(settings: SearchSettings, workers: int = 1, make_score=token_scor
     data: the identity of what `make_score` scores on, where that is not the run's tokens.
     Raises SearchError, ParameterError, ResultError (nothing was extracted yet).
     """
-    data = data or identity(token_sets(settings.base, SPLITS))
+    data = data or identity(tokens_of(settings.base, *LEARNING))
     record = outcome(settings, search(settings, make_score, data, workers))
     # Searches share their book; only what comes of it is written by one at a time, after whatever the run is busy with.
     with locks.of_run(settings.base.run_dir, SearchError, math.inf):

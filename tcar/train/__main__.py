@@ -1,33 +1,30 @@
-"""The command `python -m tcar.train`: the training that a parameter file describes, once for each of its seeds."""
+"""The command `python -m tcar.train`: the trainings that a parameter file describes, as the notebooks open them."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tcar import log, params, results
+from tcar import log, params
 from tcar.data.ssv2 import DatasetError
 from tcar.features.extraction import Ranks
 from tcar.features.shards import FeatureError
-from tcar.models import TCA, CheckpointError
+from tcar.models import CheckpointError
 from tcar.params import ParameterError, Params
 from tcar.results import ResultError
+from tcar.stages.baselines import baseline_task, train_on_clips
 from tcar.stages.clips import class_names, healthy_clips
-from tcar.stages.features import stores
-from tcar.stages.fusion import fusion_config
-from tcar.stages.model import card_facts, model_config, write_calibration
-from tcar.tokens import TrainingError
-from tcar.train.clip_tasks import BaselineTask, StreamTask
-from tcar.train.heads import Fit
-from tcar.train.tasks import StoredTokens, Task, TokenTask
-from tcar.train.tracking import watchers
-from tcar.train.trainer import Trained, train
-
-SPLITS = ("train", "validation")
+from tcar.stages.methods import ablation_configs, method_configs
+from tcar.stages.model import card_facts, save_fit, write_calibration
+from tcar.stages.trainings import LEARNING, Fit, Job, fit_jobs, tokens_of
+from tcar.train.clip_tasks import ClipTask, StreamTask
+from tcar.train.watch import TrainingError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,40 +40,53 @@ def main(arguments: list[str] | None = None) -> int:
         changes = dict(map(_change, asked.changes))
         params.refuse_secrets(changes, "the command line")
         run = params.load(asked.params, **changes)
-        for seed in run.training.seeds:
-            task = task_of(run, seed)
-            folder = training_folder(run, task, seed)
-            following = watchers(run.watching, folder) if first else ()
-            found = train(task, run, folder, seed, following, results.revision(run.root), asked.other_code)
+        for name, fit in _trained(run, asked.other_code):
             if first:
-                if found.best_epoch:
-                    _save(run, task, found, folder, seed)
-                print(f"{task.name}, seed {seed}: {found.reason}; {_outcome(found)}; in {folder}")
+                print(f"{name}, seed {fit.seed}: {_outcome(fit)}; in {fit.folder}")
     except (TrainingError, FeatureError, DatasetError, ParameterError, ResultError, CheckpointError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
 
 
-def task_of(run: Params, seed: int) -> Task:
-    """Return what the parameters say is trained; raises an error of tcar's where it is not there, with the fix.
-
-    Clips and class names are as the audit left them (notebook 00), tokens as the extraction did (notebook 01).
-    """
-    clips, names = healthy_clips(run), class_names(run)
-    found = {split: clips[split] for split in SPLITS}
+def _trained(run: Params, other_code: bool) -> Iterator[tuple[str, Fit]]:
+    """Train what the parameters ask for, those of `task: tokens` as notebooks 03 and 05 do; give it as it ends."""
     if run.trainer.task == "clips":
-        return StreamTask(found, names, run, seed)
-    if run.trainer.task == "baseline":
-        return BaselineTask(run.baselines.baselines[0], found, names, run, seed)
-    opened = stores(run)
-    tokens = [StoredTokens.of(opened["semantic"], opened["motion"], found[split], names) for split in SPLITS]
-    return TokenTask(fusion_config(run), *tokens, run, seed)
+        clips = {split: healthy_clips(run)[split] for split in LEARNING}
+        for seed in run.training.seeds:
+            task = StreamTask(clips, class_names(run), run, seed)
+            fit = replace(train_on_clips(run, task, seed, other_code), fusion=task.config.fusion)
+            _keep_model(run, task, fit)
+            yield task.name, fit
+    elif run.trainer.task == "baseline":
+        (name,) = run.baselines.baselines
+        for seed in run.training.seeds:
+            task = baseline_task(run, name, seed)
+            fit = train_on_clips(run, task, seed, other_code)
+            _keep_model(run, task, fit)
+            yield name, fit
+    else:
+        tokens = tokens_of(run, *LEARNING)
+        methods, ablations = method_configs(run), ablation_configs(run)
+        jobs = [Job(run, config, seed) for config in methods.values() for seed in run.training.seeds]
+        jobs += [Job(run, config, seed) for config in ablations.values() for seed in run.ablations.ablation_seeds]
+        for job, fit in zip(jobs, fit_jobs(jobs, tokens, run.run_dir, other_code=other_code), strict=True):
+            if job.fusion == methods[run.fusion.fusion] and Ranks.here().rank == 0:
+                save_fit(run, fit, fit.folder / "model")
+            yield job.fusion.kind, fit
 
 
-def training_folder(run: Params, task: Task, seed: int) -> Path:
-    """Return where a training is kept: checkpoints, best weights, what the trackers write, and the model."""
-    return run.run_dir / "trainings" / f"{task.name.replace(' ', '-')}-on-{run.trainer.task}-seed{seed}"
+def _keep_model(run: Params, task: ClipTask, fit: Fit) -> None:
+    """Keep what was trained on clips as a model that opens by itself, where its kind has such a form."""
+    if Ranks.here().rank or not fit.best_epoch:
+        return
+    built = task.build(fit.seed)
+    built.load_state_dict(fit.trained, strict=False)
+    if isinstance(task, StreamTask):
+        built.tca.save_pretrained(fit.folder / "model", card=card_facts(run, fit))
+        write_calibration(fit.folder / "model", fit.calibration)
+    elif hasattr(built, "save_pretrained"):
+        built.save_pretrained(fit.folder / "model")
 
 
 def _change(text: str) -> tuple[str, Any]:
@@ -89,32 +99,11 @@ def _change(text: str) -> tuple[str, Any]:
         raise ParameterError(f"{text!r}: {value!r} is not a value as YAML has it") from None
 
 
-def _outcome(found: Trained) -> str:
-    best = next((row for row in found.history if row["epoch"] == found.best_epoch), None)
-    if best is None:
+def _outcome(fit: Fit) -> str:
+    if not fit.best_epoch:
         return "no epoch was validated"
-    return f"best of {len(found.history)} epochs is {found.best_epoch}, validation top-1 {best['validation_top1']:.4f}"
-
-
-def _save(run: Params, task: Task, found: Trained, folder: Path, seed: int) -> None:
-    """Keep the model of the best epoch as one that opens by itself, with its temperature, where its kind has such a
-    form.
-    """
-    if isinstance(task, TokenTask):
-        model = TCA.create(model_config(run, task.fusion), pretrained=True, **run.stream_checkpoints)
-        state = {name.removeprefix("fusion."): value for name, value in found.state_dict.items()}
-        model.fusion.load_state_dict({name: state[name] for name in model.fusion.state_dict()})
-    else:
-        built = task.build(seed)
-        built.load_state_dict(found.state_dict, strict=False)
-        model = built.tca if isinstance(task, StreamTask) else built
-    if isinstance(model, TCA):
-        fit = Fit(model.config.fusion, seed, found.history, found.best_epoch, found.state_dict, 0.0)
-        model.save_pretrained(folder / "model", card=card_facts(run, fit))
-        if found.calibration:
-            write_calibration(folder / "model", found.calibration)
-    elif hasattr(model, "save_pretrained"):
-        model.save_pretrained(folder / "model")
+    top1 = fit.best["validation_top1"]
+    return f"best of {len(fit.history)} epochs is {fit.best_epoch}, validation top-1 {top1:.4f}"
 
 
 if __name__ == "__main__":

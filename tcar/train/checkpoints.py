@@ -25,7 +25,7 @@ from torch import Tensor
 from tcar import locks, log
 from tcar.data.machine import fault_of
 from tcar.files import foreign, remove_folder, sync_folder
-from tcar.tokens import TrainingError
+from tcar.train.watch import TrainingError
 
 KEPT = 3
 MANIFEST, STATE = "manifest.json", "state.json"
@@ -58,8 +58,8 @@ class Checkpoints:
     def write(self, step: int, snapshot: Snapshot) -> Path:
         """Keep a snapshot after so many steps; remove all but the last three, and best weights that none of them means.
 
-        `snapshot.state["best_epoch"]` names the best weights that belong to it. Raises TrainingError where the disk
-        does not take it; the checkpoints before stay as they are.
+        Of a training that has ended the last is enough. `snapshot.state["best_epoch"]` names the best weights that
+        belong to it. Raises TrainingError where the disk does not take it; the checkpoints before stay as they are.
         """
         buffer = io.BytesIO()
         torch.save(snapshot.optimiser, buffer)
@@ -68,9 +68,10 @@ class Checkpoints:
             files[AVERAGED] = save(_plain(snapshot.averaged))
         path = self.folder / f"step-{step:09}"
         _write_folder(path, files)
-        for old in self._all()[:-KEPT]:
+        kept = 1 if snapshot.state.get("ended") else KEPT
+        for old in self._all()[:-kept]:
             _remove(old)
-        meant = {_best_epoch(kept) for kept in self._all()[-KEPT:]}
+        meant = {_best_epoch(last) for last in self._all()[-kept:]}
         for best in self._all_best():
             if None not in meant and int(best.name[5:]) not in meant:
                 _remove(best)
@@ -97,6 +98,15 @@ class Checkpoints:
                 return path
             if path.exists():  # else a training has just removed it, for later ones
                 logger.warning(f"{path} is passed over: {fault}")
+        return None
+
+    def state(self) -> dict | None:
+        """Return the plain values of the last checkpoint that has them whole, without reading its tensors, or None."""
+        for path in reversed(self._all()):
+            with suppress(OSError, ValueError, KeyError):
+                content = (path / STATE).read_bytes()
+                if hashlib.sha256(content).hexdigest() == json.loads((path / MANIFEST).read_text())[STATE]["sha256"]:
+                    return json.loads(content)
         return None
 
     def read(self, path: Path) -> Snapshot:

@@ -22,15 +22,15 @@ from tcar.data.clip_reader import fingerprint
 from tcar.data.frame_cache import FrameCache
 from tcar.data.loader import Loaded, Loader
 from tcar.data.ssv2 import Clip, check_label_order, flip_pairs, without_mirror_image
-from tcar.models.baselines import create_baseline, find_baseline
+from tcar.models.baselines import Built, create_baseline, find_baseline
 from tcar.models.streams import stream_spec, weights_digest
 from tcar.models.tca import TCA, TCAConfig
 from tcar.params import Params
-from tcar.tokens import TrainingError
 from tcar.train.clip_views import ClipViews
-from tcar.train.heads import parameter_groups
 from tcar.train.mixing import mix_frames
+from tcar.train.recipe import parameter_groups
 from tcar.train.tasks import Batch, Slice, check_labels
+from tcar.train.watch import TrainingError
 
 AHEAD = 2  # batches decoded before they are asked for
 
@@ -99,9 +99,14 @@ class ClipTask:
 
     @cached_property
     def loader(self) -> Loader:
-        """What reads the clips; its processes end with `loader.close()`, or with the task."""
+        """What reads the clips; its processes end with `close`, or with the task."""
         pin = self.run.common.device != "cpu" and torch.cuda.is_available()
         return Loader(self.views, workers=self._workers, ahead=AHEAD * self.recipe.batch_size, pin=pin)
+
+    def close(self) -> None:
+        """End the processes that read clips, where there are any."""
+        if "loader" in vars(self):
+            self.loader.close()
 
     @property
     def _workers(self) -> int:
@@ -117,6 +122,10 @@ class ClipTask:
     def _no_clip(self) -> tuple[Tensor, Tensor]:
         size = self.views.size
         return torch.zeros(1, sum(self.frames), size, size, 3, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
+
+    def ready(self, inputs: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
+        """Bring frames to a device."""
+        return tuple(tensor.to(device, non_blocking=True) for tensor in inputs)
 
     def mixed(self, batch: Batch, inputs: tuple[Tensor, ...], labels: Tensor, epoch: int, step: int) -> tuple:
         """Mix frames as `tcar.train.mixing.mix_frames` does."""
@@ -146,7 +155,7 @@ class StreamTask(ClipTask):
         return {"model": asdict(self.config), "weights": weights, **self._read_from()}
 
     def groups(self, model: ClipModel, learning_rate: float, weight_decay: float) -> list[dict]:
-        """Return those of `tcar.train.heads.parameter_groups`, of fusion and adapters."""
+        """Return those of `tcar.train.recipe.parameter_groups`, of fusion and adapters."""
         return parameter_groups(nn.ModuleList([model.fusion, model.semantic.adapters]), weight_decay)
 
     def reverse(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -177,12 +186,21 @@ class BaselineTask(ClipTask):
 
     def build(self, seed: int) -> nn.Module:
         """Build the baseline with the checkpoints that the parameters name, its classes numbered as the run's are."""
+        return self._built(seed).model
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What must stand beside its numbers."""
+        return self._built(self.seed).notes
+
+    def _built(self, seed: int) -> Built:
         given, known = self.run.baselines.baseline_checkpoints, self.baseline.published
         taken = {key: self.run.checkpoint(stated) for key, stated in given.items() if key in known}
-        built = create_baseline(self.name, self.num_classes, taken, seed=seed)
+        untrained = not self.recipe.epochs
+        built = create_baseline(self.name, self.num_classes, taken, seed=seed, untrained=untrained)
         if built.labels is not None:
             check_label_order({name: index for index, name in enumerate(self.class_names)}, built.labels)
-        return built.model
+        return built
 
     def identity(self) -> dict[str, Any]:
         """Return the baseline, its checkpoints, clips and views."""

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tcar.losses import OrderHead, build_loss, contrastive_alignment, temporal_order
 from tcar.models.attention import STREAMS
-from tcar.tokens import TrainingError
+from tcar.train.watch import TrainingError
 
 Inputs = tuple[Shaped[Tensor, "b ..."], ...]
 

@@ -6,8 +6,8 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psutil
@@ -28,11 +28,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tcar.data.augment import view_seed
 from tcar.params import Params
 from tcar.processes import end_with_launcher
-from tcar.tokens import TrainingError
 from tcar.train.checkpoints import Snapshot
-from tcar.train.heads import parameter_groups, rate_factor
 from tcar.train.learner import Learner, checkpoint_blocks
+from tcar.train.recipe import parameter_groups, rate_factor
 from tcar.train.tasks import Batch, Slice, Task
+from tcar.train.watch import TrainingError
 
 LEAST_SCALE = 1e-3  # of the loss in fp16: a gradient that is not finite below it is so at any scale
 
@@ -60,20 +60,8 @@ class Processes:
             raise TrainingError(f"device is {device}, and no such is found; set it to auto or cpu")
         # A notebook may train in one precision after another, and accelerate keeps the first for the whole process.
         AcceleratorState._reset_state(True)
-        handler = DistributedDataParallelKwargs(
-            broadcast_buffers=False, find_unused_parameters=partly_used, gradient_as_bucket_view=True
-        )
-        # Left to itself where there is no GPU, accelerate takes each of several processes for one that trains alone.
-        cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
-        precision = "no" if settings.precision == "fp32" else settings.precision
-        try:
-            with patch_environment(**({"ACCELERATE_TORCH_DEVICE": device} if ":" in device else {})):
-                self.accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[handler])
-            # accelerate would go on in fp32 without a word.
-            if precision == "fp16" and self.accelerator.device.type == "cpu":
-                raise ValueError("a CPU has no such")
-        except ValueError as error:
-            raise TrainingError(f"precision is {settings.precision}: {error}; set it to bf16 or fp32") from error
+        self.partly_used, self.asked = partly_used, (device, settings.precision)
+        self.accelerator = self.accelerator_of_one()
         self.main = self.accelerator.is_main_process
         self.count, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self.device = self.accelerator.device
@@ -83,12 +71,37 @@ class Processes:
                 "device to cpu, or start one"
             )
 
+    def accelerator_of_one(self) -> Accelerator:
+        """Return an accelerator for one model: in fp16 each has a scale of its own."""
+        device, precision = self.asked
+        handler = DistributedDataParallelKwargs(
+            broadcast_buffers=False, find_unused_parameters=self.partly_used, gradient_as_bucket_view=True
+        )
+        # Left to itself where there is no GPU, accelerate takes each of several processes for one that trains alone.
+        cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
+        mixed = "no" if precision == "fp32" else precision
+        try:
+            with patch_environment(**({"ACCELERATE_TORCH_DEVICE": device} if ":" in device else {})):
+                made = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[handler])
+            # accelerate would go on in fp32 without a word.
+            if precision == "fp16" and made.device.type == "cpu":
+                raise ValueError("a CPU has no such")
+        except ValueError as error:
+            raise TrainingError(f"precision is {precision}: {error}; set it to bf16 or fp32") from error
+        return made
+
     def added(self, values: Sequence[float]) -> list[float]:
         """Return the sums of these values over all processes."""
         if self.count == 1:
             return list(values)
         kind = torch.float32 if self.device.type == "mps" else torch.float64
         return self.accelerator.reduce(torch.tensor(values, dtype=kind, device=self.device), "sum").tolist()
+
+    def whole(self, values: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        """Return the rows of all processes: each is one process's and zero in the others, so that the sum is exact."""
+        if self.count == 1:
+            return values
+        return self.accelerator.reduce(values.to(self.device), "sum").cpu()
 
     def from_main(self, value: Any) -> Any:
         """Return the main process's value on all processes."""
@@ -104,7 +117,8 @@ class Stepper:
     """Model and optimiser of a training; `rate` is the peak of the learning rate, `total` the clips of a step."""
 
     def __init__(self, task: Task, run: Params, seed: int, processes: Processes):
-        self.task, self.seed, self.processes, self.accelerator = task, seed, processes, processes.accelerator
+        self.task, self.seed, self.processes = task, seed, processes
+        self.accelerator = processes.accelerator_of_one()
         self.recipe, self.settings, recipe = task.recipe, run.trainer, task.recipe
         self.total = recipe.batch_size * self.settings.accumulation * processes.count
         self.steps = math.ceil(len(task.labels["train"]) / self.total)  # of an epoch
@@ -155,7 +169,8 @@ class Stepper:
     def step(self, parts: Sequence[Batch], number: int, epoch: int) -> Measured:
         """Do step `number`, counted from 0: the mean over all clips of a total batch, however they are dealt out.
 
-        Where the norm comes back as not finite, the weights are left as they are.
+        The parts are on the device already (`on_device`). Where the norm comes back as not finite, the weights are
+        left as they are.
         """
         (clips,) = self.processes.added([sum(len(part.rows) for part in parts)])
         torch.manual_seed(view_seed(self.seed, "step", number, self.processes.rank))
@@ -188,8 +203,7 @@ class Stepper:
 
     def _add_gradient(self, part: Batch, clips: float, number: int, epoch: int, found: Measured) -> None:
         """Add the gradient of a slice with its share in the total batch, and what it gave to `found`."""
-        inputs = tuple(tensor.to(self.processes.device, non_blocking=True) for tensor in part.inputs)
-        targets = labels = part.labels.to(self.processes.device, non_blocking=True)
+        inputs, targets, labels = part.inputs, part.labels, part.labels
         if self.mixes:
             inputs, targets = self.task.mixed(part, inputs, labels, epoch, number)
         loss, terms, logits = self.wrapped(inputs, targets)
@@ -203,37 +217,12 @@ class Stepper:
             for place, name in enumerate(self.learner.terms):
                 found.terms[place] = found.terms[place] + terms.get(name, 0.0) * count
 
-    def predict(self, broken: dict[str, str]) -> tuple[Float[Tensor, "n c"], Int[Tensor, " n"]]:
-        """Return logits and labels of the validation clips that can be read, on the CPU, on every process.
-
-        Each clip is computed by one process, with the averaged weights where there are any. Clips that cannot be read
-        go into `broken`. Raises TrainingError where none can.
-        """
-        processes, size, labels = self.processes, self.recipe.batch_size, self.task.labels["validation"]
-        slices = [Slice(list(range(start, min(start + size, len(labels))))) for start in range(0, len(labels), size)]
-        values = torch.zeros(len(labels), 1 + self.task.num_classes)  # whether it was read, and its logits
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Have the model as it is scored: with the averaged weights where there are any, in evaluation."""
         self.learner.eval()
-        with self._memory(), self._averaged_weights(), torch.no_grad():
-            mine = slices[processes.rank :: processes.count]
-            with closing(self.task.batches("validation", mine, 0, broken)) as batches:
-                for part in batches:
-                    broken.update(part.broken)
-                    if part.rows:
-                        inputs = (tensor.to(processes.device, non_blocking=True) for tensor in part.inputs)
-                        with self.accelerator.autocast():
-                            logits = self.learner.model(*inputs).float()
-                        values[part.places] = nn.functional.pad(logits, (1, 0), value=1.0).cpu()
-        values = self._whole(values)
-        read = values[:, 0] > 0
-        if not read.any():
-            raise TrainingError(f"{self.task.name}: no validation clip can be read; run the audit again")
-        return values[read, 1:], torch.from_numpy(labels)[read].long()
-
-    def _whole(self, values: Tensor) -> Tensor:
-        """Every row is one process's and zero in the others, so that the sum is exact."""
-        if self.processes.count == 1:
-            return values
-        return self.accelerator.reduce(values.to(self.processes.device), "sum").cpu()
+        with self._memory(), self._averaged_weights():
+            yield
 
     @contextmanager
     def _averaged_weights(self) -> Iterator[None]:
@@ -298,6 +287,50 @@ class Stepper:
         self.optimiser.load_state_dict(kept.optimiser["optimiser"])
         if self.accelerator.scaler and kept.optimiser["scaler"]:
             self.accelerator.scaler.load_state_dict(kept.optimiser["scaler"])
+
+
+def on_device(task: Task, parts: Sequence[Batch], device: torch.device) -> list[Batch]:
+    """Bring batches to a device, once for all models that read them."""
+    return [
+        replace(part, inputs=task.ready(part.inputs, device), labels=part.labels.to(device, non_blocking=True))
+        for part in parts
+    ]
+
+
+def predict(
+    steppers: Sequence[Stepper], broken: dict[str, str]
+) -> list[tuple[Float[Tensor, "n c"], Int[Tensor, " n"]]]:
+    """Return the logits of each model for the validation clips that can be read, and their labels, on every process.
+
+    The clips are read once for all. Each is computed by one process, with the averaged weights where there are any.
+    What cannot be read goes into `broken`. Raises TrainingError where nothing can.
+    """
+    task, processes = steppers[0].task, steppers[0].processes
+    size, labels = task.recipe.batch_size, task.labels["validation"]
+    slices = [Slice(list(range(start, min(start + size, len(labels))))) for start in range(0, len(labels), size)]
+    # Of every model whether a clip was read, and its logits.
+    values = [torch.zeros(len(labels), 1 + stepper.task.num_classes) for stepper in steppers]
+    with ExitStack() as held:
+        for stepper in steppers:
+            held.enter_context(stepper.scoring())
+        mine = slices[processes.rank :: processes.count]
+        batches = held.enter_context(closing(task.batches("validation", mine, 0, broken)))
+        held.enter_context(torch.no_grad())
+        for part in batches:
+            broken.update(part.broken)
+            if part.rows:
+                inputs = task.ready(part.inputs, processes.device)
+                for stepper, found in zip(steppers, values, strict=True):
+                    with stepper.accelerator.autocast():
+                        logits = stepper.learner.model(*inputs).float()
+                    found[part.places] = nn.functional.pad(logits, (1, 0), value=1.0).cpu()
+    scored = []
+    for found in map(processes.whole, values):
+        read = found[:, 0] > 0
+        if not read.any():
+            raise TrainingError(f"{task.name}: no validation clip can be read; run the audit again")
+        scored.append((found[read, 1:], torch.from_numpy(labels)[read].long()))
+    return scored
 
 
 def validation_row(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> dict[str, float]:

@@ -6,6 +6,10 @@ The trainer calls its watchers on the main process only and knows nothing more o
 from typing import Any, Protocol, runtime_checkable
 
 
+class TrainingError(RuntimeError):
+    """A training that cannot start or go on; the message names it and the cause."""
+
+
 class StopTraining(Exception):
     """A watcher asks for the end of the training; `reason` is the word that the training ends with."""
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tcar.train.heads import parameter_groups
 
 from tcar import log, params
 from tcar.data.tabletop import Look, render_dataset
@@ -34,7 +35,6 @@ from tcar.models import create_stream, stream_cost
 from tcar.models.fusion import create_fusion
 from tcar.models.grids import grid_coordinates
 from tcar.models.tca_config import TCAConfig
-from tcar.train.heads import parameter_groups
 
 STREAMS = {"dinov2_vits14": 8, "i3d_r50": 8, "vjepa2_vitl16_256": 16}  # frames of a clip
 QUICK = {"dinov2_tiny": 8, "i3d_tiny": 16}

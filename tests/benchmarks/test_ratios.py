@@ -1,9 +1,7 @@
 """How fast the parts are, as ratios of two things measured side by side in one run (`make benchmark`)."""
 
-import dataclasses
 import time
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,9 +10,6 @@ from tcar.data.tabletop.scene import render
 from tcar.models.attention import attend
 from tcar.models.fusion import FusionConfig, create_fusion
 from tcar.models.grids import grid_coordinates
-from tcar.params import Training
-from tcar.tokens import TokenSet
-from tcar.train.heads import fit
 
 
 def best_of(function, repeats: int = 5) -> float:
@@ -64,34 +59,3 @@ def test_fast_path_against_explicit_weights(kind, capsys):
     with capsys.disabled():
         print(f"\n{kind}: explicit weights take {explicit / fast:.2f} times the fast path "
               f"({1000 * fast / 32:.2f} ms a clip)")
-
-
-@pytest.mark.parametrize("kind", ["cross_attention", "late_concat_raw"])
-def test_training_against_forward_and_backward_alone(kind, capsys):
-    """What batches, clipping, optimiser and schedule add to the module; and what a validation clip takes of a step."""
-    torch.set_num_threads(1)
-    recipe, steps = Training(epochs=1, epochs_by_method={}, warmup_epochs=0), 20
-    config = FusionConfig(kind=kind, semantic_width=128, motion_width=128, num_classes=32, width=64, heads=4,
-                          mlp_ratio=2, dropout=0, drop_path=0, window="time")
-    rng, clips = np.random.default_rng(0), steps * recipe.batch_size
-    grids = [grid_coordinates(grid).reshape(-1, 3).numpy() for grid in ((4, 4, 4), (2, 4, 4))]
-    values = [rng.normal(size=(clips, len(places), 128)).astype(np.float16) for places in grids]
-    labels, ids = rng.integers(0, 32, clips), [str(i) for i in range(clips)]
-    train = TokenSet(values[0], grids[0], values[1], grids[1], labels, ids)
-
-    def part(count: int) -> TokenSet:
-        first = {name: getattr(train, name)[:count] for name in ("semantic", "motion", "labels", "ids")}
-        return dataclasses.replace(train, **first)
-
-    inputs = [torch.from_numpy(x).float() for x in (values[0][:24], grids[0], values[1][:24], grids[1])]
-    fusion = create_fusion(config).train()
-
-    def bare() -> None:
-        for _ in range(steps):
-            fusion(*inputs).sum().backward()
-
-    alone = best_of(bare)
-    trained, validated = (best_of(lambda n=n: fit(config, train, part(n), recipe, 0)) for n in (1, clips))
-    with capsys.disabled():
-        print(f"\n{kind}: an epoch takes {trained / alone:.2f} times forward and backward alone; "
-              f"a validation clip takes {(validated - trained) / trained:.2f} of a training clip's time")

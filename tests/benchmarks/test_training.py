@@ -45,6 +45,17 @@ def test_waiting_for_tokens(tmp_path, capsys):
     assert statistics.mean(waits) < 0.05
 
 
+def test_five_heads_in_one_pass_against_five_passes(tmp_path, capsys):
+    """Each batch is read once for all; on a CPU, reading is the smaller part of a step."""
+    found = measured(tmp_path, "company")
+    one, five = found["together"], found["alone"]
+    with capsys.disabled():
+        print(f"\nfive heads in one pass take {one['seconds'] / five['seconds']:.2f} times the processor time of five "
+              f"passes, and read {one['bytes'] / five['bytes']:.2f} times the bytes {load()}")  # fmt: skip
+    assert one["bytes"] * 5 == five["bytes"]
+    assert one["seconds"] < 1.1 * five["seconds"]
+
+
 def test_memory_with_and_without_checkpointing(tmp_path, capsys):
     plain, twice = (measured(tmp_path, "memory", checkpointing=checkpointing)["mb"] for checkpointing in (False, True))
     with capsys.disabled():

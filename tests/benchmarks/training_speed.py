@@ -17,14 +17,18 @@ import numpy as np
 import psutil
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from memory_store import in_memory
+
 from tcar import log, params
 from tcar.models.fusion import FusionConfig, create_fusion
 from tcar.models.grids import grid_coordinates
-from tcar.tokens import ARRAYS, TokenSet
-from tcar.train.heads import parameter_groups, reproducible
-from tcar.train.stepping import Processes, Stepper
+from tcar.train.recipe import parameter_groups, reproducible
+from tcar.train.stepping import Processes, Stepper, on_device
 from tcar.train.tasks import TokenTask
-from tcar.train.trainer import train
+from tcar.train.tokens import StoredTokens
+from tcar.train.trainer import train, train_together
+from tcar.train.training import Head
 
 # The demo's fusion and tokens.
 FUSION = FusionConfig(semantic_width=128, motion_width=128, num_classes=32, width=64, heads=4, mlp_ratio=2, dropout=0,
@@ -32,12 +36,12 @@ FUSION = FusionConfig(semantic_width=128, motion_width=128, num_classes=32, widt
 BATCH, STEPS = 24, 40
 
 
-def tokens(clips: int, width: int = 128) -> TokenSet:
+def tokens(clips: int, width: int = 128) -> StoredTokens:
     rng, values = np.random.default_rng(0), []
     for grid in ((4, 4, 4), (2, 4, 4)):
         xyz = grid_coordinates(grid).reshape(-1, 3).numpy()
         values += [rng.normal(size=(clips, len(xyz), width)).astype(np.float16), xyz]
-    return TokenSet(*values, rng.integers(0, 32, clips), [str(clip) for clip in range(clips)])
+    return in_memory(*values, rng.integers(0, 32, clips), [str(clip) for clip in range(clips)])
 
 
 def task_of(run, fusion: FusionConfig = FUSION, clips: int = BATCH * STEPS) -> TokenTask:
@@ -64,11 +68,11 @@ def step(folder: Path) -> dict:
         model = create_fusion(FUSION)
         optimiser = torch.optim.AdamW(parameter_groups(model, 0.05), 0.001, fused=True)
         slices = made.slices(1)
-        arrays, labels = [torch.from_numpy(getattr(data, name)) for name in ARRAYS[:4]], torch.from_numpy(data.labels)
+        arrays, labels = data.floats(range(len(data))), torch.from_numpy(data.labels)
 
         def bare(places: list[int]) -> None:
             index = torch.tensor(places)
-            values = [arrays[0][index].float(), arrays[1], arrays[2][index].float(), arrays[3]]
+            values = [arrays[0][index], arrays[1], arrays[2][index], arrays[3]]
             loss = torch.nn.functional.cross_entropy(model(*values), labels[index], label_smoothing=0.1)
             optimiser.zero_grad()
             loss.backward()
@@ -82,7 +86,7 @@ def step(folder: Path) -> dict:
                 start = time.process_time()
                 bare(part.places)
                 middle = time.process_time()
-                made.step([next(batches)], number, 1)
+                made.step(on_device(made.task, [next(batches)], made.processes.device), number, 1)
                 alone.append(middle - start)
                 ours.append(time.process_time() - middle)
     return {"bare": statistics.median(alone), "trainer": statistics.median(ours)}
@@ -94,7 +98,8 @@ def memory(folder: Path, checkpointing: bool) -> dict:
     fusion = replace(FUSION, width=256, blocks=6, self_blocks=4, checkpointing=checkpointing)
     run = params.from_values({"batch_size": 64, "device": "cpu"})
     made = Stepper(task_of(run, fusion, 128), run, 0, Processes(run, False))
-    batches = list(made.task.batches("train", [part for parts in made.slices(1) for part in parts], 1, {}))
+    read = made.task.batches("train", [part for parts in made.slices(1) for part in parts], 1, {})
+    batches = on_device(made.task, list(read), made.processes.device)
     process = psutil.Process()
     held = [process.memory_info().rss]
     for module in made.learner.model.fusion.modules():
@@ -119,9 +124,32 @@ def training(folder: Path, **changes) -> dict:
     return {"speed": speed, "cpu": cpu, "waits": waits, "loss": loss}
 
 
+def company(folder: Path, heads: int = 5) -> dict:
+    """Seconds and bytes read of trainings in one pass, and in a pass each; processor time, as others share the machine.
+    """
+    run = params.from_values({"batch_size": BATCH, "device": "cpu", "epochs": 2, "warmup_epochs": 1})
+    fusions = [replace(FUSION, mlp_ratio=2 + number / 8) for number in range(heads)]
+    data, read, found = [tokens(BATCH * STEPS), tokens(BATCH)], StoredTokens.read, {}
+
+    def counted(self: StoredTokens, *asked) -> tuple:
+        parts = read(self, *asked)
+        found["bytes"] += sum(part.nbytes for stream in parts for part in stream)
+        return parts
+
+    StoredTokens.read = counted
+    for name, groups in (("together", [fusions]), ("alone", [[one] for one in fusions])):
+        found["bytes"], began = 0, time.process_time()
+        for group in groups:
+            tasks = [TokenTask(fusion, *data, run, 0) for fusion in group]
+            train_together([Head(task, run, folder / f"{name}-{task.fusion.mlp_ratio}") for task in tasks], 0)
+        found[name] = {"seconds": time.process_time() - began, "bytes": found["bytes"]}
+    return {name: found[name] for name in ("together", "alone")}
+
+
 if __name__ == "__main__":
     log.configure("WARNING")
     arguments = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
-    found = {"step": step, "memory": memory, "training": training}[sys.argv[2]](Path(sys.argv[1]), **arguments)
+    measures = {"step": step, "memory": memory, "training": training, "company": company}
+    found = measures[sys.argv[2]](Path(sys.argv[1]), **arguments)
     if int(os.environ.get("RANK", "0")) == 0:
         print(json.dumps(found))
