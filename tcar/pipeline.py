@@ -40,7 +40,7 @@ class Step:
     parameters: tuple[str, ...]
 
 
-LEARNING = ("data", "streams", "fusion", "training")
+LEARNING = ("data", "streams", "fusion", "training", "trainer")
 TABLE = (
     Step("00_data_audit", (), ("audit",), ("data", "evaluation")),
     Step("01_extractors", ("audit",), ("extractors",), ("data", "streams", "full_size", "evaluation")),
@@ -49,7 +49,7 @@ TABLE = (
         "03_training",
         ("audit", "extractors"),
         ("training",),
-        (*LEARNING, "trainer", "baselines", "search", "watching"),
+        (*LEARNING, "baselines", "search", "watching"),
     ),
     Step(
         "04_evaluation",
@@ -57,7 +57,7 @@ TABLE = (
         ("evaluation",),
         (*LEARNING, "baselines", "evaluation"),
     ),
-    Step("05_ablations", ("audit", "extractors", "training"), ("ablations",), (*LEARNING, "evaluation", "ablations")),
+    Step("05_ablations", ("audit", "extractors", "training"), ("ablations",), (*LEARNING, "watching", "evaluation", "ablations")),
     Step(
         "06_interpretability",
         ("audit", "extractors", "training", "evaluation"),

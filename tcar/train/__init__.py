@@ -1,6 +1,6 @@
-"""Training: many small heads side by side, and one large model on any number of processes.
+"""Training: everything that is trained, by one trainer, on one process or many.
 
-`heads` trains fusions on kept tokens, one to a core, and `baselines` published models on clips: what the notebooks
-call. `trainer` is for large runs: `tasks` and `clip_tasks` say what is trained, `stepping` is one step of it,
-`checkpoints` keeps its state, and `watch`, `tracking` and `alerts` tell how it goes. `python -m tcar.train` runs it.
+`trainer` trains together what reads the same batches, each as a `training` of its own; `tasks` (on stored `tokens`) and
+`clip_tasks` say what is trained, `stepping` is one step of it, `recipe` how long and at which rate, `checkpoints` keeps
+its state, and `watch`, `tracking` and `alerts` tell how it goes. `python -m tcar.train` runs it.
 """
