@@ -13,8 +13,8 @@ import psutil
 
 from tcar.data.ssv2 import SPLITS, DatasetError, load_split
 from tcar.data.tabletop.dataset import chosen_families, plan_sets
+from tcar.features.packing import row_type
 from tcar.features.plan import PUBLISHED_CLIPS, ROLES
-from tcar.features.shards import STORED
 from tcar.models.streams import stream_spec
 from tcar.params import Params
 
@@ -121,8 +121,11 @@ def tokens(run: Params) -> int:
     streams = run.streams
     if streams.semantic_adapters:
         return 0
-    numbers = sum(prod(getattr(streams, f"{role}_grid")) * stream_spec(getattr(streams, role)).width for role in ROLES)
-    return clips(run) * streams.views * numbers * STORED[streams.token_type].itemsize
+    kinds = [
+        row_type(streams.token_type, prod(getattr(streams, f"{role}_grid")), stream_spec(getattr(streams, role)).width)
+        for role in ROLES
+    ]
+    return clips(run) * streams.views * sum(kind.itemsize for kind in kinds)
 
 
 def _existing(folder: Path) -> Path:

@@ -17,7 +17,7 @@ MOMENTS = ("open", "os.rename", "os.remove")
 
 
 def make(videos: Path, root: Path, *, patience: float = 60, moment: int = 0) -> FeatureStore:
-    """Extract two views, some of them mirrored, of all videos of a folder in shards of two clips; SIGKILL at a moment
+    """Extract two views, some of them mirrored, of all videos of a folder in batches of two clips; SIGKILL at a moment
     in the root, counted from 1.
     """
     torch.set_num_threads(1)

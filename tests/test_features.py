@@ -1,9 +1,9 @@
+import errno
 import json
 import os
 from functools import partial
 
 import numpy as np
-import pyarrow.parquet
 import pytest
 import torch
 from bright import FRAMES, GRID, Brightness, clip, contents, in_this_process, seven_clips
@@ -15,7 +15,7 @@ from tcar.data.video import read_segments
 from tcar.data.workers import Failure
 from tcar.features import FeatureError, FeatureStore, extract
 from tcar.features.__main__ import main
-from tcar.features.shards import Extractor
+from tcar.features.batches import Extractor
 from tcar.models import Tokens, create_stream
 
 
@@ -79,8 +79,7 @@ def test_a_complete_store_is_opened_and_not_made_again(clips, store, extraction_
     before = {path: path.stat().st_mtime_ns for path in store.root.iterdir()}
     again = extract(clips, Brightness(), GRID, FRAMES, store.root.parent, workers=1, batch_clips=3)
     assert {path: path.stat().st_mtime_ns for path in again.root.iterdir()} == before
-    index = pyarrow.parquet.read_table(store.root / "index.parquet").to_pydict()
-    assert index == {"id": list("0123456"), "shard": [0, 0, 0, 1, 1, 1, 2], "row": [0, 1, 2, 0, 1, 2, 0]}
+    np.testing.assert_array_equal(np.load(store.root / "tokens.npy"), store.load(list("0123456")))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +118,7 @@ def test_broken_and_quarantined_clips_are_left_out_and_named(clips, tmp_path, ex
 
 
 def test_a_run_that_dies_is_continued(clips, store, tmp_path, monkeypatch):
-    """The worker is killed in its second batch; the shard of the first is taken over as it is."""
+    """The worker is killed in its second batch; the first is taken over as it is."""
 
     def killed(function, items, **_):
         for number, batch in enumerate(items):
@@ -132,27 +131,36 @@ def test_a_run_that_dies_is_continued(clips, store, tmp_path, monkeypatch):
     folder = next(tmp_path.iterdir())
     with pytest.raises(FeatureError, match="no complete feature store"):
         FeatureStore.open(folder)
-    first = (folder / "tokens-00000.npy").stat().st_mtime_ns
-    monkeypatch.setattr("tcar.features.extraction.isolated_map", in_this_process)
+    made = []
+
+    def noted(function, items, **_):
+        for number, item in in_this_process(function, items):
+            made.append(items[number].number)
+            yield number, item
+
+    monkeypatch.setattr("tcar.features.extraction.isolated_map", noted)
     resumed = extract(clips, Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
     assert resumed.root == folder
-    assert (folder / "tokens-00000.npy").stat().st_mtime_ns == first
+    assert made == [1, 2]
     assert contents(resumed) == contents(store)
 
 
-def test_half_a_shard_does_not_count(clips, store, tmp_path, monkeypatch, extraction_inline):
-    """The disk is full halfway through the second shard."""
+def test_half_a_batch_does_not_count(clips, store, tmp_path, monkeypatch, extraction_inline):
+    """The disk is full halfway through the second batch."""
     sync, calls = os.fsync, []
 
     def fail(file):
-        calls.append(file)
-        if len(calls) == 3:  # tokens and coordinates of the first shard come before
-            os.truncate(f"/proc/self/fd/{file}", 100)
-            raise OSError("no space left")
+        if "tokens.npy" in os.readlink(f"/proc/self/fd/{file}"):
+            calls.append(file)
+            if len(calls) == 2:
+                size = os.fstat(file).st_size
+                os.ftruncate(file, size // 2)
+                os.ftruncate(file, size)
+                raise OSError(errno.ENOSPC, "no space left")
         sync(file)
 
-    monkeypatch.setattr("tcar.files.os.fsync", fail)
-    with pytest.raises(OSError, match="no space left"):
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=r"no space left.*tokens\.npy"):
         extract(clips, Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
     monkeypatch.undo()
     monkeypatch.setattr("tcar.features.extraction.isolated_map", in_this_process)

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
 from bright import FRAMES, GRID, Brightness, contents, seven_clips
@@ -18,8 +16,6 @@ from tcar.data.augment import AugmentConfig
 from tcar.data.ssv2 import Clip
 from tcar.features import FeatureError, FeatureStore, extract, verify
 from tcar.features.augmented import AugmentedView
-from tcar.features.shards import read_record, record_path
-from tcar.features.store import finish
 from tcar.features.views import SegmentView
 from tcar.models import create_stream
 from tcar.models.fusion import FusionConfig
@@ -199,7 +195,7 @@ def prepared(project, clips):
 def test_from_parameters_to_a_batch(prepared):
     """The two streams of the demo, as `python -m tcar.features extract` and `python -m tcar.train` use them."""
     found = healthy_clips(prepared)
-    stores = {role: stage.extract(prepared, role, found) for role in stage.ROLES}
+    stores = stage.extract(prepared, found)
     results.write(prepared.results_dir / "extractors.json", {"stores": {r: s.root.name for r, s in stores.items()}})
     training, clips, met = task_of(prepared, 0), found["train"], set()
     streams = {role: create_stream(getattr(prepared.streams, role), pretrained=True) for role in stage.ROLES}
@@ -266,14 +262,13 @@ def test_the_view_that_is_scored_cannot_be_mirrored(make):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu:0"])
-def test_the_index_says_which_views_are_mirrored(make, clips, device):
-    store = make(device=device)
-    index = pyarrow.parquet.read_table(store.root / "index.parquet").to_pydict()
-    view = SegmentView(FRAMES, 0.5)
-    assert index["flipped"] == [[view.flipped(clip.id, number, 0) for number in range(VIEWS)] for clip in clips]
-    np.testing.assert_array_equal(store.flipped(view=2), [views[2] for views in index["flipped"]])
-    np.testing.assert_array_equal(store.flipped(["7", "0"], [3, 1]), [index["flipped"][7][3], index["flipped"][0][1]])
-    assert json.loads((store.root / "store.json").read_text())["flipped"] == sum(map(sum, index["flipped"]))
+def test_the_store_says_which_views_are_mirrored(make, clips, device):
+    store, view = make(device=device), SegmentView(FRAMES, 0.5)
+    mirrored = [[view.flipped(clip.id, number, 0) for number in range(VIEWS)] for clip in clips]
+    for number in range(VIEWS):
+        np.testing.assert_array_equal(store.flipped(view=number), [views[number] for views in mirrored])
+    np.testing.assert_array_equal(store.flipped(["7", "0"], [3, 1]), [mirrored[7][3], mirrored[0][1]])
+    assert store.flips == {clip.id: views for clip, views in zip(clips, mirrored, strict=True)}
     with pytest.raises(FeatureError, match="clip 99 has no features"):
         store.flipped(["99"])
     with pytest.raises(FeatureError, match="views 0 to 3 of each clip, not 4"):
@@ -281,48 +276,23 @@ def test_the_index_says_which_views_are_mirrored(make, clips, device):
 
 
 def test_a_store_without_mirrored_views_knows_nothing_of_them(make):
-    """Stores of before that there were any are such stores, and have the keys that they had."""
     store = make(flip=0.0)
     described = json.loads((store.root / "store.json").read_text())
-    assert described.keys() == {"key", "made", "tokens", "width", "broken", "files"}
+    assert described["flipped"] == store.flips == {}
     assert described["made"]["sampling"] == "segment middles"
-    assert pyarrow.parquet.read_schema(store.root / "index.parquet").names == ["id", "shard", "row"]
     assert store.key != make().key and make(flip=0.25).key != make().key
     assert not store.flipped(view=3).any()
 
 
-def rewritten(root: Path, change) -> None:
-    table = pyarrow.parquet.read_table(root / "index.parquet").to_pydict()
-    change(table)
-    pyarrow.parquet.write_table(pyarrow.table(table), root / "index.parquet")
-
-
-def test_a_tampered_index_is_noticed(make):
+def test_mirrors_that_were_tampered_with_are_noticed(make):
     root = make().root
     assert verify(root) == []
-    rewritten(root, lambda index: index["flipped"].reverse())  # as many mirrored views, of other clips
-    assert verify(root) == ["index.parquet: its content has changed"]
-    rewritten(root, lambda index: index.pop("flipped"))
-    assert verify(root) == ["index.parquet: its content has changed"]
-    with pytest.raises(FeatureError, match=r"marks 0 views as mirrored, and store.json states \d+; extract again"):
+    described = json.loads((root / "store.json").read_text())
+    described["flipped"].popitem()
+    (root / "store.json").write_text(json.dumps(described))
+    assert verify(root) == ["store.json: its content has changed"]
+    with pytest.raises(FeatureError, match=r"store.json: its content has changed; delete the folder and extract again"):
         FeatureStore.open(root)
-
-
-def test_an_extraction_that_an_older_version_began_is_continued(make, monkeypatch):
-    """Its records say nothing of mirrors or places; the store comes out as the older version would have made it."""
-    whole, root = contents(make(flip=0.0)), make(flip=0.0).root
-    for path in root.iterdir():
-        path.unlink()
-
-    def with_records_of_before(job, shards, made):
-        for number in range(shards):
-            record = read_record(job, number)
-            kept = {key: record[key] for key in ("ids", "broken", "sha256", "bytes")}
-            record_path(job.folder, number).write_text(json.dumps(kept))
-        finish(job, shards, made)
-
-    monkeypatch.setattr("tcar.features.finish", with_records_of_before)
-    assert contents(make(flip=0.0)) == whole
 
 
 @pytest.mark.parametrize("batch_clips", [7, 1])

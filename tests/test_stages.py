@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from memory_store import in_memory
+from stores import write_store
 from videos import write_video
 
 from tcar import params, results
 from tcar.data.ssv2 import Clip, DatasetError
-from tcar.features import FeatureStore
 from tcar.models.fusion import FusionConfig, create_fusion
 from tcar.models.grids import grid_coordinates
 from tcar.stages import clips, features, fusion, looking, methods, probing
@@ -24,16 +24,6 @@ TEMPLATES = ["Moving something down", "Moving something up"]
 
 def clip(number: int, label: int | None = 0) -> Clip:
     return Clip(str(number), Path(f"{number}.webm"), label, "", "", ())
-
-
-def store(root: Path, grid: tuple[int, int, int], tokens: np.ndarray, ids: list[str]) -> FeatureStore:
-    """A store as an extraction leaves it, with these tokens."""
-    axes = [(np.arange(cells) + 0.5) / cells for cells in grid]
-    coordinates = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    root.mkdir(parents=True, exist_ok=True)
-    np.save(root / "tokens-00000.npy", tokens.astype(np.float16))
-    places = {name: (0, row) for row, name in enumerate(ids)}
-    return FeatureStore(root, "key", "stream", grid[0], grid, tokens.shape[-1], coordinates, ids, {}, places)
 
 
 @pytest.fixture
@@ -98,7 +88,7 @@ def test_probe_needs_the_order_where_only_the_order_tells(run, tmp_path):
     labels = np.arange(120) % 2
     ramp = np.repeat(np.linspace(-1, 1, 4), 2)[None, :, None] * np.where(labels, 1, -1)[:, None, None]
     tokens = ramp * np.ones(3) + rng.normal(0, 0.05, (120, 8, 3))
-    opened = {"motion": store(tmp_path / "s", (4, 1, 2), tokens, [str(n) for n in range(120)])}
+    opened = {"motion": write_store(tmp_path / "s", tokens, (4, 1, 2), [str(n) for n in range(120)])}
     found = [clip(number, int(label)) for number, label in enumerate(labels)]
     rows = probing.linear_probes(run, opened, {"train": found[:80], "validation": found[80:]})
     scores = {row["pooling"]: row for row in rows}
@@ -111,7 +101,7 @@ def test_a_target_of_one_kind_is_left_out(run, tmp_path, monkeypatch):
     """As the group of a few classes that all are of one: nothing can be told apart there."""
     monkeypatch.setattr(probing, "class_groups", lambda run: ["direction"] * 2)
     tokens = np.random.default_rng(0).normal(size=(12, 2, 3))
-    opened = {"motion": store(tmp_path / "s", (1, 1, 2), tokens, [str(n) for n in range(12)])}
+    opened = {"motion": write_store(tmp_path / "s", tokens, (1, 1, 2), [str(n) for n in range(12)])}
     found = [clip(number, number % 2) for number in range(12)]
     rows = probing.linear_probes(run, opened, {"train": found[:8], "validation": found[8:]})
     assert [row["target"] for row in rows] == ["class"] * 2
@@ -119,7 +109,7 @@ def test_a_target_of_one_kind_is_left_out(run, tmp_path, monkeypatch):
 
 def test_a_probe_never_names_a_class_that_training_did_not_show(run, tmp_path):
     tokens = np.random.default_rng(0).normal(size=(12, 2, 3))
-    opened = {"motion": store(tmp_path / "s", (1, 1, 2), tokens, [str(n) for n in range(12)])}
+    opened = {"motion": write_store(tmp_path / "s", tokens, (1, 1, 2), [str(n) for n in range(12)])}
     found = [clip(number, number % 2) for number in range(8)] + [clip(8 + number, 7) for number in range(4)]
     rows = probing.linear_probes(run, opened, {"train": found[:8], "validation": found[8:]})
     assert {row["value"] for row in rows} == {0.0}
@@ -127,7 +117,7 @@ def test_a_probe_never_names_a_class_that_training_did_not_show(run, tmp_path):
 
 def test_best_score_lies_at_the_own_place_whatever_the_strides(run, tmp_path, monkeypatch):
     opened = {
-        role: store(tmp_path / role, grid, np.zeros((1, int(np.prod(grid)), 4)), ["0"])
+        role: write_store(tmp_path / role, np.zeros((1, int(np.prod(grid)), 4)), grid, ["0"])
         for role, grid in (("semantic", (8, 4, 4)), ("motion", (4, 2, 2)))
     }
     monkeypatch.setattr(fusion, "stores", lambda run: opened)
@@ -138,7 +128,7 @@ def test_best_score_lies_at_the_own_place_whatever_the_strides(run, tmp_path, mo
 
 
 def test_one_factor_changes_at_a_time(run, tmp_path, monkeypatch):
-    opened = {role: store(tmp_path / role, (2, 1, 1), np.zeros((1, 2, 4)), ["0"]) for role in features.ROLES}
+    opened = {role: write_store(tmp_path / role, np.zeros((1, 2, 4)), (2, 1, 1), ["0"]) for role in features.ROLES}
     monkeypatch.setattr(fusion, "stores", lambda run: opened)
     headline = fusion.fusion_config(run)
     for (factor, level), config in methods.ablation_configs(run).items():

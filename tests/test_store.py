@@ -1,6 +1,5 @@
-"""The feature store: views, both types of half precision, checksums, room on the disk, and the command."""
+"""The feature store: views, types of tokens, checksums, room on the disk, and the command."""
 
-import hashlib
 import json
 import pickle
 import shutil
@@ -23,24 +22,19 @@ from tcar.features.__main__ import main
 from tcar.features.augmented import AugmentedView
 from tcar.features.buffers import KEPT, LARGEST, Buffers
 from tcar.features.frames import Frames, together
-from tcar.features.shards import as_npy
-from tcar.features.views import SegmentView
-from tcar.files import replace_file
+from tcar.features.views import SegmentView, View
 from tcar.models import Tokens
 
 pytestmark = pytest.mark.usefixtures("extraction_inline")
 
 
-class Backwards:
+class Backwards(View):
     """A view that counts from the end: every frame of view n is the last but n."""
 
     key = "last frames"
 
-    def flipped(self, name, number, seed):
-        return False
-
-    def __call__(self, clip, number, seed):
-        return read_frames(clip.path, [9 + 3 * int(clip.id) - 1 - number] * FRAMES)
+    def places(self, name, count, number, seed):
+        return [count - 1 - number] * FRAMES
 
 
 class InLowPrecision(Brightness):
@@ -74,24 +68,13 @@ def test_the_first_of_several_views_is_the_only_one_of_a_plain_store(make):
         several.load(view=3)
 
 
-def test_random_views_draw_one_frame_of_each_segment(clips, monkeypatch):
-    seen = []
-
-    def read(_, places, **_options):
-        seen.append(tuple(places))
-        return np.zeros((len(places), 1, 1, 3), np.uint8)
-
-    monkeypatch.setattr("tcar.features.views.read_frames", read)
-    view, clip = SegmentView(FRAMES), clips[5]  # 24 frames: segments of 6
-    for number in range(1, 60):
-        view(clip, number, 0)
+def test_random_views_draw_one_frame_of_each_segment():
+    view = SegmentView(FRAMES)
+    seen = [view.places("5", 24, number, 0) for number in range(1, 60)]  # segments of 6
     assert {tuple(place // 6 for place in places) for places in seen} == {(0, 1, 2, 3)}
     assert {place for places in seen for place in places} == set(range(24))
-    view(clip, 7, 0), view(clip, 7, 1), view(clips[4], 7, 0)
-    again, other_seed, other_clip = seen[-3:]
-    assert again == seen[6]
-    assert other_seed != again
-    assert [place / 24 for place in again] != [place / 21 for place in other_clip]
+    assert view.places("5", 24, 7, 0) == seen[6] != view.places("5", 24, 7, 1)
+    assert [place / 24 for place in seen[6]] != [place / 21 for place in view.places("4", 21, 7, 0)]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu:0"])
@@ -119,7 +102,7 @@ def test_augmented_views_vary_with_number_and_seed(clips):
 def test_bf16_keeps_the_upper_half_of_single_precision(make, clips, views):
     half, brain = make(views=views), make(views=views, token_type="bf16")
     assert (brain.token_type, brain.load().dtype) == ("bf16", np.float32)
-    assert np.load(brain.root / "tokens-00000.npy").dtype == np.uint16
+    assert np.load(brain.root / "tokens.npy").dtype == np.uint16
     np.testing.assert_allclose(brain.load(view=views - 1), half.load(view=views - 1), rtol=2**-8, atol=1e-3)
     for store in (half, brain):
         (parts, loaded) = store.read(["5", "1"], [views - 1, 0]), store.load(["5", "1"], [views - 1, 0])
@@ -141,11 +124,11 @@ def test_low_precision_is_autocast(clips, tmp_path, device):
 
 
 @pytest.mark.parametrize(("damage", "fault"), [
-    ("bit", "tokens-00001.npy: its content has changed"),
-    ("shard", "tokens-00002.npy: missing"),
-    ("more", "tokens-00003.npy: not a shard of this store"),
-    ("index", "index.parquet: its content has changed"),
-    ("shards", "shards.parquet: its content has changed"),
+    ("bit", "tokens.npy: the tokens of the clips 3 to 5 have changed"),
+    ("tokens", "tokens.npy: missing"),
+    ("longer", "tokens.npy: another size or type of tokens"),
+    ("head", "tokens.npy: another size or type of tokens"),
+    ("index", "store.json: its content has changed"),
     ("coordinates", "coordinates.npy: its content has changed"),
     ("made", "store.json: its key is not that of what it says made it"),
     ("name", "store.json: its key is not that in the folder's name"),
@@ -154,27 +137,32 @@ def test_verify_finds_whatever_has_changed(make, damage, fault, capsys):
     root = make().root
     assert verify(root) == []
     assert main(["verify", str(root)]) == 0
-    if damage == "bit":
-        shard = root / "tokens-00001.npy"
-        shard.write_bytes(shard.read_bytes()[:-1] + bytes([shard.read_bytes()[-1] ^ 1]))
-    elif damage == "shard":
-        (root / "tokens-00002.npy").unlink()
-    elif damage == "more":
-        shutil.copy(root / "tokens-00001.npy", root / "tokens-00003.npy")
+    tokens, described = root / "tokens.npy", root / "store.json"
+    if damage in ("bit", "head"):
+        content = bytearray(tokens.read_bytes())
+        place = -1 - 24 * 3 * 2 if damage == "bit" else 30  # before the last clip, a batch of its own
+        content[place] ^= 1
+        tokens.write_bytes(content)
+    elif damage == "tokens":
+        tokens.unlink()
+    elif damage == "longer":
+        with tokens.open("ab") as file:
+            file.write(b"\0")
+    elif damage == "index":
+        described.write_text(described.read_text().replace('["0","1"', '["1","0"'))
     elif damage == "made":
-        text = (root / "store.json").read_text()
-        (root / "store.json").write_text(text.replace('"frames": 4', '"frames": 8'))
+        described.write_text(described.read_text().replace('"frames":4', '"frames":8'))
     elif damage == "name":
         root = root.rename(root.with_name("brightness-0123456789abcdef"))
     else:
-        with next(root.glob(f"{damage}.*")).open("ab") as file:
+        with (root / "coordinates.npy").open("ab") as file:
             file.write(b"\0")
     assert verify(root) == [fault]
     assert main(["verify", str(root)]) == 1
     assert fault in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["store.json", "index.parquet", "coordinates.npy"])
+@pytest.mark.parametrize("name", ["store.json", "tokens.npy", "coordinates.npy"])
 def test_a_file_that_was_cut_off_is_named(make, name):
     store = make()
     content = (store.root / name).read_bytes()
@@ -192,27 +180,25 @@ def test_a_store_under_another_name_is_not_read(make, clips):
         make(views=2)
 
 
-def test_a_shard_made_anew_under_its_old_name_is_read_anew(make, clips, tmp_path):
+def test_tokens_made_anew_under_their_old_name_are_read_anew(make, clips, tmp_path):
     old, new = make(), extract(clips, Brightness(0.5), GRID, FRAMES, tmp_path / "other", batch_clips=3)
     assert not np.array_equal(old.load(), new.load())
-    for shard in old.root.glob("tokens-*.npy"):
-        shutil.copyfile(new.root / shard.name, tmp_path / "draft")
-        (tmp_path / "draft").replace(shard)
+    shutil.copyfile(new.root / "tokens.npy", tmp_path / "draft")
+    (tmp_path / "draft").replace(old.root / "tokens.npy")
     np.testing.assert_array_equal(old.load(), new.load())
 
 
-def test_a_shard_cut_short_is_an_error_that_names_the_clip(make):
+def test_tokens_cut_short_are_an_error_that_names_the_clip(make):
     store = make()
-    with (store.root / "tokens-00001.npy").open("r+b") as file:
-        file.truncate(300)
-    store.load(["0", "1", "2", "6"])
-    with pytest.raises(FeatureError, match=r"tokens-00001.npy ends before clip 4; verify"):
+    with (store.root / "tokens.npy").open("r+b") as file:
+        file.truncate(store.start + 4 * 24 * 3 * 2 + 7)
+    store.load(["0", "1", "2", "3"])
+    with pytest.raises(FeatureError, match=r"tokens.npy ends before clip 4; verify"):
         store.load(["0", "4"])
 
 
 def test_a_store_that_does_not_fit_on_the_disk_is_not_begun(clips, tmp_path, monkeypatch):
     stream = Brightness()
-    stream.width = 3
     usage = namedtuple("usage", "total used free")
     needed = 7 * 24 * 3 * 2  # clips, tokens, numbers, bytes
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(0, 0, needed - 1))
@@ -230,7 +216,7 @@ class Batches:
         shapes = [(4, 6, 8, 3), (4, 12, 8, 3), (4, 6, 8, 3), (4, 10, 6, 3)]
         videos = [[draw.integers(0, 256, shape, dtype=np.uint8) for shape in shapes] for _ in range(2)]
         videos[1][3] = videos[1][3][:, ::2]
-        return Frames(["a", "b", "c", "e"], videos, {"d": "empty"}, 1.5)
+        return Frames(["a", "b", "c", "e"], videos, {"d": "empty"})
 
 
 def test_frames_from_another_process_are_the_same():
@@ -239,13 +225,13 @@ def test_frames_from_another_process_are_the_same():
     received = dict(isolated_map(Batches(), range(20), workers=1))
     for seed, frames in received.items():
         sent = Batches()(seed)
-        assert (frames.ids, frames.broken, frames.seconds) == (sent.ids, sent.broken, sent.seconds)
+        assert (frames.ids, frames.broken) == (sent.ids, sent.broken)
         for got, put in zip(frames.videos, sent.videos, strict=True):
             assert all(np.array_equal(*pair) for pair in zip(got, put, strict=True))
             whole = together([got[0], got[2]])  # those of one size need no copy
             assert np.shares_memory(whole, got[0])
             np.testing.assert_array_equal(whole, [put[0], put[2]])
-    nothing = pickle.loads(pickle.dumps(Frames([], [[]], {"d": "empty"}, 0.0)))
+    nothing = pickle.loads(pickle.dumps(Frames([], [[]], {"d": "empty"})))
     assert (nothing.ids, nothing.videos) == ([], [[]])
     del received, frames, got, put, whole
     after = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 0
@@ -265,19 +251,6 @@ def test_videos_that_do_not_lie_side_by_side_are_copied(chosen):
     np.testing.assert_array_equal(together(asked), np.stack(asked))
     assert not np.shares_memory(together(asked), memory)
     assert np.shares_memory(together(videos[1:]), memory)
-
-
-@pytest.mark.parametrize("array", [
-    np.zeros((3, 4, 5), np.float16),
-    np.arange(24, dtype=np.uint16).reshape(2, 3, 4)[:, :, ::2],
-    np.zeros((12, 3), np.float32),
-])  # fmt: skip
-def test_a_shard_is_the_file_that_numpy_writes(array, tmp_path):
-    np.save(tmp_path / "numpy.npy", array)
-    said = replace_file(tmp_path / "tcar.npy", *as_npy(array))
-    content = (tmp_path / "numpy.npy").read_bytes()
-    assert (tmp_path / "tcar.npy").read_bytes() == content
-    assert said == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
 def test_memory_is_lent_again_when_nothing_refers_to_it():

@@ -13,6 +13,7 @@ from interrupted import in_a_child, make
 
 from tcar import locks
 from tcar.features import FeatureError, FeatureStore, extraction, verify
+from tcar.features.store import records
 
 KILLED = -signal.SIGKILL
 
@@ -38,8 +39,10 @@ def end(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def shards(root: Path) -> set[str]:
-    return {path.stem for path in root.glob("*/tokens-*.npy")}
+def done(root: Path) -> set[int]:
+    """The batches that are there, of a store that is not complete."""
+    (folder,) = root.iterdir()
+    return set(records(folder))
 
 
 def test_killed_at_every_moment_and_resumed(videos, tmp_path):
@@ -61,7 +64,7 @@ def test_killed_at_every_moment_and_resumed(videos, tmp_path):
             with pytest.raises(FeatureError, match="no complete feature store"):
                 FeatureStore.open(folder)
         assert contents(make(videos, root)) == whole
-    # every shard, its record, the tables, the description, and the tidying up: more than one moment each
+    # the file of tokens, every batch and its record, the description, and the tidying up
     assert codes == [KILLED] * (moment - 1) + [0]
     assert moment > 20
 
@@ -72,14 +75,19 @@ def test_killed_again_and_again_in_one_folder(videos, whole, tmp_path):
     assert contents(make(videos, tmp_path)) == whole
 
 
-def test_what_is_finished_is_kept(videos, whole, tmp_path):
-    assert end(in_a_child(videos, tmp_path, moment=20)) == KILLED
-    (folder,) = tmp_path.iterdir()
-    records = {path.stem for path in folder.glob("tokens-*.json")}
-    before = {path: path.stat().st_mtime_ns for path in folder.glob("tokens-*.npy") if path.stem in records}
+def test_what_is_finished_is_kept(videos, whole, tmp_path, monkeypatch):
+    assert end(in_a_child(videos, tmp_path, moment=14)) == KILLED
+    before = done(tmp_path)
     assert 1 <= len(before) < 4
-    make(videos, tmp_path)
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+    made, note = [], extraction.note
+
+    def noted(folder, rank, record):
+        made.append(record["batch"])
+        note(folder, rank, record)
+
+    monkeypatch.setattr(extraction, "note", noted)
+    assert contents(make(videos, tmp_path)) == whole
+    assert set(made) == set(range(4)) - before
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])
@@ -89,24 +97,24 @@ def test_ranks_share_the_work_and_make_the_same_store(videos, whole, tmp_path, w
     assert contents(make(videos, tmp_path)) == whole
 
 
-def test_a_rank_makes_its_own_shards_and_no_other(videos, tmp_path):
+def test_a_rank_makes_its_own_batches_and_no_other(videos, tmp_path):
     for rank in (1, 0):
         assert end(in_a_child(videos, tmp_path, rank=rank, world=3, patience=0.1)) == 3
-    assert shards(tmp_path) == {"tokens-00000", "tokens-00001", "tokens-00003"}
+    assert done(tmp_path) == {0, 1, 3}
 
 
 def test_the_ranks_that_are_late_are_named(videos, tmp_path, capfd):
     assert end(in_a_child(videos, tmp_path, rank=1, world=2, moment=8)) == KILLED
     assert end(in_a_child(videos, tmp_path, rank=0, world=2, patience=0.2)) == 3
     said = capfd.readouterr().err
-    assert "no new shard for 0.2 s" in said
+    assert "no new batch for 0.2 s" in said
     assert "of rank 1 (" in said
     assert "rank 0 (" not in said
 
 
 @pytest.mark.parametrize("world", [1, 4])
 def test_another_number_of_processes_completes_what_ranks_have_begun(videos, whole, tmp_path, world):
-    children = [in_a_child(videos, tmp_path, rank=rank, world=2, moment=8, patience=0.5) for rank in range(2)]
+    children = [in_a_child(videos, tmp_path, rank=rank, world=2, moment=5) for rank in range(2)]
     assert [end(child) for child in children] == [KILLED] * 2
     children = [in_a_child(videos, tmp_path, rank=rank, world=world) for rank in range(world)]
     assert [end(child) for child in children] == [0] * world

@@ -7,9 +7,9 @@
     python -m tcar.features verify runs/ssv2/features/STORE       every byte read again
 
 What a store holds is in `tcar.features.store`, how it is filled in `tcar.features.extraction`. Its name carries the
-digest of what made it: stream, weights, sampling, views, pooling, type, and the ids and sizes of the clips. A batch of
-clips is one shard: a run that is killed, at whatever moment, loses the batches it was at, and the next run makes them
-again to the same bytes.
+digest of what made it: stream, weights, sampling, views, pooling, type, and the ids and sizes of the clips. Streams
+that are extracted together share what is decoded. A run that is killed, at whatever moment, loses the batches of clips
+it was at, and the next run makes them again to the same bytes.
 """
 
 import datetime
@@ -19,8 +19,8 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,33 +29,46 @@ from torch import nn
 
 from tcar import locks, log, models
 from tcar.data.ssv2 import Clip
-from tcar.data.video import VideoError
-from tcar.features.extraction import POLL, Ranks, Spent, await_ranks, make_shards
-from tcar.features.shards import (
-    STORED,
-    Batch,
-    Builder,
-    FeatureError,
-    Job,
-    Precision,
-    TokenType,
-    from_stored,
-    pooled_tokens,
-    read_record,
-    shard_path,
+from tcar.features.batches import Batch, Builder, Job, Precision, one_place_each
+from tcar.features.extraction import Ranks, Spent, await_ranks, make
+from tcar.features.outdated import SAME_TOKENS, make_way
+from tcar.features.packing import TOKEN_TYPES, FeatureError, TokenType, unpacked
+from tcar.features.store import (
+    COORDINATES,
+    DESCRIPTION,
+    LAYOUT,
+    META,
+    FeatureStore,
+    allocate,
+    complete,
+    key_of,
+    records,
+    summed,
+    verify,
 )
-from tcar.features.store import DESCRIPTION, FILES, META, FeatureStore, finish, key_of, unpacked, verify
 from tcar.features.views import SegmentView, View
-from tcar.files import drop_drafts, foreign, remove_folder, replace_file
+from tcar.files import drop_drafts, replace_file
 
-__all__ = ["FeatureError", "FeatureStore", "extract", "unpacked", "verify"]
+__all__ = ["FeatureError", "FeatureStore", "Wanted", "extract", "extract_together", "unpacked", "verify"]
 
-# Devices and batch sizes differ by about 1e-3 in fp16, another way to read or scale frames by more than 1e-2. In
-# bf16, eight times as coarse, so do devices.
-SAME_TOKENS = {"fp32": 5e-3, "bf16": 2e-2}
 PATIENCE = 1800.0  # seconds a rank waits for others that make nothing new
 
 logger = log.get(__name__)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A stream whose tokens are wanted, of `frames` frames of a clip, averaged to `grid` (t, h, w).
+
+    `stream` is a registered name (pretrained, from `checkpoint` if given), or a picklable module or factory. `view`
+    chooses the frames; by default view 0 has the middle of each of equal segments, the others a random frame of each.
+    """
+
+    stream: str | nn.Module | Callable[[], nn.Module]
+    grid: Sequence[int]
+    frames: int
+    checkpoint: str = ""
+    view: View | None = None
 
 
 def extract(
@@ -66,81 +79,83 @@ def extract(
     root: str | Path,
     *,
     checkpoint: str = "",
+    view: View | None = None,
+    **settings,
+) -> FeatureStore:
+    """`extract_together` for one stream."""
+    return extract_together(clips, [Wanted(stream, grid, frames, checkpoint, view)], root, **settings)[0]
+
+
+def extract_together(
+    clips: Sequence[Clip],
+    wanted: Sequence[Wanted],
+    root: str | Path,
+    *,
     workers: int = 0,
     batch_clips: int = 32,
     quarantine: Iterable[str] | Mapping[str, str] = (),
     device: str = "cpu",
     views: int = 1,
     view_seed: int = 0,
-    view: View | None = None,
     token_type: TokenType = "fp16",
     precision: Precision = "fp32",
     patience: float = PATIENCE,
     remake: bool = False,
-) -> FeatureStore:
-    """Compute the pooled tokens of every clip, or open the store that already holds them.
+) -> list[FeatureStore]:
+    """Compute the pooled tokens of every clip by each of these streams, or open the stores that already hold them.
 
-    `stream` is a registered name (pretrained, from `checkpoint` if given), or a picklable module or factory;
-    each worker process builds its own and uses one thread, and batches follow the order of the clips, so
-    the numbers do not depend on `workers` (0: all cores). On "cuda" (or "auto" where there is one) the stream
-    runs in this process and the workers only decode. `view` makes the `frames` frames of each of `views` views of a
-    clip from `view_seed`; by default view 0 has the middle of each of equal segments, the others a random frame of
-    each. Tokens are averaged to `grid` (t, h, w) and kept as `token_type`; `precision` bf16 runs the stream under
-    autocast. Clips in `quarantine` (ids, or id to reason) and clips that cannot be read are left out and listed in
-    `store.broken`. Under torchrun every rank makes its share and returns when all is there, or fails when nothing new
-    came for `patience` seconds. A store whose first clip the present code would not give so is made again only with
-    `remake`. Raises FeatureError for such a store, and when nothing can be read, the disk is too small, or the stream
-    fails.
+    A clip is decoded once for all streams. Each worker process builds its own streams and uses one thread, and batches
+    follow the order of the clips, so the numbers do not depend on `workers` (0: all cores), nor on which streams are
+    extracted together. On "cuda" (or "auto" where there is one) the streams run in this process and the workers only
+    decode. There are `views` views of each clip, drawn from `view_seed`. Tokens are kept as `token_type`; `precision`
+    bf16 runs the streams under autocast. Clips in `quarantine` (ids, or id to reason) and clips that cannot be read are
+    left out and listed in `store.broken`. Under torchrun every rank makes its share and returns when all is there, or
+    fails when nothing new came for `patience` seconds. A store whose first clip the present code would not give so is
+    made again only with `remake`. Raises FeatureError for such a store, and when nothing can be read, the disk is too
+    small, or a stream fails.
     """
     named = isinstance(quarantine, Mapping)
     left_out = dict(quarantine) if named else dict.fromkeys(quarantine, "quarantined")
     if len({clip.id for clip in clips}) != len(clips):
         raise FeatureError("two of the clips to extract have the same id; give each clip once")
-    if views < 1 or token_type not in STORED or precision not in SAME_TOKENS:
+    if views < 1 or token_type not in TOKEN_TYPES or precision not in SAME_TOKENS:
         raise FeatureError(
             f"views={views}, token_type={token_type!r}, precision={precision!r}: at least 1 view, tokens kept as "
-            f"{' or '.join(STORED)}, computed in {' or '.join(SAME_TOKENS)}"
+            f"{' or '.join(TOKEN_TYPES)}, computed in {' or '.join(SAME_TOKENS)}"
         )
-    ranks, build = Ranks.here(), Builder(stream, checkpoint)
-    model, device = build(), _device(device, ranks)
-    if device != "cpu":
-        model = model.to(device)
-    job = Job(
-        Path(root), tuple(grid), models.weights_digest(model), view or SegmentView(frames), views, view_seed,
-        token_type, precision,
-    )  # fmt: skip
-    made = _ingredients(job, clips, model, frames, batch_clips, left_out)
-    name = model.name.replace(":", "-").replace("/", "-")
-    job = replace(job, folder=job.folder / f"{name}-{key_of(made)[:16]}")
+    ranks = Ranks.here()
+    device, builders = _device(device, ranks), [Builder(one.stream, one.checkpoint) for one in wanted]
+    built = [build().to(device) for build in builders]
     batches = _batches(clips, batch_clips, left_out)
-    _make_way(job, model, batches, ranks, patience, remake)
-    if not (job.folder / DESCRIPTION).is_file():
-        job.folder.mkdir(parents=True, exist_ok=True)
-        _check_room(job, batches, getattr(model, "width", 0))
-        mine = [batch for batch in batches if batch.number % ranks.world == ranks.rank]
-        with _alone(job, ranks):
-            spent = make_shards(job, mine, build if device == "cpu" else model, ranks.workers(workers))
-            await_ranks(job, batches, ranks, patience)
+    fingerprint = _fingerprint(clips)
+    jobs, made = [], []
+    for one, model in zip(wanted, built, strict=True):
+        view = one.view or SegmentView(one.frames)
+        job = Job(Path(root), len(clips), tuple(one.grid), model.width, models.weights_digest(model), view, views,
+                  view_seed, token_type, precision)  # fmt: skip
+        _refuse_mirrored(job, clips)
+        made.append(_ingredients(job, fingerprint, clips, model, one.frames, batch_clips, left_out))
+        name = model.name.replace(":", "-").replace("/", "-")
+        jobs.append(replace(job, folder=job.folder / f"{name}-{key_of(made[-1])[:16]}"))
+        make_way(jobs[-1], model, batches, ranks, patience, remake)
+    todo = [number for number, job in enumerate(jobs) if not (job.folder / DESCRIPTION).is_file()]
+    with ExitStack() as held:
+        for number in todo:
+            jobs[number].folder.mkdir(parents=True, exist_ok=True)
             if ranks.rank == 0:
-                finish(job, len(batches), made)
-                _note_speed(job, spent, ranks, workers, device)
-    if ranks.rank == 0:
-        _tidy(job)
-    store = FeatureStore.open(job.folder)
-    if store.key != key_of(made):
-        raise FeatureError(f"{job.folder} holds the store {store.key[:16]}: give the folder its old name back")
-    if store.broken and ranks.rank == 0:
-        some = ", ".join(f"{identifier} ({why})" for identifier, why in list(store.broken.items())[:5])
-        logger.warning("%s: %d of %d clips left out: %s", store.root.name, len(store.broken), len(clips), some)
-    return store
-
-
-def _alone(job: Job, ranks: Ranks) -> AbstractContextManager:
-    """The lock that rank 0 has of a store while it is made; raises FeatureError where another command makes it."""
-    if ranks.rank:
-        return nullcontext()
-    busy = f"{job.folder}: another command extracts into it; wait for it, then this one opens what it made"
-    return locks.alone(job.folder / locks.FILE, FeatureError, busy)
+                busy = (
+                    f"{jobs[number].folder}: another command extracts into it; wait for it, then this one opens "
+                    "what it made"
+                )
+                held.enter_context(locks.alone(jobs[number].folder / locks.FILE, FeatureError, busy))
+        mine = _missing([jobs[number] for number in todo], todo, batches, ranks)
+        spent = make(jobs, mine, builders if device == "cpu" else built, ranks, ranks.workers(workers), device)
+        for number in todo:
+            await_ranks(jobs[number], len(batches), ranks, patience)
+            if ranks.rank == 0:
+                _finish(jobs[number], clips, batches, made[number])
+                _note_speed(jobs[number], [jobs[n] for n in todo], spent, ranks, workers, device)
+    return [_opened(job, key_of(ingredients), ranks) for job, ingredients in zip(jobs, made, strict=True)]
 
 
 def _device(asked: str, ranks: Ranks) -> str:
@@ -150,11 +165,22 @@ def _device(asked: str, ranks: Ranks) -> str:
     return f"cuda:{ranks.local % torch.cuda.device_count()}" if asked == "cuda" and ranks.world > 1 else asked
 
 
+def _refuse_mirrored(job: Job, clips: Sequence[Clip]) -> None:
+    """Raise FeatureError for a view 0 that is mirrored, as it is scored as what the clip shows."""
+    if mirrored := next((clip for clip in clips if job.view.flipped(clip.id, 0, job.view_seed)), None):
+        raise FeatureError(
+            f"{job.view.key}: view 0 of clip {mirrored.id} is mirrored, and scored as what the clip shows; mirror "
+            "other views alone"
+        )
+
+
 def _ingredients(
-    job: Job, clips: Sequence[Clip], model: nn.Module, frames: int, batch_clips: int, left_out: Iterable[str]
-) -> dict:
+    job: Job, fingerprint: str, clips: Sequence[Clip], model: nn.Module, frames: int, batch_clips: int,
+    left_out: Iterable[str],
+) -> dict:  # fmt: skip
     """What decides the numbers in a store; its digest is the key."""
     return {
+        "layout": LAYOUT,
         "stream": model.name,
         "weights": job.weights,
         "input_size": model.input_size,
@@ -167,17 +193,40 @@ def _ingredients(
         "token_type": job.token_type,
         "precision": job.precision,
         "batch_clips": batch_clips,
-        "clips": _fingerprint(clips),
+        "clips": fingerprint,
         "quarantine": sorted(clip.id for clip in clips if clip.id in left_out),
     }
 
 
 def _batches(clips: Sequence[Clip], size: int, left_out: dict[str, str]) -> list[Batch]:
-    parts = [clips[start : start + size] for start in range(0, len(clips), size)]
+    parts = [(start, clips[start : start + size]) for start in range(0, len(clips), size)]
     return [
-        Batch(number, part, {clip.id: left_out[clip.id] for clip in part if clip.id in left_out})
-        for number, part in enumerate(parts)
+        Batch(number, start, part, {clip.id: left_out[clip.id] for clip in part if clip.id in left_out})
+        for number, (start, part) in enumerate(parts)
     ]
+
+
+def _missing(jobs: Sequence[Job], numbers: Sequence[int], batches: list[Batch], ranks: Ranks) -> list[Batch]:
+    """The batches of this rank that any of these jobs, of these numbers, lacks; raises FeatureError where the tokens
+    still missing do not fit on the disk.
+    """
+    done = []
+    for job in jobs:
+        allocate(job.folder, job.kind, job.clips * job.views)
+        done.append(records(job.folder))
+    clips = [sum(len(batch.clips) for batch in batches if batch.number not in found) for found in done]
+    needed = sum(count * job.views * job.kind.itemsize for count, job in zip(clips, jobs, strict=True))
+    if needed and needed > (free := shutil.disk_usage(jobs[0].folder).free):
+        raise FeatureError(
+            f"{jobs[0].folder.parent} needs {needed / 1e9:.1f} GB for {max(clips):,} clips, and {free / 1e9:.1f} GB "
+            "are free; put the run on a larger disk (runs), or take a coarser grid, fewer views or int8 (token_type)"
+        )
+    mine = [
+        replace(batch, wanted=tuple(n for n, found in zip(numbers, done, strict=True) if batch.number not in found))
+        for batch in batches
+        if batch.number % ranks.world == ranks.rank
+    ]
+    return [batch for batch in mine if batch.wanted]
 
 
 def _fingerprint(clips: Sequence[Clip]) -> str:
@@ -192,97 +241,51 @@ def _fingerprint(clips: Sequence[Clip]) -> str:
     return digest.hexdigest()
 
 
-def _make_way(
-    job: Job, model: nn.Module, batches: list[Batch], ranks: Ranks, patience: float, remake: bool
-) -> None:
-    """Raise FeatureError where a store stands that the present code would not make again; with `remake`, remove it.
+def _finish(job: Job, clips: Sequence[Clip], batches: list[Batch], made: Mapping) -> None:
+    """Complete a store whose batches are all done.
 
-    Rank 0 removes it, and the others wait until it has. It is renamed first: no rank ever adds to a folder that is
-    being deleted.
+    Raises FeatureError where no clip could be read, or tokens of one batch lie elsewhere than those of others.
     """
-    until = time.monotonic() + patience
-    while job.folder.is_dir() and (difference := _difference(job, model, batches)):
-        if not remake:
-            raise FeatureError(
-                f"{job.folder}: {difference}: the code, a library, the device or the video has changed since it was "
-                "made. It is left as it is; to have it made again, delete it, or call python -m tcar.features extract "
-                "PARAMS --remake (from Python: remake=True)"
-            )
-        if ranks.rank == 0:
-            _set_aside(job.folder, difference)
-            break
-        if time.monotonic() > until:
-            raise FeatureError(f"rank 0 has not removed the outdated {job.folder} within {patience:g} s")
-        time.sleep(POLL)
-    if ranks.rank == 0:
-        for stale in job.folder.parent.glob(f".stale-*-{job.folder.name}"):
-            remove_folder(stale, FILES)
-
-
-def _set_aside(folder: Path, difference: str) -> None:
-    if folder.is_symlink() or (others := foreign(folder, FILES)):
-        what = "is a link" if folder.is_symlink() else f"holds {', '.join(others[:3])}, which no extraction wrote"
-        raise FeatureError(f"{folder}: {what}, so it is not deleted; move that away, then extract again")
-    logger.warning("%s is made again: %s", folder, difference)
-    with suppress(FileNotFoundError):  # another process, started by mistake, was faster
-        folder.rename(folder.with_name(f".stale-{os.getpid()}-{folder.name}"))
-
-
-def _difference(job: Job, model: nn.Module, batches: list[Batch]) -> str:
-    """In what the first clip of an existing store comes out otherwise than it stands there; empty where it does not.
-
-    The key covers weights and settings; this covers the code that reads, scales and pools.
-    """
-    clips = {clip.id: clip for batch in batches for clip in batch.clips}
-    try:
-        first, kept = _first_tokens(job, batches)
-    except FileNotFoundError:
-        if job.folder.is_dir():
-            raise
-        return ""  # another rank has removed the folder at this moment
-    if first is None:
-        return ""
-    try:
-        tokens, _ = pooled_tokens(model, [job.view(clips[first], 0, job.view_seed)], job)
-    except VideoError as error:
-        return f"its first clip, {first}, cannot be read any more ({error.reason})"
-    tokens, kept = from_stored(tokens[0]).astype(np.float32), kept.astype(np.float32)
-    if tokens.shape != kept.shape:
-        return f"its first clip, {first}, now gives tokens of shape {tokens.shape}, not {kept.shape}"
-    distance, size = np.linalg.norm(tokens - kept), np.linalg.norm(kept)
-    if distance <= SAME_TOKENS[job.precision] * size:
-        return ""
-    share = float(distance) / max(float(size), 1e-12)
-    return f"its first clip, {first}, comes out {share:.2%} differently ({SAME_TOKENS[job.precision]:.1%} may be)"
-
-
-def _first_tokens(job: Job, batches: list[Batch]) -> tuple[str | None, np.ndarray | None]:
-    """The first clip of a store, complete or not, and its tokens in view 0; none while it is empty."""
-    if (job.folder / DESCRIPTION).is_file():
-        store = FeatureStore.open(job.folder)
-        return store.ids[0], store.load(store.ids[:1])[0]
-    for batch in batches:
-        record = read_record(job, batch.number)
-        if record and record["ids"]:
-            shard = np.load(shard_path(job.folder, batch.number), mmap_mode="r")
-            return record["ids"][0], from_stored(np.array(shard[0]))
-    return None, None
-
-
-def _check_room(job: Job, batches: list[Batch], width: int) -> None:
-    """Raise FeatureError where the tokens still missing do not fit on the disk."""
-    clips = sum(len(batch.clips) for batch in batches if read_record(job, batch.number) is None)
-    needed = clips * job.views * int(np.prod(job.grid)) * width * STORED[job.token_type].itemsize
-    free = shutil.disk_usage(job.folder).free
-    if needed > free:
+    done = records(job.folder)
+    if (job.folder / DESCRIPTION).is_file():  # another process, started by mistake, has finished
+        return
+    found = [done[batch.number] for batch in batches]
+    broken = {name: why for record in found for name, why in record["broken"].items()}
+    if len(broken) == len(clips):
         raise FeatureError(
-            f"{job.folder} needs {needed / 1e9:.1f} GB for {clips:,} clips, and {free / 1e9:.1f} GB are free; put the "
-            "run on a larger disk (runs), or take a coarser grid or fewer views"
+            f"none of the {len(broken)} clips can be read, the first because: "
+            f"{next(iter(broken.values()), 'there is no clip')}; run the audit (notebook 00)"
         )
+    ends = [np.array(record["ends"]) for record in found if record["sha256"]]
+    one_place_each(made["stream"], [np.load(job.folder / COORDINATES)[[0, -1]], *ends])
+    flipped = {}
+    for clip in clips:
+        mirrored = [number for number in range(1, job.views) if job.view.flipped(clip.id, number, job.view_seed)]
+        if mirrored and clip.id not in broken:
+            flipped[clip.id] = mirrored
+    errors = [record["error"] for record in found if "error" in record]
+    digests = [record["sha256"] for record in found]
+    complete(job.folder, made, [clip.id for clip in clips], broken, digests, width=job.width, flipped=flipped,
+             error=summed(errors) if errors else None)  # fmt: skip
 
 
-def _note_speed(job: Job, spent: Spent, ranks: Ranks, workers: int, device: str) -> None:
-    """Say how fast it went, in the log and beside the store; rank 0 speaks for itself."""
+def _opened(job: Job, key: str, ranks: Ranks) -> FeatureStore:
+    """Open a complete store, and say what is not in it; what its making has left behind goes."""
+    store = FeatureStore.open(job.folder)
+    if store.key != key:
+        raise FeatureError(f"{job.folder} holds the store {store.key[:16]}: give the folder its old name back")
+    if ranks.rank == 0:
+        for journal in job.folder.glob("done-[0-9]*.jsonl"):
+            journal.unlink(missing_ok=True)
+        drop_drafts(job.folder)
+        if store.broken:
+            some = ", ".join(f"{identifier} ({why})" for identifier, why in list(store.broken.items())[:5])
+            logger.warning("%s: %d of %d clips left out: %s", store.root.name, len(store.broken), job.clips, some)
+    return store
+
+
+def _note_speed(job: Job, together: Sequence[Job], spent: Spent, ranks: Ranks, workers: int, device: str) -> None:
+    """Say how fast it went, in the log and beside the store; rank 0 speaks for itself, and for all streams at once."""
     if not spent.clips:
         return
     seconds = time.monotonic() - spent.began
@@ -294,14 +297,8 @@ def _note_speed(job: Job, spent: Spent, ranks: Ranks, workers: int, device: str)
         "waiting": spent.shares(),
         "workers": ranks.workers(workers),
         "ranks": ranks.world,
+        "stores": [one.folder.name for one in together],
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     replace_file(job.folder / META, (json.dumps(about, indent=1) + "\n").encode(), durable=False)
-
-
-def _tidy(job: Job) -> None:
-    """Drop the records of a complete store, and the drafts of processes that were killed."""
-    for record in job.folder.glob("tokens-[0-9]*.json"):
-        record.unlink(missing_ok=True)
-    drop_drafts(job.folder)

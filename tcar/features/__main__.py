@@ -8,7 +8,7 @@ from tcar import log, params
 from tcar.data.ssv2 import DatasetError
 from tcar.features import plan
 from tcar.features.extraction import Ranks
-from tcar.features.shards import FeatureError
+from tcar.features.packing import FeatureError
 from tcar.features.store import verify
 from tcar.models import CheckpointError
 from tcar.params import ParameterError
@@ -59,8 +59,7 @@ def _plan(asked: argparse.Namespace) -> int:
 def _extract(asked: argparse.Namespace) -> int:
     run = params.load(asked.params)
     clips = healthy_clips(run)
-    for role in asked.role or ROLES:
-        store = extract(run, role, clips, asked.remake)
+    for role, store in extract(run, clips, asked.role or ROLES, asked.remake).items():
         if Ranks.here().rank == 0:
             print(f"{role}: {len(store.ids):,} clips in {store.root}, {len(store.broken)} left out")
     return 0

@@ -7,12 +7,11 @@ import torch
 from jaxtyping import UInt8
 
 from tcar.data.augment import Augment, AugmentConfig
-from tcar.data.ssv2 import Clip
-from tcar.features.views import SegmentView
+from tcar.features.views import SegmentView, View
 
 
 @dataclass(frozen=True)
-class AugmentedView:
+class AugmentedView(View):
     """As `SegmentView`, and every view but 0 cropped, coloured and erased as `config` says.
 
     `config.flip` mirrors the same views as that of a `SegmentView`, before anything else; `upright` is that of one.
@@ -31,13 +30,19 @@ class AugmentedView:
         """Whether view `number` of the clip of this id is mirrored."""
         return self._plain.flipped(name, number, seed)
 
-    def __call__(self, clip: Clip, number: int, seed: int) -> UInt8[np.ndarray, "t _ _ 3"]:
-        """Read the frames of one view and vary them."""
-        frames = self._plain(clip, number, seed)
+    def places(self, name: str, count: int, number: int, seed: int) -> list[int]:
+        """The frames of a `SegmentView`."""
+        return self._plain.places(name, count, number, seed)
+
+    def shown(
+        self, frames: UInt8[np.ndarray, "t h w 3"], name: str, number: int, seed: int
+    ) -> UInt8[np.ndarray, "t _ _ 3"]:
+        """Mirror the frames and vary them."""
+        frames = super().shown(frames, name, number, seed)
         if number == 0:
             return frames
         vary = Augment(replace(self.config, flip=0.0), {}, seed)
-        varied, _ = vary([torch.from_numpy(frames)], torch.zeros(1, dtype=torch.int64), [clip.id], 0, number)
+        varied, _ = vary([torch.from_numpy(frames)], torch.zeros(1, dtype=torch.int64), [name], 0, number)
         return varied[0].numpy()
 
     @property

@@ -1,10 +1,13 @@
-"""How the shards of a feature store get made: decoding, model and writing side by side, on one or several processes.
+"""How feature stores get filled: decoding, models and writing side by side, on one or several processes.
 
 On the CPU each worker process does all three for its own batch. On another device the workers decode ahead, this
-process runs the stream and a thread writes. Under torchrun the shards are dealt to the ranks by their number, so that
+process runs the streams and a thread writes. Under torchrun the batches are dealt to the ranks by their number, so that
 none is made twice; what is not there when a process dies is made by the next run, whatever its number of processes.
 """
 
+from __future__ import annotations
+
+import itertools
 import os
 import queue
 import threading
@@ -14,15 +17,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from tcar import log
 from tcar.data.workers import Failure, isolated_map, worker_count
-from tcar.features.shards import Batch, Builder, Extractor, FeatureError, Job, Reader, compute, read_record, write_shard
-from tcar.features.store import DESCRIPTION
+from tcar.features.batches import Batch, Builder, Decoded, Extractor, Job, Piece, Reader, compute, write
+from tcar.features.frames import Frames, Stacked
+from tcar.features.packing import FeatureError
+from tcar.features.store import DESCRIPTION, note, records
 
 # Reading and computing one batch takes seconds to minutes; beyond these a process hangs.
 BATCH_LIMIT, CLIP_LIMIT = 3600.0, 60.0
@@ -44,7 +49,7 @@ class Ranks:
     local_world: int = 1
 
     @classmethod
-    def here(cls) -> "Ranks":
+    def here(cls) -> Ranks:
         """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; without them, one process that does everything."""
         names = {"rank": "RANK", "world": "WORLD_SIZE", "local": "LOCAL_RANK", "local_world": "LOCAL_WORLD_SIZE"}
         ranks = cls(**{name: int(os.environ[variable]) for name, variable in names.items() if variable in os.environ})
@@ -90,44 +95,53 @@ class Spent:
         return f"{self.clips / max(1e-9, time.monotonic() - self.began):.1f} clips/s, waiting for {shares}"
 
 
-def make_shards(job: Job, batches: Sequence[Batch], model: Builder | nn.Module, workers: int) -> Spent:
-    """Make the missing shards among these; a batch whose process dies is made again without the clip that killed it.
+def make(
+    jobs: Sequence[Job], batches: Sequence[Batch], models: Sequence[Builder] | Sequence[nn.Module], ranks: Ranks,
+    workers: int, device: str,
+) -> Spent:  # fmt: skip
+    """Make these batches; one whose process dies is made again without the clip that killed it.
 
-    A `Builder` has the stream run in the workers, a module in this process. Raises FeatureError when the stream fails
-    or a worker dies for another reason than a clip.
+    With builders the streams run in the workers, with modules on a device in this process. Raises FeatureError when a
+    stream fails or a worker dies for another reason than a clip.
     """
-    spent = Spent(job.folder.name)
-    todo = [batch for batch in batches if read_record(job, batch.number) is None]
-    run = _in_workers if isinstance(model, Builder) else _in_this_process
+    name = " and ".join(job.folder.name for job in jobs)
+    spent = Spent(name)
 
     def finished() -> Iterator[str]:
-        left = todo
+        left = batches
         while left:
             again = []
-            with closing(run(job, left, model, workers)) as outcomes:
+            if device == "cpu":
+                made = isolated_map(Extractor(jobs, models), left, workers=workers, time_limit=BATCH_LIMIT)
+            else:
+                made = _in_this_process(jobs, left, models, workers, device)
+            with closing(made) as outcomes:
                 for position, outcome in outcomes:
                     if isinstance(outcome, Failure):
-                        again.append(_without_killers(job, left[position], outcome))
+                        again.append(_without_killers(jobs, left[position], outcome))
                         continue
-                    spent.add(len(left[position].clips), outcome)
+                    records, seconds = outcome
+                    for number, record in records.items():
+                        note(jobs[number].folder, ranks.rank, record)
+                    spent.add(len(left[position].clips), seconds)
                     yield from (clip.id for clip in left[position].clips)
             left = again
 
-    if todo:
-        total = sum(len(batch.clips) for batch in todo)
-        for _ in log.progress(finished(), total=total, description=job.folder.name, unit="clips"):
+    if batches:
+        total = sum(len(batch.clips) for batch in batches)
+        for _ in log.progress(finished(), total=total, description=name, unit="clips"):
             pass
     return spent
 
 
-def await_ranks(job: Job, batches: Sequence[Batch], ranks: Ranks, patience: float) -> None:
-    """Wait for what the other ranks make: rank 0 for every shard, the others until it has completed the store.
+def await_ranks(job: Job, batches: int, ranks: Ranks, patience: float) -> None:
+    """Wait for what the other ranks make: rank 0 for every batch, the others until it has completed the store.
 
-    Raises FeatureError when nothing new has come for `patience` seconds: it names the shards and ranks that are late.
+    Raises FeatureError when nothing new has come for `patience` seconds: it names the batches and ranks that are late.
     """
     changed, before = time.monotonic(), -1
     while not (job.folder / DESCRIPTION).is_file():
-        missing = _missing(job.folder, batches)
+        missing = sorted(set(range(batches)) - records(job.folder).keys())
         if not missing and ranks.rank == 0:
             return
         if len(missing) != before:
@@ -137,12 +151,6 @@ def await_ranks(job: Job, batches: Sequence[Batch], ranks: Ranks, patience: floa
         time.sleep(POLL)
 
 
-def _missing(folder: Path, batches: Sequence[Batch]) -> list[int]:
-    """The shards without a record; one listing of the folder, as there may be thousands."""
-    records = {entry.name for entry in os.scandir(folder) if entry.name.endswith(".json")}
-    return [batch.number for batch in batches if f"tokens-{batch.number:05d}.json" not in records]
-
-
 def _late(job: Job, missing: list[int], ranks: Ranks, patience: float) -> str:
     if not missing:
         return f"rank 0 has not completed {job.folder} within {patience:g} s; look at its error, then extract again"
@@ -150,51 +158,80 @@ def _late(job: Job, missing: list[int], ranks: Ranks, patience: float) -> str:
     some = ", ".join(map(str, missing[:10])) + (", …" if len(missing) > 10 else "")
     late = ", ".join(f"rank {rank} ({count})" for rank, count in sorted(by_rank.items()))
     return (
-        f"{job.folder}: no new shard for {patience:g} s, {len(missing)} are missing ({some}) of {late}; look at what "
+        f"{job.folder}: no new batch for {patience:g} s, {len(missing)} are missing ({some}) of {late}; look at what "
         "these ranks say and extract again, with any number of processes: what is there is kept"
     )
 
 
-def _in_workers(
-    job: Job, batches: Sequence[Batch], build: Builder, workers: int
-) -> Iterator[tuple[int, Counter | Failure]]:
-    with closing(isolated_map(Extractor(job, build), batches, workers=workers, time_limit=BATCH_LIMIT)) as outcomes:
-        yield from outcomes
-
-
 def _in_this_process(
-    job: Job, batches: Sequence[Batch], model: nn.Module, workers: int
-) -> Iterator[tuple[int, Counter | Failure]]:
-    """Workers decode ahead, this thread runs the model, another writes behind."""
+    jobs: Sequence[Job], batches: Sequence[Batch], models: Sequence[nn.Module], workers: int, device: str
+) -> Iterator[tuple[int, tuple[dict[int, dict], Counter] | Failure]]:
+    """Workers decode ahead, a thread brings frames to the device, this one runs the streams, another writes behind."""
 
-    def decode() -> Iterator:
-        return isolated_map(Reader(job), batches, workers=workers, time_limit=BATCH_LIMIT)
+    def decoded() -> Iterator[tuple[int, _Sent | Failure]]:
+        with closing(isolated_map(Reader(jobs), batches, workers=workers, time_limit=BATCH_LIMIT)) as outcomes:
+            for position, outcome in outcomes:
+                yield position, outcome if isinstance(outcome, Failure) else _Sent.of(outcome, device)
+
+    def written(batch: Batch, sent: _Sent, pieces: list[list[Piece]]) -> dict[int, dict]:
+        if sent.done is not None:
+            sent.done.synchronize()
+        each = zip(batch.wanted, sent.frames, pieces, strict=True)
+        return {number: write(jobs[number], batch, frames, found) for number, frames, found in each}
 
     waited, behind = Counter(), deque()
-    with ThreadPoolExecutor(1) as writer, closing(_timed(_ahead(decode), waited)) as decoded:
-        for position, frames in decoded:
-            if isinstance(frames, Failure):
-                yield position, frames
+    with ThreadPoolExecutor(1) as writer, closing(_timed(_ahead(decoded), waited)) as items:
+        for position, sent in items:
+            if isinstance(sent, Failure):
+                yield position, sent
                 continue
-            began = time.perf_counter()
-            shard = compute(job, model, frames)
+            began, batch = time.perf_counter(), batches[position]
+            pieces = [
+                compute(jobs[number], models[number], batch, frames.ids, sent.stacked[id(frames)])
+                for number, frames in zip(batch.wanted, sent.frames, strict=True)
+            ]
+            if sent.done is not None:
+                sent.done.record(torch.cuda.current_stream(device))
             waited["model"] += time.perf_counter() - began
-            behind.append((position, writer.submit(write_shard, job, batches[position].number, shard)))
+            behind.append((position, writer.submit(written, batch, sent, pieces)))
             if len(behind) > AHEAD:
-                yield _written(behind, waited)
+                yield _oldest(behind, waited)
         while behind:
-            yield _written(behind, waited)
+            yield _oldest(behind, waited)
 
 
-def _written(behind: deque[tuple[int, Future]], waited: Counter) -> tuple[int, Counter]:
-    """Wait for the oldest shard to be written, and hand over the waiting since the last."""
+@dataclass(frozen=True)
+class _Sent:
+    """The frames of a batch and, by the id of these, what is on the device of them; `done` marks the streams' end."""
+
+    frames: list[Frames]
+    stacked: dict[int, list[Stacked]]
+    done: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, decoded: Decoded, device: str) -> _Sent:
+        """Bring frames to the device, beside what it computes; those that two jobs share once."""
+        distinct = {id(frames): frames for frames in decoded.frames}
+        if not device.startswith("cuda"):
+            return cls(decoded.frames, {name: list(frames.stacked(device)) for name, frames in distinct.items()}, None)
+        with torch.cuda.stream(stream := torch.cuda.Stream(device)):
+            stacked = {name: list(frames.stacked(device)) for name, frames in distinct.items()}
+        stream.synchronize()
+        for views in stacked.values():
+            for _, clips in itertools.chain(*views):
+                clips.record_stream(torch.cuda.default_stream(device))  # where they are used, and freed after
+        return cls(decoded.frames, stacked, torch.cuda.Event())
+
+
+def _oldest(behind: deque[tuple[int, Future]], waited: Counter) -> tuple[int, tuple[dict[int, dict], Counter]]:
+    """Wait for the oldest batch to be written, and hand over the waiting since the last."""
     position, future = behind.popleft()
     began = time.perf_counter()
-    future.result()
+    made = future.result()
     waited["writing"] += time.perf_counter() - began
     spent = Counter(waited)
     waited.clear()
-    return position, spent
+    return position, (made, spent)
 
 
 def _timed(items: Iterator, waited: Counter) -> Iterator:
@@ -247,12 +284,13 @@ def _ahead(make: Callable[[], Iterable]) -> Iterator[Any]:
         thread.join()
 
 
-def _without_killers(job: Job, batch: Batch, failure: Failure) -> Batch:
+def _without_killers(jobs: Sequence[Job], batch: Batch, failure: Failure) -> Batch:
     """The batch with every clip set aside that kills or hangs a process when it is read alone."""
+    where = " and ".join(str(jobs[number].folder) for number in batch.wanted)
     if failure.kind == "error":
-        raise FeatureError(f"extraction into {job.folder} failed:\n{failure.detail}")
-    alone = [Batch(0, [clip], {}) for clip in batch.clips if clip.id not in batch.broken]
-    with closing(isolated_map(Reader(job), alone, workers=1, time_limit=CLIP_LIMIT)) as outcomes:
+        raise FeatureError(f"extraction into {where} failed:\n{failure.detail}")
+    alone = [replace(batch, clips=[clip], broken={}) for clip in batch.clips if clip.id not in batch.broken]
+    with closing(isolated_map(Reader(jobs), alone, workers=1, time_limit=CLIP_LIMIT)) as outcomes:
         killers = {
             alone[position].clips[0].id: f"reading it {outcome.kind}"
             for position, outcome in outcomes
@@ -260,7 +298,7 @@ def _without_killers(job: Job, batch: Batch, failure: Failure) -> Batch:
         }
     if not killers:
         raise FeatureError(
-            f"a worker {failure.kind} on batch {batch.number} of {job.folder} ({failure.detail}), though "
+            f"a worker {failure.kind} on batch {batch.number} of {where} ({failure.detail}), though "
             "each of its clips can be read; if memory ran out, lower workers or batch_clips"
         )
     return replace(batch, broken=batch.broken | killers)

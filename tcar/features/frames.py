@@ -3,18 +3,22 @@
 import itertools
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from multiprocessing import reduction
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
+from torch import Tensor
+
+Stacked = list[tuple[list[int], UInt8[Tensor, "_ _ _ _ 3"]]]
 
 
 @dataclass(frozen=True)
 class Frames:
-    """The decoded clips of a batch, `videos[view][clip]`, the reason for each broken one, and the seconds it took.
+    """The decoded clips of a batch, `videos[view][clip]`, and the reason for each broken one.
 
     A batch of frames is tens of megabytes. Where the system allows, pickling hands over memory that both processes
     see, without a name that could outlive them, instead of copying it through a pipe. Clips of one size lie side by
@@ -24,11 +28,16 @@ class Frames:
     ids: list[str]
     videos: list[list[UInt8[np.ndarray, "t _ _ 3"]]]
     broken: dict[str, str]
-    seconds: float
+
+    def stacked(self, device: str | torch.device = "cpu") -> Iterator[Stacked]:
+        """View by view, the clips of one size together on a device, each time with their positions among the ids."""
+        for view in self.videos:
+            groups = alike([video.shape for video in view])
+            yield [(places, torch.from_numpy(together([view[n] for n in places])).to(device)) for places in groups]
 
     def __reduce__(self):
         if not self.ids or not hasattr(os, "memfd_create"):
-            return Frames, (self.ids, self.videos, self.broken, self.seconds)
+            return Frames, (self.ids, self.videos, self.broken)
         shapes = [[video.shape for video in view] for view in self.videos]
         with open(os.memfd_create("tcar-frames"), "wb") as memory:
             for view, places in zip(self.videos, map(alike, shapes), strict=True):
@@ -36,10 +45,10 @@ class Frames:
                     memory.write(np.ascontiguousarray(view[place]).data)
             memory.flush()
             handle = reduction.DupFd(memory.fileno())
-        return _received, (self.ids, handle, shapes, self.broken, self.seconds)
+        return _received, (self.ids, handle, shapes, self.broken)
 
 
-def _received(ids: list[str], handle, shapes: list[list[tuple]], broken: dict[str, str], seconds: float) -> Frames:
+def _received(ids: list[str], handle, shapes: list[list[tuple]], broken: dict[str, str]) -> Frames:
     """The frames in the memory that a worker has handed over; it is freed with the last of them."""
     descriptor = handle.detach()
     try:
@@ -51,7 +60,7 @@ def _received(ids: list[str], handle, shapes: list[list[tuple]], broken: dict[st
         for place in itertools.chain(*alike(view)):
             end = at + prod(view[place])
             videos[-1][place], at = memory[at:end].reshape(view[place]), end
-    return Frames(ids, videos, broken, seconds)
+    return Frames(ids, videos, broken)
 
 
 def alike(shapes: Sequence[tuple[int, ...]]) -> list[list[int]]:

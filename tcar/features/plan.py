@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from math import ceil, prod
+from math import prod
 
 import torch
 
@@ -16,7 +16,7 @@ from tcar import log, results
 from tcar.data.ssv2 import SPLITS, Clip, DatasetError, load_split
 from tcar.data.video import VideoError
 from tcar.data.workers import Failure, isolated_map, worker_count
-from tcar.features.shards import STORED, FeatureError
+from tcar.features.packing import FeatureError, row_type
 from tcar.features.views import SegmentView
 from tcar.models import create_stream, stream_cost
 from tcar.params import Params
@@ -47,7 +47,6 @@ class StreamPlan:
     grid: tuple[int, int, int]
     width: int
     token_type: str
-    files: int
     bytes: int
     gflops: float
     hours: dict[str, float]
@@ -77,7 +76,7 @@ def text(plans: Sequence[StreamPlan], gpu: str, utilisation: float = UTILISATION
         lines += [
             f"{found.role}: {found.stream}",
             f"  clips      {found.clips:,}, {found.views} view{'s' * (found.views > 1)} each",
-            f"  on disk    {found.bytes / 1e9:.1f} GB in {found.files:,} files: {tokens} tokens "
+            f"  on disk    {found.bytes / 1e9:.1f} GB: {tokens} tokens "
             f"({' x '.join(map(str, found.grid))}) of {found.width} numbers in {found.token_type} a view",
             f"  model      {found.gflops:.1f} GFLOPs a view; "
             + ", ".join(f"{_span(hours)} in {precision}" for precision, hours in found.hours.items())
@@ -118,8 +117,7 @@ def _stream_plan(
         grid=grid,
         width=stream.width,
         token_type=streams.token_type,
-        files=ceil(count / streams.batch_clips),
-        bytes=count * streams.views * prod(grid) * stream.width * STORED[streams.token_type].itemsize,
+        bytes=count * streams.views * row_type(streams.token_type, prod(grid), stream.width).itemsize,
         gflops=cost["gflops"],
         hours={kind: operations / (peak * 1e12 * utilisation) / 3600 for kind, peak in peaks.items()},
         measured=_measured(run, name),

@@ -2,48 +2,40 @@
 
 A store is a folder `<stream>-<key>/`. It is complete when it holds `store.json`.
 
-    tokens-<shard>.npy    [clips * views, N, D], fp16, or bf16 as unsigned integers; the views of a clip side by side
-    coordinates.npy       [N, 3], the centres (t, y, x) of the tokens in [0, 1]
-    index.parquet         id, shard, row of the first view; where a view of any clip is mirrored: flipped, a list for
-                          each clip with a truth value for each view
-    shards.parquet        shard, clips, bytes, sha256
-    store.json            what made it, and its digest, the key; the clips left out, and why; digests of the files above
-    store.meta.json       how fast it was made; not part of the content
+    tokens.npy          the views of all clips side by side, in the order of the clips: [clips * views, N, D] of fp16,
+                        or of bf16 as unsigned integers; for int8 [clips * views] of values [N, D] and scales [N]
+    coordinates.npy     [N, 3], the centres (t, y, x) of the tokens in [0, 1]
+    store.json          what made it, and its digest, the key; the clips, those left out, and why; mirrored views; a
+                        digest of each batch of tokens, and one of all this, the content; how exact int8 is
+    store.meta.json     how fast it was made; not part of the content
+    done-<rank>.jsonl   while it is made: a line for each batch whose tokens are on the disk
+
+The file of tokens has its full size from the beginning. What nobody wrote is a hole that takes no room on the disk.
 """
 
 import hashlib
+import io
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
-import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from tcar import locks, log
 from tcar.features.buffers import Buffers
-from tcar.features.shards import (
-    STORED,
-    FeatureError,
-    Job,
-    TokenType,
-    from_stored,
-    one_place_each,
-    read_record,
-    shard_path,
-)
+from tcar.features.packing import FeatureError, TokenType, row_type, typed, unpacked
 from tcar.files import replace_file, sync_folder
 
-INDEX, SHARDS, COORDINATES, DESCRIPTION = "index.parquet", "shards.parquet", "coordinates.npy", "store.json"
-META = "store.meta.json"
-FILES = ("tokens-[0-9]*.npy", "tokens-[0-9]*.json", COORDINATES, INDEX, SHARDS, DESCRIPTION, META, locks.FILE)
-# np.save pads the description of an array to a multiple of 64 bytes; that of three axes takes 128.
-HEADER = 128
+TOKENS, COORDINATES, DESCRIPTION, META = "tokens.npy", "coordinates.npy", "store.json", "store.meta.json"
+FILES = (TOKENS, COORDINATES, DESCRIPTION, META, "done-[0-9]*.jsonl", locks.FILE)
+LAYOUT = 2  # of the files above; part of the key
+_CONTENT = ("clips", "broken", "width", "batches", "coordinates", "flipped", "error")
 
 
 @dataclass(frozen=True)
@@ -52,8 +44,8 @@ class FeatureStore:
 
     `coordinates` are the centres (t, y, x) in [0, 1] of the N tokens of a clip, in the order of the tokens. They are
     those of a mirrored view as well: its frames were mirrored before the stream saw them. `flips` says for each clip
-    which views these are, and is empty where none is. `content` is a digest of all tokens, taken when they were
-    written.
+    which views these are, and is empty where none is. `places` holds the row of each clip's first view. `content` is a
+    digest of all tokens, taken when they were written. `start` is where the first row begins in the file, in bytes.
     """
 
     root: Path
@@ -65,118 +57,87 @@ class FeatureStore:
     coordinates: Float[np.ndarray, "n 3"]
     ids: list[str]
     broken: dict[str, str]
-    places: dict[str, tuple[int, int]] = field(repr=False)
+    places: dict[str, int] = field(repr=False)
     views: int = 1
     token_type: TokenType = "fp16"
     flips: dict[str, list[bool]] = field(default_factory=dict, repr=False)
     content: str = ""
+    start: int = 128
     buffers: Buffers = field(default_factory=Buffers, repr=False, compare=False)
 
     @classmethod
     def open(cls, root: str | Path) -> "FeatureStore":
-        """Open a complete store; raises FeatureError where there is none, or its index is not the one it was made
-        with.
-        """
+        """Open a complete store; raises FeatureError where there is none, or it is not the one that was made."""
         root = Path(root)
         described = _described(root)
-        made = described["made"]
-        try:
-            index = pyarrow.parquet.read_table(root / INDEX).to_pydict()
-            coordinates = np.load(root / COORDINATES)
-        except (ValueError, EOFError) as error:
-            raise FeatureError(
-                f"{root}: {INDEX} or {COORDINATES} is damaged ({error}); delete the folder and extract again"
-            ) from error
-        flips = dict(zip(index["id"], index.pop("flipped"), strict=True)) if "flipped" in index else {}
-        if (marked := sum(map(sum, flips.values()))) != (stated := described.get("flipped", 0)):
-            raise FeatureError(
-                f"{root}: {INDEX} marks {marked} views as mirrored, and {DESCRIPTION} states {stated}; extract again"
-            )
-        places = {identifier: (shard, row) for identifier, shard, row in zip(*index.values(), strict=True)}
+        if faults := [*_told(root, described), *_shape(root, described)]:
+            raise FeatureError(f"{root}: {faults[0]}; delete the folder and extract again")
+        made, broken, views = described["made"], described["broken"], described["made"]["views"]
+        flips = {}
+        if mirrored := described["flipped"]:
+            flips = {name: [n in mirrored.get(name, ()) for n in range(views)] for name in described["clips"]}
+        places = {name: row * views for row, name in enumerate(described["clips"]) if name not in broken}
+        coordinates = np.load(root / COORDINATES)
+        start = len(_head(described))
         return cls(
-            root,
-            described["key"],
-            made["stream"],
-            made["frames"],
-            tuple(made["grid"]),
-            described["width"],
-            coordinates,
-            index["id"],
-            described["broken"],
-            places,
-            made["views"],
-            made["token_type"],
-            flips,
-            described["files"][SHARDS],
-        )
+            root, described["key"], made["stream"], made["frames"], tuple(made["grid"]), described["width"],
+            coordinates, list(places), broken, places, views, made["token_type"], flips, described["content"], start,
+        )  # fmt: skip
 
-    def load(
+    def load(self, ids: Sequence[str] | None = None, view: int | Sequence[int] = 0) -> Float[np.ndarray, "clips n d"]:
+        """The tokens of these clips (all by default), in this order; fp16 as it is, others in single precision.
+
+        Clips and views are named as in `read`, and the errors are those of `read`.
+        """
+        parts = self.read(ids, view)
+        return (parts[0] if self.token_type == "fp16" else unpacked(parts)).numpy()
+
+    def read(
         self, ids: Sequence[str] | None = None, view: int | Sequence[int] = 0
-    ) -> Float[np.ndarray, "clips n d"]:
-        """The tokens of these clips (all by default), in this order; fp16 as it is, bf16 in single precision.
+    ) -> tuple[Shaped[Tensor, "clips n ..."], ...]:
+        """The tokens of these clips (all by default), in this order, as they are stored, for `unpacked`.
 
-        `view` is that of all clips, or one for each. Raises FeatureError naming a clip that is not in the store, and
-        why, or a view that it does not have.
+        One part for fp16 and bf16 [clips n d]; for int8 values [clips n d] and scales [clips n]. `view` is that of all
+        clips, or one for each. Raises FeatureError naming a clip that is not in the store, and why, or a view that it
+        does not have.
         """
-        return from_stored(self._stored(ids, view), self.buffers.empty)
-
-    def read(self, ids: Sequence[str], view: int | Sequence[int] = 0) -> tuple[Shaped[Tensor, "clips n ..."], ...]:
-        """The tokens of these clips as they are stored, for `tcar.features.unpacked`: fp16 or bf16 values.
-
-        Clips and views are named as in `load`, and the errors are those of `load`.
-        """
-        stored = torch.from_numpy(self._stored(ids, view))
-        return (stored if self.token_type == "fp16" else stored.view(torch.bfloat16),)
-
-    def _stored(self, ids: Sequence[str] | None, view: int | Sequence[int]) -> Shaped[np.ndarray, "clips n d"]:
-        ids = self.ids if ids is None else list(ids)
-        views = [view] * len(ids) if isinstance(view, int) else [int(number) for number in view]
-        by_shard: dict[int, list[tuple[int, int]]] = {}
-        for position, (identifier, number) in enumerate(zip(ids, views, strict=True)):
-            shard, row = self._place(identifier, number)
-            by_shard.setdefault(shard, []).append((position, row))
-        shape = len(ids), len(self.coordinates), self.width
-        tokens = self.buffers.empty(shape, STORED[self.token_type])
-        for shard, places in by_shard.items():
-            self._fill(tokens, shard, places, ids)
-        return tokens
+        ids, rows = self._asked(ids, view)
+        kind = row_type(self.token_type, len(self.coordinates), self.width)
+        inner = [(kind.base, kind.shape)] if kind.names is None else [kind[name].subdtype for name in kind.names]
+        parts = [self.buffers.empty((len(ids), *shape), base) for base, shape in inner]
+        bytes_of = [memoryview(part).cast("B") if part.size else memoryview(b"") for part in parts]
+        lengths = [part[0].nbytes if part.size else 0 for part in parts]
+        # Read, not mapped: of a map that is new every page costs a fault.
+        file = os.open(path := self.root / TOKENS, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for position, row in enumerate(rows):
+                into = [
+                    part[position * length : (position + 1) * length]
+                    for part, length in zip(bytes_of, lengths, strict=True)
+                ]
+                if os.preadv(file, into, self.start + row * kind.itemsize) != kind.itemsize:
+                    raise FeatureError(f"{path} ends before clip {ids[position]}; verify the store, and extract again")
+        finally:
+            os.close(file)
+        return tuple(map(typed, parts))
 
     def flipped(self, ids: Sequence[str] | None = None, view: int | Sequence[int] = 0) -> Bool[np.ndarray, " clips"]:
         """Which of these views are mirrored: a class that a mirror changes is then that of its mirror image.
 
-        Clips and views are named as in `load`, and the errors are those of `load`.
+        Clips and views are named as in `read`, and the errors are those of `read`.
         """
-        ids = self.ids if ids is None else list(ids)
-        views = [view] * len(ids) if isinstance(view, int) else [int(number) for number in view]
-        for identifier, number in zip(ids, views, strict=True):
-            self._place(identifier, number)
+        ids, rows = self._asked(ids, view)
         if not self.flips:
             return np.zeros(len(ids), bool)
-        return np.array([self.flips[name][number] for name, number in zip(ids, views, strict=True)], bool)
+        return np.array([self.flips[name][row % self.views] for name, row in zip(ids, rows, strict=True)], bool)
 
-    def _fill(
-        self,
-        tokens: Shaped[np.ndarray, "clips n d"],
-        shard: int,
-        places: Sequence[tuple[int, int]],
-        ids: Sequence[str],
-    ) -> None:
-        """Copy rows of a shard to their positions among the tokens."""
-        path = f"{os.fspath(self.root)}/tokens-{shard:05d}.npy"  # a Path costs as much as the copying of a row
-        into, row_bytes = memoryview(tokens).cast("B"), tokens[0].nbytes
-        # Read, not mapped: a map keeps its file open, and a full-size store has more files than a process may open.
-        # For the same reason a file is closed again at once, and two system calls are all that opening it costs.
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            for position, row in places:
-                start = position * row_bytes
-                read = os.preadv(file, [into[start : start + row_bytes]], HEADER + row * row_bytes)
-                if read != row_bytes:
-                    raise FeatureError(f"{path} ends before clip {ids[position]}; verify the store, and extract again")
-        finally:
-            os.close(file)
+    def _asked(self, ids: Sequence[str] | None, view: int | Sequence[int]) -> tuple[list[str], list[int]]:
+        """The clips meant, and their rows in the file."""
+        ids = self.ids if ids is None else list(ids)
+        views = [view] * len(ids) if isinstance(view, int) else [int(number) for number in view]
+        return ids, [self._row(identifier, number) for identifier, number in zip(ids, views, strict=True)]
 
-    def _place(self, identifier: str, view: int) -> tuple[int, int]:
+    def _row(self, identifier: str, view: int) -> int:
         if identifier not in self.places:
             reason = self.broken.get(identifier, "it was not among the clips of the extraction")
             raise FeatureError(
@@ -187,75 +148,83 @@ class FeatureStore:
             raise FeatureError(
                 f"{self.root} has the views 0 to {self.views - 1} of each clip, not {view}; extract with more views"
             )
-        shard, row = self.places[identifier]
-        return shard, row + view
-
-
-def unpacked(parts: Sequence[Shaped[Tensor, "b n ..."]]) -> Float[Tensor, "b n d"]:
-    """The tokens in single precision that `FeatureStore.read` gave in parts, on the device where these are."""
-    return parts[0].float()
+        return self.places[identifier] + view
 
 
 def key_of(made: Mapping) -> str:
     """The key of a store: the digest of all that decides its numbers."""
-    canonical = json.dumps(made, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(_canonical(made)).hexdigest()
 
 
-def finish(job: Job, shards: int, made: Mapping) -> None:
-    """Write the index and, last, the description that makes a store complete.
+def header(kind: np.dtype, rows: int) -> bytes:
+    """The beginning of a `.npy` file of this many rows of a `row_type`."""
+    file, shape = io.BytesIO(), (rows, *kind.shape)
+    described = {"descr": np.lib.format.dtype_to_descr(kind.base), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, described)
+    return file.getvalue()
 
-    Raises FeatureError where no clip could be read, a shard is missing, or its tokens lie elsewhere than those of
-    others.
+
+def allocate(folder: Path, kind: np.dtype, rows: int) -> None:
+    """Give the file of tokens its beginning and its size, unless it has them: several processes may do so at once.
+
+    Raises FeatureError where the tokens of batches that are done are gone.
     """
-    records = {number: read_record(job, number) for number in range(shards)}
-    missing = [number for number, record in records.items() if record is None]
-    if missing and (job.folder / DESCRIPTION).is_file():  # another process, started by mistake, has finished
-        return
-    if missing:
-        raise FeatureError(f"{job.folder} lacks {len(missing)} of {shards} shards: {_some(missing)}; extract again")
-    rows = [
-        (identifier, number, row * job.views)
-        for number, record in records.items()
-        for row, identifier in enumerate(record["ids"])
-    ]
-    broken = {identifier: why for record in records.values() for identifier, why in record["broken"].items()}
-    if not rows:
-        raise FeatureError(
-            f"none of the {len(broken)} clips can be read, the first because: "
-            f"{next(iter(broken.values()), 'there is no clip')}; run the audit (notebook 00)"
-        )
-    ids, places, first_rows = zip(*rows, strict=True)
-    with_tokens = {number: record for number, record in records.items() if record["ids"]}
-    # Records without `ends` and `flipped` are of a version that wrote neither, and mirrored nothing.
-    ends = [np.array(record["ends"]) for record in with_tokens.values() if "ends" in record]
-    one_place_each(made["stream"], [np.load(job.folder / COORDINATES)[[0, -1]], *ends])
-    plain = [False] * job.views
-    by_shard = [record.get("flipped", [plain] * len(record["ids"])) for record in with_tokens.values()]
-    flipped = [views for clips in by_shard for views in clips]
-    mirrored = sum(map(sum, flipped))
-    tables = {
-        INDEX: {"id": ids, "shard": _int32(places), "row": _int32(first_rows)},
-        SHARDS: {
-            "shard": _int32(list(with_tokens)),
-            "clips": _int32([len(record["ids"]) for record in with_tokens.values()]),
-            "bytes": [record["bytes"] for record in with_tokens.values()],
-            "sha256": [record["sha256"] for record in with_tokens.values()],
-        },
-    }
-    if mirrored:
-        tables[INDEX]["flipped"] = pyarrow.array(flipped, pyarrow.list_(pyarrow.bool_()))
-    files = {COORDINATES: _digest(job.folder / COORDINATES)}
-    for name, columns in tables.items():
-        sink = pyarrow.BufferOutputStream()
-        pyarrow.parquet.write_table(pyarrow.table(columns), sink)
-        files[name] = replace_file(job.folder / name, memoryview(sink.getvalue()))["sha256"]
-    _, tokens, width = np.load(shard_path(job.folder, places[0]), mmap_mode="r").shape
-    described = {"key": key_of(made), "made": made, "tokens": tokens, "width": width, "broken": broken, "files": files}
-    described |= {"flipped": mirrored} if mirrored else {}
-    text = json.dumps(described, indent=1, sort_keys=True) + "\n"
-    sync_folder(job.folder)  # what the description stands for is on the disk before it is
-    replace_file(job.folder / DESCRIPTION, text.encode())
+    head, path = header(kind, rows), folder / TOKENS
+    size = len(head) + rows * kind.itemsize
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        if os.fstat(file).st_size == size and os.pread(file, len(head), 0) == head:
+            return
+        if records(folder):
+            raise FeatureError(f"{path} is not what was written there; delete the folder and extract again")
+        os.pwrite(file, head, 0)
+        os.ftruncate(file, size)
+    finally:
+        os.close(file)
+    sync_folder(folder)
+
+
+def records(folder: Path) -> dict[int, dict]:
+    """What is done, by the number of the batch; a line that was cut off does not count."""
+    found = {}
+    for path in sorted(folder.glob("done-[0-9]*.jsonl")):
+        with suppress(FileNotFoundError):  # rank 0 has completed the store at this moment
+            for line in path.read_bytes().splitlines():
+                with suppress(ValueError):
+                    record = json.loads(line)
+                    found[record["batch"]] = record
+    return found
+
+
+def note(folder: Path, rank: int, record: Mapping) -> None:
+    """Write down that a batch is done, once its tokens are on the disk.
+
+    A line that is lost to a power cut is no harm, as its batch is made again: it does not wait for the disk.
+    """
+    with (folder / f"done-{rank}.jsonl").open("ab", buffering=0) as file:
+        file.write(b"\n" + _canonical(record) + b"\n")  # begins anew after a line that was cut off
+
+
+def complete(
+    folder: Path, made: Mapping, clips: Sequence[str], broken: Mapping[str, str], digests: Sequence[str], *,
+    width: int, flipped: Mapping[str, Sequence[int]], error: Mapping[str, float] | None = None,
+) -> None:  # fmt: skip
+    """Write, last, the description that makes a store complete; `digests` are those of its batches."""
+    described = {
+        "made": made, "key": key_of(made), "width": width, "clips": list(clips), "broken": dict(broken),
+        "batches": list(digests), "coordinates": _digest(folder / COORDINATES), "flipped": dict(flipped),
+        "error": error,
+    }  # fmt: skip
+    described["content"] = _content(described)
+    sync_folder(folder)  # what the description stands for is on the disk before it is
+    replace_file(folder / DESCRIPTION, _canonical(described) + b"\n")
+
+
+def summed(errors: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """How exact the tokens of several batches are: the error's root mean square against theirs, and the largest."""
+    squares = {name: math.fsum(error[name] for error in errors) for name in ("error", "tokens")}
+    relative = math.sqrt(squares["error"] / squares["tokens"]) if squares["tokens"] else 0.0
+    return {"relative_rms": relative, "largest": max(error["largest"] for error in errors)}
 
 
 def verify(root: str | Path) -> list[str]:
@@ -265,52 +234,78 @@ def verify(root: str | Path) -> list[str]:
     """
     root = Path(root)
     described = _described(root)
-    faults = []
-    if key_of(described["made"]) != described["key"]:
-        faults.append(f"{DESCRIPTION}: its key is not that of what it says made it")
+    faults = _told(root, described)
     if not root.resolve().name.endswith(described["key"][:16]):
         faults.append(f"{DESCRIPTION}: its key is not that in the folder's name")
-    for name, digest in described["files"].items():
-        faults += _changed(root / name, digest)
-    if any(SHARDS in fault for fault in faults):
+    if faults := faults + _shape(root, described):
         return faults
-    shards = pyarrow.parquet.read_table(root / SHARDS).to_pydict()
-    digests = dict(zip(shards["shard"], shards["sha256"], strict=True))
-    for number in log.progress(digests, description=f"verify {root.name}", unit="shards"):
-        faults += _changed(shard_path(root, number), digests[number])
-    known = {shard_path(root, number) for number in digests}
-    faults += [f"{path.name}: not a shard of this store" for path in sorted(set(root.glob("tokens-*.npy")) - known)]
+    made, clips, kind = described["made"], described["clips"], _kind(described)
+    step = made["batch_clips"]
+    with (root / TOKENS).open("rb") as file:
+        file.seek(len(_head(described)))
+        numbers = log.progress(range(len(described["batches"])), description=f"verify {root.name}", unit="batches")
+        for number in numbers:
+            names = clips[number * step : (number + 1) * step]
+            content = file.read(len(names) * made["views"] * kind.itemsize)
+            # Of a batch that no clip could be read of nothing was written, and nothing is read.
+            if (digest := described["batches"][number]) and hashlib.sha256(content).hexdigest() != digest:
+                faults.append(f"{TOKENS}: the tokens of the clips {names[0]} to {names[-1]} have changed")
     return faults
-
-
-def _changed(path: Path, digest: str) -> list[str]:
-    if not path.is_file():
-        return [f"{path.name}: missing"]
-    return [] if _digest(path) == digest else [f"{path.name}: its content has changed"]
 
 
 def _described(root: Path) -> dict:
     try:
         described = json.loads((root / DESCRIPTION).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FeatureError(
-            f"{root}: no complete feature store ({DESCRIPTION} is missing); extract again"
-        ) from None
+        raise FeatureError(f"{root}: no complete feature store ({DESCRIPTION} is missing); extract again") from None
     except ValueError as error:
         raise FeatureError(f"{root / DESCRIPTION}: not JSON ({error}); delete the folder and extract again") from None
-    if not isinstance(described, dict) or "made" not in described:
+    if not isinstance(described, dict) or "content" not in described:
         raise FeatureError(f"{root}: written by an earlier version of tcar; extract again")
     return described
+
+
+def _told(root: Path, described: dict) -> list[str]:
+    """What contradicts itself in a description, or the small file that it tells of."""
+    faults = []
+    if key_of(described["made"]) != described["key"]:
+        faults.append(f"{DESCRIPTION}: its key is not that of what it says made it")
+    if _content(described) != described["content"]:
+        faults.append(f"{DESCRIPTION}: its content has changed")
+    if not (root / COORDINATES).is_file():
+        return [*faults, f"{COORDINATES}: missing"]
+    return faults + [f"{COORDINATES}: its content has changed"] * (
+        _digest(root / COORDINATES) != described["coordinates"]
+    )
+
+
+def _shape(root: Path, described: dict) -> list[str]:
+    """Whether the file of tokens is there, begins as it should, and has its size."""
+    head, rows = _head(described), len(described["clips"]) * described["made"]["views"]
+    try:
+        with (root / TOKENS).open("rb") as file:
+            whole = os.fstat(file.fileno()).st_size == len(head) + rows * _kind(described).itemsize
+            return [] if whole and file.read(len(head)) == head else [f"{TOKENS}: another size or type of tokens"]
+    except FileNotFoundError:
+        return [f"{TOKENS}: missing"]
+
+
+def _kind(described: dict) -> np.dtype:
+    return row_type(described["made"]["token_type"], math.prod(described["made"]["grid"]), described["width"])
+
+
+def _head(described: dict) -> bytes:
+    return header(_kind(described), len(described["clips"]) * described["made"]["views"])
+
+
+def _content(described: dict) -> str:
+    return hashlib.sha256(_canonical({name: described[name] for name in _CONTENT})).hexdigest()
+
+
+def _canonical(content: Mapping) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _int32(values: Sequence[int]) -> pyarrow.Array:
-    return pyarrow.array(values, pyarrow.int32())
-
-
-def _some(numbers: Sequence[int], most: int = 10) -> str:
-    return ", ".join(map(str, numbers[:most])) + (", …" if len(numbers) > most else "")

@@ -87,7 +87,7 @@ class Streams:
     view_seed: int = _bounded(0, minimum=0)
     # Probability that a view but the first is mirrored; its class is then that of its mirror image.
     view_flip: float = _bounded(0.0, minimum=0.0, maximum=1.0)
-    token_type: str = _bounded("fp16", choices=("fp16", "bf16"))  # of the stored tokens
+    token_type: str = _bounded("fp16", choices=("fp16", "bf16", "int8"))  # of the stored tokens
     stream_precision: str = _bounded("fp32", choices=("fp32", "bf16"))  # in which a stream computes
     # Trained adapters in so many last blocks of the semantic stream; tokens that change with them cannot be cached.
     semantic_adapters: int = _bounded(0, minimum=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,36 +49,41 @@ def describe(made: Stream, frames: int | None = None) -> dict:
     }
 
 
-def extract(run: Params, role: str, found: dict[str, list[Clip]], remake: bool = False) -> FeatureStore:
-    """Compute the tokens of every clip of every split with the stream of a role, or open the finished
-    store. `remake` allows to delete one that comes out differently now. Raises ParameterError for a run with
-    adapters.
+def extract(
+    run: Params, found: dict[str, list[Clip]], roles: Sequence[str] = ROLES, remake: bool = False
+) -> dict[str, FeatureStore]:
+    """Compute the tokens of every clip of every split with the streams of these roles, each clip decoded once, or open
+    the finished stores. `remake` allows to delete one that comes out differently now. Raises ParameterError for a run
+    with adapters.
     """
     settings = run.streams
-    frames = getattr(settings, f"{role}_frames")
     if settings.semantic_adapters:
         raise ParameterError(
             f"semantic_adapters is {settings.semantic_adapters}, but tokens that are kept do not change with "
             "adapters in training: set it to 0, or train end to end"
         )
-    view = SegmentView(frames, settings.view_flip, run.data.upright, turned=rotated_clips(run) > 0)
-    return features.extract(
+    turned, wanted = rotated_clips(run) > 0, []
+    for role in roles:
+        frames = getattr(settings, f"{role}_frames")
+        view = SegmentView(frames, settings.view_flip, run.data.upright, turned)
+        checkpoint = run.stream_checkpoints[f"{role}_checkpoint"] or ""
+        wanted.append(
+            features.Wanted(getattr(settings, role), getattr(settings, f"{role}_grid"), frames, checkpoint, view)
+        )
+    made = features.extract_together(
         [clip for split in SPLITS for clip in found[split]],
-        getattr(settings, role),
-        getattr(settings, f"{role}_grid"),
-        frames,
+        wanted,
         run.run_dir / "features",
-        checkpoint=run.stream_checkpoints[f"{role}_checkpoint"] or "",
         workers=run.common.workers,
         batch_clips=settings.batch_clips,
         device=run.common.device,
         views=settings.views,
         view_seed=settings.view_seed,
-        view=view,
         token_type=settings.token_type,
         precision=settings.stream_precision,
         remake=remake,
     )
+    return dict(zip(roles, made, strict=True))
 
 
 def token_grids(

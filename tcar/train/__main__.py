@@ -14,7 +14,7 @@ import yaml
 from tcar import log, params
 from tcar.data.ssv2 import DatasetError
 from tcar.features.extraction import Ranks
-from tcar.features.shards import FeatureError
+from tcar.features.packing import FeatureError
 from tcar.models import CheckpointError
 from tcar.params import ParameterError, Params
 from tcar.results import ResultError
