@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from bright import FRAMES, GRID, Brightness, contents, seven_clips
+from bright import FRAMES, GRID, Brightness, seven_clips
 
 from tcar import params, results
 from tcar.data.augment import AugmentConfig

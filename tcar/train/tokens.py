@@ -114,7 +114,7 @@ class StoredTokens:
         ids = [self.ids[place] for place in places]
         return self.semantic.read(ids, views), self.motion.read(ids, views)
 
-    def floats(self, places: Sequence[int]) -> list[Float[Tensor, "..."]]:
+    def floats(self, places: Sequence[int]) -> list[Float[Tensor, ...]]:
         """Read view 0 of clips in single precision: each stream's tokens, followed by their coordinates.
 
         These are the four inputs of a fusion.
