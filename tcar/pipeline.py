@@ -57,7 +57,12 @@ TABLE = (
         ("evaluation",),
         (*LEARNING, "baselines", "evaluation"),
     ),
-    Step("05_ablations", ("audit", "extractors", "training"), ("ablations",), (*LEARNING, "watching", "evaluation", "ablations")),
+    Step(
+        "05_ablations",
+        ("audit", "extractors", "training"),
+        ("ablations",),
+        (*LEARNING, "watching", "evaluation", "ablations"),
+    ),
     Step(
         "06_interpretability",
         ("audit", "extractors", "training", "evaluation"),
