@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcar import files, replicates
+from tcar.models.published import PACKAGED
 from tcar.params import shown
 from tcar.real_plans import PLANS
 from tcar.tables import (
@@ -15,12 +16,14 @@ from tcar.tables import (
     SOURCES,
     STAGES,
     ReportError,
+    Scored,
     Table,
     count,
     estimate,
     interval,
     level_name,
     load_results,
+    methods_of,
     millions,
     need,
     outcome,
@@ -31,18 +34,22 @@ from tcar.tables import (
     tables,
     to_csv,
     to_latex,
+    twins_measured,
 )
 
 if TYPE_CHECKING:
     from tcar.params import Params
 
 FIGURES = (
-    "contact_sheet", "ceilings", "twin_probes", "stream_probes", "concepts", "attention_sanity", "training_curves",
+    "contact_sheet", "class_balance", "ceilings", "twin_probes", "stream_probes", "concepts", "attention_sanity",
+    "training_curves",
     "methods", "per_group", "confusion", "reliability", "ablation_heads", "ablation_fusions", "ablation_windows",
     "replicates", "loss_terms", "umap",
     "attention_spacetime", "saliency", "temporal_importance",
 )
 HEADLINE = "cross_attention"
+LEAST_EPOCHS = 8  # of a training whose last quarter can show a plateau
+METRIC_WORDS = {"twin_accuracy": "twin accuracy", "top1": "top-1 accuracy"}
 # How a sentence calls the methods that the headline is compared with, the main rivals first.
 RIVALS = {
     "semantic": "the semantic stream", "motion": "the motion stream", "late_concat": "late concatenation",
@@ -65,7 +72,7 @@ def find_comparison(results: dict, a: str, b: str, metric: str) -> dict:
     return {}
 
 
-def against(results: dict, rivals: list[str], metric: str = "twin_accuracy") -> str:
+def against(results: dict, rivals: list[str], metric: str) -> str:
     """`above the motion stream (+12.3 points [8.0, 16.1]) and …`; what was not measured is left out."""
     found = {rival: find_comparison(results, HEADLINE, rival, metric) for rival in rivals}
     parts = [f"{outcome(c)} {RIVALS[rival]} ({percent(c['difference'], '+')} points {interval(c)})"
@@ -95,10 +102,28 @@ def attention_gains(results: dict) -> str:
     for stream, shares in (results["interpretability"].get("attention_on_moving") or {}).items():
         gain = shares.get("received gain") if isinstance(shares, dict) else None
         if gain and gain.get("low") is not None:
-            amount = {"above": "more than", "below": "less than"}.get(outcome(gain), outcome(gain))
+            amount = {"above": "more than", "below": "less than"}.get(outcome(gain), "what cannot be told from")
             parts.append(f"{amount} its share of the area in the {stream} grid "
                          f"({percent(gain['value'], '+')} points {interval(gain)})")
     return " and ".join(parts)
+
+
+def plateaus(results: dict) -> str:
+    """`5 of 5 methods count as converged`, of those that learned something in long enough a training.
+
+    A quarter of a training of few epochs is no time to rise in, and a curve at the level of chance is flat from the
+    beginning: neither says anything about a plateau.
+    """
+    chance = 1 / len(need(results, "evaluation", "classes"))
+    scores, counted, idle = methods_of(results), [], 0
+    for method, row in results["training"].get("methods", {}).items():
+        if "converged" in row and row["epochs"] >= LEAST_EPOCHS and method in scores:
+            learned = (scores[method]["top1"].get("low") or 0) > chance
+            counted += [row["converged"]] * learned
+            idle += not learned
+    parts = [f"{sum(counted)} of {len(counted)} methods count as converged"] if counted else []
+    parts += [f"{idle} cannot be told from chance, of which it says nothing"] if idle else []
+    return "; ".join(parts)
 
 
 def sentences(results: dict, alpha: float) -> dict[str, str]:
@@ -107,17 +132,16 @@ def sentences(results: dict, alpha: float) -> dict[str, str]:
     alpha: the share of intervals that exclude the truth by chance.
     """
     headline = need(results, "evaluation", "methods", HEADLINE)
-    trained = results["training"].get("methods", {}).values()
-    plateaus = [row["converged"] for row in trained if "converged" in row]
+    metric = "twin_accuracy" if twins_measured(results) else "top1"
+    name = METRIC_WORDS[metric]
     said = {
-        "abstract": ("In twin accuracy it is {}.", against(results, ["semantic", "motion", "late_concat"])),
-        "rivals": ("In twin accuracy, temporal cross-attention is {}.", against(results, list(RIVALS))),
+        "abstract": (f"In {name} it is {{}}.", against(results, ["semantic", "motion", "late_concat"], metric)),
+        "rivals": (f"In {name}, temporal cross-attention is {{}}.", against(results, list(RIVALS), metric)),
         "groups": ("Across groups, the top-1 accuracy of temporal cross-attention runs {}.",
                    spread(headline.get("per_group") or {})),
         "groups_twin": ("Its twin accuracy runs {}.", spread(headline.get("per_group_twin_accuracy") or {})),
         "attention": ("The moving object receives {}.", attention_gains(results)),
-        "converged": ("By this criterion, {} methods had reached their plateau.",
-                      f"{sum(plateaus)} of {len(plateaus)}" if plateaus else ""),
+        "converged": ("By this criterion, {}.", plateaus(results)),
     }
     blind = [row for row in need(results, "audit", "twins") if row["blind"] and row["low"] is not None]
     excluded = sum(not row["low"] <= 0.5 <= row["high"] for row in blind)
@@ -125,9 +149,8 @@ def sentences(results: dict, alpha: float) -> dict[str, str]:
                      f"exclude about {alpha * len(blind):.0f}." if blind else "")
     summary = need(results, "ablations", "summary")
     for factor in ("heads", "fusion", "window", "streams"):
-        levels = {level_name(factor, row["level"]): row.get("twin_accuracy")
-                  for row in summary if row["factor"] == factor}
-        said[f"ablation_{factor}"] = ("Twin accuracy runs {}.", spread(levels))
+        levels = {level_name(factor, row["level"]): row.get(metric) for row in summary if row["factor"] == factor}
+        said[f"ablation_{factor}"] = (f"{name.capitalize()} runs {{}}.", spread(levels))
     said["replicates"] = ("In twin accuracy, temporal cross-attention is {}.", over_replicates(results))
     said["additive"] = ("Drawn anew with other clips and streams, it is {}.", over_replicates(results, ("sum",)))
     said["loss_terms"] = ("{}.", terms_told(results.get("loss_terms", {})))
@@ -161,37 +184,57 @@ def over_replicates(results: dict, rivals: tuple[str, ...] = tuple(RIVALS)) -> s
 
 
 def numbers(results: dict, params: "Params", figures: list[str], captions: dict[str, str]) -> dict[str, Any]:
-    """All that tcar.typ inserts into its text: finished strings, sentences, captions and parameters."""
+    """All that tcar.typ inserts into its text: finished strings, sentences, captions, parameters, and what the run is
+    of, by which whole passages are there or not."""
+    from tcar.plots import NAMED
+
     clips, methods = need(results, "audit", "clips"), need(results, "evaluation", "methods")
-    headline = need(results, "evaluation", "methods", HEADLINE)
+    headline, about = need(results, "evaluation", "methods", HEADLINE), Scored.of(results, params)
     values = {f"clips_{split}": count(need(results, "audit", "clips", split))
               for split in ("train", "validation", "test")}
     values["clips"] = count(sum(clips.values()))
+    views = [row["clips"] for row in results["evaluation"].get("protocol") or [] if row["views"] == "1"]
+    values["clips_scored"] = count(min(views, default=clips[about.split]))
     values["replicates"] = count(len(results.get("replicates", {}).get("replicates", [])))
     for key, stage in (("quarantined", "audit"), ("classes", "evaluation"), ("seeds", "evaluation")):
         values[key] = count(len(need(results, stage, key)))
+    values["over_seeds"] = "of one seed" if about.seeds == 1 else f"over {about.seeds} seeds"
     for method, row in methods.items():
         for metric in METRICS:
             if isinstance(row.get(metric), dict) and row[metric].get("value") is not None:
                 key = f"{'tca' if method == HEADLINE else method}_{metric.removesuffix('_accuracy')}"
                 values |= {key: percent(row[metric]["value"]), f"{key}_interval": interval(row[metric])}
     values["tca_trained"] = millions(headline.get("trained_parameters"))
+    values["frozen"] = frozen_share(results, headline.get("trained_parameters"))
     planned = {plan["plan"]: plan["parts"][-1] for plan in results["fusion"].get("plans") or []}
     for plan in PLANS:
         values[f"{plan}_trained"] = millions(planned.get(plan, {}).get("trained"))
         values[f"{plan}_frozen"] = percent(planned.get(plan, {}).get("share_frozen"))
-    calibrated = results["evaluation"].get("calibration", {}).get("ece")
-    values["tca_ece_calibrated"] = estimate(calibrated)
+    calibration = results["evaluation"].get("calibration", {})
+    values["tca_ece_calibrated"] = estimate(calibration.get("ece"))
     umap = results["interpretability"].get("umap") or {}
     values["neighbours"] = count(umap.get("neighbours"))
     values["same_class_neighbours"] = percent(umap.get("same_class_neighbours"))
     for key in ("attention_rows_sum_error", "fast_path_error"):
         values[key] = significant(need(results, "fusion", key), 2)
+    streams, classes = params.streams, len(need(results, "evaluation", "classes"))
     return {
-        "synthetic": bool(results["evaluation"].get("synthetic")), "values": values, "captions": captions,
+        "material": params.material, "data": about.data, "split": about.split, "twins": about.twins,
+        "looked": results["interpretability"].get("split", "test"), "values": values, "captions": captions,
+        "calibrated_on": calibration.get("fitted_on", "the validation clips"),
+        "many_classes": classes > NAMED, "sheet": count(min(classes, params.data.contact_sheet_clips)),
+        "streams": {role: getattr(streams, role) for role in ("semantic", "motion")},
+        "packaged": all(getattr(streams, role) in PACKAGED and not getattr(streams, f"{role}_checkpoint")
+                        for role in ("semantic", "motion")),
         "text": sentences(results, round(1 - params.evaluation.confidence, 6)), "figures": figures,
         "parameters": {key: parameter(value) for key, value in shown(params.as_dict()).items()},
     }
+
+
+def frozen_share(results: dict, trained: int | None) -> str:
+    """The share of all parameters of streams and fusion that is not trained, in percent; empty where not known."""
+    sizes = [stream.get("parameters") for stream in need(results, "extractors", "streams")]
+    return percent(sum(sizes) / (sum(sizes) + trained)) if trained and all(sizes) else ""
 
 
 # --- writing --------------------------------------------------------------------------------------------------

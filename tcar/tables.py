@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,10 @@ SOURCES = Path(__file__).resolve().parents[1] / "paper"
 STAGES = {
     "audit": "00_data_audit", "extractors": "01_extractors", "fusion": "02_fusion", "training": "03_training",
     "evaluation": "04_evaluation", "ablations": "05_ablations", "interpretability": "06_interpretability",
+}
+DATA = {
+    "tabletop": "synthetic (Tabletop)", "ssv2": "Something-Something V2",
+    "rehearsal": "a rendered imitation of Something-Something V2",
 }
 METRICS = {"top1": "Top-1", "top5": "Top-5", "twin_accuracy": "Twin accuracy", "ece": "ECE"}
 
@@ -115,10 +119,11 @@ def level_name(factor: str, level: Any) -> str:
 
 
 def outcome(comparison: dict) -> str:
-    """What the interval of a paired difference allows to say: above, below, or neither."""
+    """What the interval of a paired difference allows to say, as it is shown: above, below, or neither."""
     low, high = comparison.get("low"), comparison.get("high")
     if low is None or high is None:
         return ""
+    low, high = round(low, 3), round(high, 3)  # a bound that is shown as 0.0 does not exclude zero to a reader
     return "above" if low > 0 else "below" if high < 0 else "not distinguishable from"
 
 
@@ -167,40 +172,85 @@ def methods_of(results: dict) -> dict[str, dict]:
 # --- tables -------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What captions say of the scored clips: whose they are, which split, and what their intervals resample."""
+
+    data: str
+    split: str
+    twins: bool
+    seeds: int
+    confidence: str
+
+    @classmethod
+    def of(cls, results: dict, params: "Params") -> "Scored":
+        """Read it from the results of a run."""
+        evaluation = results["evaluation"]
+        return cls(DATA[params.material], evaluation.get("split", "test"), twins_measured(results),
+                   len(need(results, "evaluation", "seeds")), confidence_level(params.evaluation.confidence))
+
+    @property
+    def sets(self) -> str:
+        """What a bootstrap draws."""
+        return "twin sets" if self.twins else "clips"
+
+    def intervals(self, unit: str = "in %") -> str:
+        """`in % with 95% intervals over clips and seeds`."""
+        return f"{unit} with {self.confidence} intervals over {self.sets}{' and seeds' * (self.seeds > 1)}"
+
+    @property
+    def means(self) -> str:
+        """`means over seeds`, or what one seed has instead."""
+        return "means over seeds" if self.seeds > 1 else "values of one seed"
+
+
+def twins_measured(results: dict) -> bool:
+    """Whether the clips have twins, and methods so a twin accuracy."""
+    return any((row.get("twin_accuracy") or {}).get("value") is not None for row in methods_of(results).values())
+
+
 def tables(results: dict, params: "Params") -> list[Table]:
-    """All tables of the paper."""
-    evaluation, audit = results["evaluation"], results["audit"]
-    data = "synthetic (Tabletop)" if evaluation.get("synthetic") else "Something-Something V2"
-    percents = f"in % with {confidence_level(params.evaluation.confidence)} intervals over twin sets"
-    if not evaluation.get("synthetic"):
-        percents = percents.replace("twin sets", "clips")
-    methods, points = methods_of(results), percents.replace("in %", "in percentage points")
-    return [
-        methods_table(f"Methods on the test clips, {data}: means over seeds {percents} and seeds. Twin "
-                      "accuracy counts a pair only if both clips are right; ECE is the expected calibration "
-                      f"error.{notes_of(methods)}",
+    """All tables of the paper that have a row, without columns in which no row has a value."""
+    evaluation, audit, about = results["evaluation"], results["audit"], Scored.of(results, params)
+    data, methods = about.data, methods_of(results)
+    asked = f"in % with {about.confidence} intervals over {about.sets}; chance is 50."
+    twin_accuracy = "Twin accuracy counts a pair only if both clips are right; " if about.twins else ""
+    ablated = results["ablations"].get("split", "test")
+    made = [
+        methods_table(f"Methods on the {about.split} clips, {data}: {about.means} {about.intervals()}. "
+                      f"{twin_accuracy}ECE is the expected calibration error.{notes_of(methods)}",
                       methods, results["training"].get("methods", {}) | results["training"].get("baselines", {})),
-        comparisons_table(f"Paired differences, A minus B, on the same clips, {data}: {points} and seeds.",
-                          evaluation.get("comparisons", [])),
-        grid_table("per_group", f"Top-1 accuracy per group of classes, {data}: {percents} and seeds.",
+        protocol_table(f"Our methods by the views that a clip is scored with, on the {about.split} clips, {data}: "
+                       f"{about.means} {about.intervals()}. A × B views are A samplings in time and B crops.",
+                       evaluation.get("protocol") or []),
+        comparisons_table(f"Paired differences, A minus B, on the same {about.split} clips, {data}: "
+                          f"{about.intervals('in percentage points')}.", evaluation.get("comparisons", [])),
+        grid_table("per_group", f"Top-1 accuracy per group of classes, {data}: {about.intervals()}.",
                    "Method", {m: row.get("per_group") or {} for m, row in methods.items()}),
-        grid_table("per_group_twin_accuracy", f"Twin accuracy per group, {data}: {percents} and seeds.",
+        grid_table("per_group_twin_accuracy", f"Twin accuracy per group, {data}: {about.intervals()}.",
                    "Method", {m: row.get("per_group_twin_accuracy") or {} for m, row in methods.items()}),
-        ablations_table(f"Ablations on the test clips, {data}: one factor is changed at a time; means over "
-                        f"seeds {percents} and seeds. GFLOPs of the fusion for one clip (2 a multiply-add).",
+        ablations_table(f"Ablations on the {ablated} clips, {data}: one factor is changed at a time; "
+                        f"means over seeds {about.intervals()}. GFLOPs of the fusion for one clip (2 a multiply-add).",
                         results),
-        *replicate_tables(results.get("replicates"), data, confidence_level(params.evaluation.confidence)),
-        terms_table(results.get("loss_terms"), data, confidence_level(params.evaluation.confidence)),
-        *streams_tables(results),
+        *replicate_tables(results.get("replicates"), data, about.confidence),
+        terms_table(results.get("loss_terms"), data, about.confidence),
+        *streams_tables(results, params.material == "tabletop"),
         grid_table("ceilings", "Ceilings before any method is trained: how often a probe of one kind of "
-                   f"evidence prefers a clip's class to its twin's, {data}: {percents}; chance is 50.",
+                   f"evidence prefers a clip's class to its twin's, {data}: {asked}",
                    "Group", audit.get("ceilings") or {}),
         grid_table("leaks", "Leak checks: how often a probe of one nuisance prefers a clip's class to "
-                   f"its twin's, {data}: {percents}; chance is 50.", "Group", audit.get("leaks") or {}),
+                   f"its twin's, {data}: {asked}", "Group", audit.get("leaks") or {}),
         Table("interpretability", f"Attention on the moving object, against its ground-truth masks, {data}.",
               ["Quantity", "Value"], leaves(results["interpretability"].get("attention_on_moving") or {})),
         published_table(),
     ]
+    return [told(table) for table in made if table.rows]
+
+
+def told(table: Table) -> Table:
+    """The table without the columns that are empty in every row."""
+    kept = [i for i in range(len(table.columns)) if any(row[i] for row in table.rows)]
+    return replace(table, columns=[table.columns[i] for i in kept], rows=[[row[i] for i in kept] for row in table.rows])
 
 
 def notes_of(methods: dict[str, dict]) -> str:
@@ -216,6 +266,14 @@ def methods_table(caption: str, methods: dict[str, dict], trained: dict[str, dic
         for m, row in methods.items()
     ]
     return Table("methods", caption, ["Method", *METRICS.values(), "Trained (M)", "Epochs"], rows)
+
+
+def protocol_table(caption: str, rows: list[dict]) -> Table:
+    """Accuracy by method and number of views; no rows where a clip has only ever one view."""
+    several = len({row["views"] for row in rows}) > 1
+    shown = [[readable(row["method"]), row["views"].replace("x", " × "), count(row.get("clips")),
+              estimate(row["top1"]), estimate(row.get("top5"))] for row in rows] if several else []
+    return Table("protocol", caption, ["Method", "Views", "Clips", "Top-1", "Top-5"], shown)
 
 
 def comparisons_table(caption: str, comparisons: list[dict]) -> Table:
@@ -285,16 +343,20 @@ def terms_table(measured: dict | None, data: str, confidence: str) -> Table:
         ["Term", "Value", "In the recipe", "With", "Without", "With minus without", "p"], rows)
 
 
-def streams_tables(results: dict) -> list[Table]:
-    """The streams of this run beside those planned for the real dataset, and all that are registered at full size."""
+def streams_tables(results: dict, planning: bool) -> list[Table]:
+    """The streams of this run, with `planning` beside those planned for the real dataset, and all that are
+    registered at full size."""
     full_size = results["extractors"].get("full_size") or []
     planned = {plan[role] for plan in results["fusion"].get("plans") or [] for role in ("semantic", "motion")}
     shown = ("input, token width and grid (time × height × width), parameters in millions, and GFLOPs for one clip "
              "(2 a multiply-add)")
-    used = [*need(results, "extractors", "streams"), *(s for s in full_size if s["name"] in planned)]
+    used = need(results, "extractors", "streams")
+    if planning:
+        used = [*used, *(s for s in full_size if s["name"] in planned)]
+    those = "The frozen streams of this run"
+    those += ", then those that are planned for the real dataset" if planning else ""
     return [
-        streams_table("streams", f"The frozen streams, those of this run first, then those that are planned for the "
-                      f"real dataset: {shown}.", used),
+        streams_table("streams", f"{those}: {shown}.", used),
         streams_table("full_size", f"Every published stream that can be named, as counted from its architecture: "
                       f"{shown}.", full_size),
     ]

@@ -22,7 +22,7 @@ GROUPS = ["direction", "binding"]
 
 @pytest.fixture
 def run(tmp_path):
-    return SimpleNamespace(figures_dir=tmp_path / "figures", data=SimpleNamespace(dataset="tabletop"))
+    return SimpleNamespace(figures_dir=tmp_path / "figures", material="tabletop")
 
 
 @pytest.fixture(autouse=True)
@@ -64,9 +64,10 @@ def test_every_saved_figure_names_its_dataset(run):
     figure = draw_methods()
     plots.save(figure, run, "methods", {})
     assert figure.get_suptitle() == "Tabletop (synthetic)"
-    run.data.dataset = "ssv2"
-    plots.save(figure, run, "methods", {})
-    assert figure.get_suptitle() == "Something-Something-V2"
+    for material, title in (("ssv2", "Something-Something-V2"), ("rehearsal", "rendered imitation of")):
+        run.material = material
+        plots.save(figure, run, "methods", {})
+        assert figure.get_suptitle().startswith(title)
 
 
 def test_png_is_small_and_as_large_as_the_column(run):

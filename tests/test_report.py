@@ -47,7 +47,7 @@ def write_results(folder: Path, seed: int = 0) -> dict[str, dict]:
         "fusion": {"attention_rows_sum_error": 1.23e-7, "fast_path_error": 0,
                    "plans": [{"plan": "ssv2", "semantic": "dinov2_vits14", "motion": "i3d_r50",
                               "parts": [{"part": "sum", "trained": 8_443_566, "share_frozen": 0.8537}]}]},
-        "training": {"methods": {m: {"epochs": 7, "converged": m != "motion"} for m in METHODS}},
+        "training": {"methods": {m: {"epochs": 17, "converged": m != "motion"} for m in METHODS}},
         "evaluation": {
             "classes": ["a", "b", "c"], "seeds": [0, 1], "synthetic": True, "methods": methods,
             "comparisons": [

@@ -45,6 +45,7 @@ from tcar.params.stages import (
 from tcar.processes import usable_cores
 
 FILE = "params_file"  # the variable by which a notebook names its parameter file
+REHEARSAL = "rehearsal.json"  # lies in a dataset's folder that is a rendered imitation of the real one
 
 
 class ParameterError(ValueError):
@@ -119,6 +120,11 @@ class Params:
         """The dataset's folder, in the layout of Something-Something-V2."""
         stated = Path(self.data.data_root).expanduser()
         return self.root / stated if self.data.data_root else self.run_dir / "data"
+
+    @property
+    def material(self) -> str:
+        """What the clips are: `tabletop`, `ssv2`, or `rehearsal`, an imitation of it that is never said to be real."""
+        return "rehearsal" if (self.data_root / REHEARSAL).is_file() else self.data.dataset
 
     def checkpoint(self, stated: str) -> str:
         """A checkpoint as stated: a path from the project's folder where there is something, else a name on the Hub."""

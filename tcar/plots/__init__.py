@@ -58,7 +58,11 @@ GROUPS = {
     "pretence": "#CC79A7",
     "camera": "#D55E00",
 }
-SOURCES = {"tabletop": "Tabletop (synthetic)", "ssv2": "Something-Something-V2"}
+SOURCES = {
+    "tabletop": "Tabletop (synthetic)", "ssv2": "Something-Something-V2",
+    "rehearsal": "rendered imitation of Something-Something-V2",
+}  # fmt: skip
+NAMED = 40  # so many classes a figure can name; it has another form where there are more
 
 _PAGE = {"half": 3.25, "full": 6.875}  # column and page width of a two-column conference paper, inches
 _DPI = 150
@@ -150,7 +154,7 @@ def save(fig: Figure, run, name: str, data, *, source: str | None = None) -> Non
     folder = Path(run.figures_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with styled():
-        title = SOURCES[run.data.dataset] if source is None else source
+        title = SOURCES[run.material] if source is None else source
         fig.suptitle(title, x=0.995, ha="right", color="#666666")
         with files.drafted(folder / f"{name}.pdf") as draft:
             fig.savefig(draft, metadata={"CreationDate": None}, dpi=_DPI)

@@ -10,8 +10,11 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
-from tcar.plots import FUSED, GROUPS, canvas, colour, group_colour, in_order, label, side_label, styled, wrap
+from tcar.plots import FUSED, GROUPS, NAMED, canvas, colour, group_colour, in_order, label, side_label, styled, wrap
 from tcar.plots.features import strip, strips_canvas
+
+
+_COLOURED = 10  # classes, in a figure of many: as many as can be told apart by colour
 
 
 @styled()
@@ -113,30 +116,40 @@ def temporal_importance(values: dict[str, list[dict[str, float | None]]]) -> Fig
         ylabel="loss of probability\nwithout this moment",
         xlim=(0, 1),
     )
-    fig.legend(loc="outside lower center", ncols=5, fontsize=5.5, columnspacing=1, handlelength=1.2)
+    if len(values) > 1:
+        fig.legend(loc="outside lower center", ncols=5, fontsize=5.5, columnspacing=1, handlelength=1.2)
     return fig
 
 
 @styled()
 def umap(points: Float[np.ndarray, "n 2"], classes: list[str], groups: list[str]) -> Figure:
-    """Show clips by the embedding of the readout token, coloured by group; a number marks each class's
-    middle.
+    """Show clips by the embedding of the readout token, coloured by group; a number marks each class's middle.
+
+    Of more than `NAMED` classes, those with the most clips have a colour and a name, and all others are grey.
     """
     fig, axes = canvas(width="full", height=3.0)
-    groups = np.asarray(groups)
-    for group in in_order(set(groups.tolist()), GROUPS):
-        chosen = points[groups == group]
-        axes[0, 0].scatter(*chosen.T, s=4, color=group_colour(group), alpha=0.5, label=group, linewidth=0)
+    axis, called = axes[0, 0], np.asarray(classes)
     names = sorted(set(classes))
-    for number, name in enumerate(names, start=1):
-        middle = np.median(points[np.asarray(classes) == name], axis=0)
-        axes[0, 0].text(*middle, str(number), fontsize=5, ha="center", va="center", weight="bold")
-    axes[0, 0].set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
-    key = (
-        [f"{number} {wrap(name, 46)}" for number, name in enumerate(names, start=1)]
-        if len(names) <= 40
-        else []
-    )
-    axes[0, 0].text(1.02, 1.0, "\n".join(key), fontsize=4.5, va="top", transform=axes[0, 0].transAxes)
-    axes[0, 0].legend(loc="best", fontsize=5.5, markerscale=2)
+    if len(names) > NAMED:
+        largest = sorted(names, key=lambda name: (-np.count_nonzero(called == name), name))[:_COLOURED]
+        colours = dict(zip(largest, mpl.color_sequences["tab10"], strict=False))
+        axis.scatter(*points[~np.isin(called, largest)].T, s=2, color="#DDDDDD", linewidth=0)
+        for name, shade in colours.items():
+            axis.scatter(*points[called == name].T, s=5, color=shade, label=wrap(name, 40, 3), linewidth=0)
+        fig.legend(loc="outside right center", fontsize=5, markerscale=2)
+    else:
+        _grouped(axis, points, np.asarray(groups))
+        for number, name in enumerate(names, start=1):
+            middle = np.median(points[called == name], axis=0)
+            axis.text(*middle, str(number), fontsize=5, ha="center", va="center", weight="bold")
+        key = "\n".join(f"{number} {wrap(name, 46)}" for number, name in enumerate(names, start=1))
+        axis.text(1.02, 1.0, key, fontsize=4.5, va="top", transform=axis.transAxes)
+    axis.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
     return fig
+
+
+def _grouped(axis, points: Float[np.ndarray, "n 2"], groups: np.ndarray) -> None:
+    for group in in_order(set(groups.tolist()), GROUPS):
+        axis.scatter(*points[groups == group].T, s=4, color=group_colour(group), alpha=0.5, label=group, linewidth=0)
+    if len(set(groups.tolist())) > 1:
+        axis.legend(loc="best", fontsize=5.5, markerscale=2)

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tcar.plots import GROUPS, MOTION, SEMANTIC, SPLITS, canvas, in_order, side_label, styled, wrap
+from tcar.plots import GROUPS, MOTION, NAMED, SEMANTIC, SPLITS, canvas, in_order, side_label, styled, wrap
 from tcar.tables import confidence_level
 
 
@@ -75,12 +75,12 @@ def _palette(image: np.ndarray) -> np.ndarray:
 def class_balance(counts: dict[str, dict[str, int]]) -> Figure:
     """Show how many clips each class has, by split; `counts[split][class]`.
 
-    Up to 40 classes are named, one bar each; more are ranked by size on a logarithmic axis.
+    Up to `NAMED` classes are named, one bar each; more are ranked by size on a logarithmic axis.
     """
     names = sorted({name for split in counts.values() for name in split})
     totals = {name: sum(split.get(name, 0) for split in counts.values()) for name in names}
     names.sort(key=lambda name: (-totals[name], name))
-    if len(names) > 40:
+    if len(names) > NAMED:
         return _ranked_balance(counts, names)
     fig, axes = canvas(height=0.5 + 0.11 * len(names))
     left = np.zeros(len(names))
@@ -100,7 +100,7 @@ def _ranked_balance(counts: dict[str, dict[str, int]], names: list[str]) -> Figu
     for split, classes in counts.items():
         axes[0, 0].plot([classes.get(name, 0) for name in names], color=SPLITS[split], label=split)
     axes[0, 0].set(xlabel="class, ranked by number of clips", ylabel="clips", yscale="log")
-    axes[0, 0].legend()
+    fig.legend(loc="outside lower center", ncols=3)
     return fig
 
 
@@ -129,10 +129,10 @@ def durations(seconds: dict[str, list[float]]) -> Figure:
 def frame_differences(spread: dict[str, dict[str, float]]) -> Figure:
     """Show how much changes from one frame to the next in each class: `spread[class]` of {low, median, high}.
 
-    In grey levels of 255, the quantiles 5, 50 and 95%. Up to 40 classes are named; more are ranked by their median.
+    In grey levels of 255, the quantiles 5, 50 and 95%. Up to `NAMED` classes are named; more are ranked by their median.
     """
     names = sorted(spread, key=lambda name: (-spread[name]["median"], name))
-    few = len(names) <= 40
+    few = len(names) <= NAMED
     fig, axes = canvas(height=0.5 + 0.11 * len(names) if few else 1.8)
     axis, places = axes[0, 0], np.arange(len(names))
     low, median, high = (np.array([spread[name][key] for name in names]) for key in ("low", "median", "high"))
@@ -145,7 +145,7 @@ def frame_differences(spread: dict[str, dict[str, float]]) -> Figure:
     else:
         axis.fill_between(places, low, high, color="#CCCCCC", linewidth=0)
         axis.plot(places, median, color="black")
-        axis.set(xlabel="class, ranked by its median", ylabel="change from frame to frame (of 255)")
+        axis.set(xlabel="class, ranked by its median", ylabel="change between\nframes, of 255")
     return fig
 
 

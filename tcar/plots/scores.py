@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tcar.plots import FUSED, GROUPS, METHODS, canvas, colour, group_colour, in_order, label, styled, wrap
+from tcar.plots import (
+    FUSED,
+    GROUPS,
+    METHODS,
+    MOTION,
+    NAMED,
+    SEMANTIC,
+    canvas,
+    colour,
+    group_colour,
+    in_order,
+    label,
+    styled,
+    wrap,
+)
 from tcar.tables import confidence_level
 
 METRICS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "twin_accuracy": "twin accuracy"}
@@ -67,24 +82,47 @@ def per_group(values: dict[str, dict[str, dict[str, float | None]]], *, confiden
 def confusion(matrix, classes: list[str], groups: list[str] | None = None) -> Figure:
     """Show how often each true class (row) was given each name (column), as a share of the row.
 
-    With `groups` (one a class) the classes are ordered by group and lines part the groups. Up to 40
-    classes are named and numbered.
+    With `groups` (one a class) the classes are ordered by group and lines part the groups. Of more than `NAMED`
+    classes, whose matrix has cells too small to see and no room for names, the pairs that are confused most are shown.
     """
+    counts = np.asarray(matrix, float)
+    if len(classes) > NAMED:
+        return _confused(counts, classes)
     rank = list(GROUPS).index
     order = sorted(range(len(classes)), key=lambda index: (rank(groups[index]) if groups else 0, index))
-    counts = np.asarray(matrix, float)[np.ix_(order, order)]
+    counts = counts[np.ix_(order, order)]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     # Long names beside a square do not settle in the plain constrained layout: it would cut them off.
     fig, axes = canvas(width="full", height=4.6, layout="compressed")
     image = axes[0, 0].imshow(shares, vmin=0, vmax=1, cmap="Greens")
     fig.colorbar(image, ax=axes[0, 0], label="share of the true class", shrink=0.6)
-    axes[0, 0].set(xlabel="predicted class", ylabel="true class", xticks=[], yticks=[])
-    if len(classes) <= 40:
-        names = [f"{wrap(classes[index], 56)}  {number}" for number, index in enumerate(order, start=1)]
-        axes[0, 0].set_yticks(range(len(order)), names, fontsize=5)
-        axes[0, 0].set_xticks(range(len(order)), range(1, len(order) + 1), fontsize=5)
+    names = [f"{wrap(classes[index], 56)}  {number}" for number, index in enumerate(order, start=1)]
+    axes[0, 0].set(xlabel="predicted class", ylabel="true class")
+    axes[0, 0].set_yticks(range(len(order)), names, fontsize=5)
+    axes[0, 0].set_xticks(range(len(order)), range(1, len(order) + 1), fontsize=5)
     if groups:
         _group_marks(axes[0, 0], [groups[index] for index in order])
+    return fig
+
+
+def _confused(counts: Float[np.ndarray, "c c"], classes: list[str], most: int = 20) -> Figure:
+    """Show the pairs of classes that are taken for each other in the largest share of their clips, either way."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    clips = counts.sum(axis=1)
+    wrong = counts + counts.T
+    both = wrong / np.maximum(clips[:, None] + clips[None, :], 1)
+    first, second = np.triu_indices(len(classes), 1)
+    order = np.argsort(-both[first, second], kind="stable")[:most]
+    pairs = [(a, b) for a, b in zip(first[order], second[order], strict=True) if wrong[a, b]]
+    fig, axes = canvas(width="full", height=0.6 + 0.21 * max(1, len(pairs)))
+    axis, places = axes[0, 0], np.arange(len(pairs))
+    for shift, color, way in ((-0.2, SEMANTIC, "upper taken for lower"), (0.2, MOTION, "lower taken for upper")):
+        values = [shares[pair if shift < 0 else pair[::-1]] for pair in pairs]
+        axis.barh(places + shift, values, height=0.36, color=color, label=way)
+    names = [f"{wrap(classes[a], 62)}\n{wrap(classes[b], 62)}" for a, b in pairs]
+    axis.set_yticks(places, names, fontsize=4.5)
+    axis.set(xlabel="share of the true class", ylim=(len(pairs) - 0.5, -0.5))
+    fig.legend(loc="outside lower center", ncols=2)
     return fig
 
 
