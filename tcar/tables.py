@@ -215,7 +215,8 @@ def tables(results: dict, params: "Params") -> list[Table]:
     data, methods = about.data, methods_of(results)
     asked = f"in % with {about.confidence} intervals over {about.sets}; chance is 50."
     twin_accuracy = "Twin accuracy counts a pair only if both clips are right; " if about.twins else ""
-    ablated = results["ablations"].get("split", "test")
+    ablated = replace(about, split=results["ablations"].get("split", "test"),
+                      seeds=len({row["seed"] for row in need(results, "ablations", "rows")}))
     made = [
         methods_table(f"Methods on the {about.split} clips, {data}: {about.means} {about.intervals()}. "
                       f"{twin_accuracy}ECE is the expected calibration error.{notes_of(methods)}",
@@ -229,9 +230,9 @@ def tables(results: dict, params: "Params") -> list[Table]:
                    "Method", {m: row.get("per_group") or {} for m, row in methods.items()}),
         grid_table("per_group_twin_accuracy", f"Twin accuracy per group, {data}: {about.intervals()}.",
                    "Method", {m: row.get("per_group_twin_accuracy") or {} for m, row in methods.items()}),
-        ablations_table(f"Ablations on the {ablated} clips, {data}: one factor is changed at a time; "
-                        f"means over seeds {about.intervals()}. GFLOPs of the fusion for one clip (2 a multiply-add).",
-                        results),
+        ablations_table(f"Ablations on the {ablated.split} clips, {data}: one factor is changed at a time; "
+                        f"{ablated.means} {ablated.intervals()}. GFLOPs of the fusion for one clip (2 a "
+                        "multiply-add).", results),
         *replicate_tables(results.get("replicates"), data, about.confidence),
         terms_table(results.get("loss_terms"), data, about.confidence),
         *streams_tables(results, params.material == "tabletop"),

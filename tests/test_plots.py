@@ -304,6 +304,47 @@ def test_confusion_is_a_share_of_the_true_class_in_the_order_of_the_groups():
     assert [tick.get_text() for tick in axis.get_yticklabels()] == ["b  1", "a  2", "c  3"]
 
 
+def test_of_many_classes_the_most_confused_pairs_are_shown():
+    classes = [f"class {number:03d}" for number in range(174)]
+    matrix = 10 * np.eye(174, dtype=int)
+    matrix[5, 3], matrix[5, 5] = 6, 4  # sixty in a hundred, one way
+    matrix[7, 8], matrix[8, 7] = 5, 5  # a third of each, both ways
+    axis = scores.confusion(matrix.tolist(), classes).axes[0]
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["class 007\nclass 008", "class 003\nclass 005"]
+    upper, lower = ([bar.get_width() for bar in bars] for bars in axis.containers)
+    np.testing.assert_allclose(upper, [5 / 15, 0])
+    np.testing.assert_allclose(lower, [5 / 15, 0.6])
+    assert not axis.images
+
+
+def test_of_many_classes_no_more_than_twenty_pairs_are_shown():
+    matrix = np.random.default_rng(0).integers(0, 9, (174, 174))
+    assert len(scores.confusion(matrix, [str(number) for number in range(174)]).axes[0].get_yticklabels()) == 20
+
+
+def test_umap_of_many_classes_colours_the_largest_and_leaves_none_out():
+    draw = np.random.default_rng(0)
+    called = [f"class {number:03d}" for number in range(174) for _ in range(3 + (number < 10))]
+    figure = attention.umap(draw.normal(size=(len(called), 2)), called, ["all"] * len(called))
+    grey, *coloured = figure.axes[0].collections
+    assert [len(points.get_offsets()) for points in coloured] == [4] * 10
+    assert len(grey.get_offsets()) == len(called) - 40
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == sorted(set(called))[:10]
+    assert not figure.axes[0].texts
+
+
+def test_umap_of_a_few_classes_numbers_them():
+    figure = attention.umap(np.eye(4)[:, :2], ["up", "up", "down", "down"], ["direction"] * 2 + ["camera"] * 2)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1", "2", "1 down\n2 up"]
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["direction", "camera"]
+
+
+@pytest.mark.parametrize("groups", [["all"], ["direction", "camera"]])
+def test_one_group_needs_no_legend(groups):
+    moments = [{"time": t, "value": 0.1, "low": 0.0, "high": 0.2} for t in (0.25, 0.75)]
+    assert len(attention.temporal_importance(dict.fromkeys(groups, moments)).legends) == (len(groups) > 1)
+
+
 def test_reliability_leaves_out_empty_bins():
     values = [(0.0, None, None), (0.75, 0.5, 0.4), (0.25, 0.9, 1.0)]
     bins = [dict(zip(("share", "confidence", "accuracy"), row, strict=True)) for row in values]

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from tcar.plots import FUSED, GROUPS, NAMED, canvas, colour, group_colour, in_order, label, side_label, styled, wrap
 from tcar.plots.features import strip, strips_canvas
 
-
 _COLOURED = 10  # classes, in a figure of many: as many as can be told apart by colour
 
 

@@ -129,7 +129,7 @@ def durations(seconds: dict[str, list[float]]) -> Figure:
 def frame_differences(spread: dict[str, dict[str, float]]) -> Figure:
     """Show how much changes from one frame to the next in each class: `spread[class]` of {low, median, high}.
 
-    In grey levels of 255, the quantiles 5, 50 and 95%. Up to `NAMED` classes are named; more are ranked by their median.
+    In grey levels of 255, the quantiles 5, 50 and 95%. More than `NAMED` classes have no names, but their rank.
     """
     names = sorted(spread, key=lambda name: (-spread[name]["median"], name))
     few = len(names) <= NAMED
