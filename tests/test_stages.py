@@ -97,6 +97,22 @@ def test_probe_needs_the_order_where_only_the_order_tells(run, tmp_path):
     assert scores["averaged"]["chance"] == 0.5
 
 
+def test_probes_read_a_few_clips_at_a_time(run, tmp_path, monkeypatch):
+    """And what they pool stands in the table as if all clips had been read at once."""
+    rng, asked, load = np.random.default_rng(0), [], FeatureStore.load
+    tokens, labels = rng.normal(size=(60, 8, 3)), np.arange(60) % 2
+    tokens[labels == 1, 4:] += 2
+    opened = {"motion": store(tmp_path / "s", (4, 1, 2), tokens, [str(n) for n in range(60)])}
+    found = [clip(number, int(label)) for number, label in enumerate(labels)]
+    split = {"train": found[:40], "validation": found[40:]}
+    whole = probing.linear_probes(run, opened, split)
+    monkeypatch.setattr(probing, "BATCH", 4 * 7 * 8 * 3)
+    monkeypatch.setattr(FeatureStore, "load", lambda self, ids: (asked.append(list(ids)), load(self, ids))[1])
+    assert probing.linear_probes(run, opened, split) == whole
+    assert sum(asked, []) == [str(n) for n in range(60)] and max(map(len, asked)) == 7
+    assert {path.name for path in run.run_dir.iterdir()} <= {"pipeline", "results"}
+
+
 def test_a_target_of_one_kind_is_left_out(run, tmp_path, monkeypatch):
     """As the group of a few classes that all are of one: nothing can be told apart there."""
     monkeypatch.setattr(probing, "class_groups", lambda run: ["direction"] * 2)

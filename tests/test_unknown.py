@@ -138,9 +138,10 @@ def test_a_concept_that_never_varies_is_not_asked_for(monkeypatch, hand, asked):
     assert ("hand" in found) == asked and "position" in found and "flow" not in found
 
 
-def test_a_target_of_one_kind_has_no_linear_probe(monkeypatch):
+def test_a_target_of_one_kind_has_no_linear_probe(project, monkeypatch):
     class Store:
-        places, grid = {str(n): n for n in range(6)}, (1, 1, 1)
+        places, grid, width = {str(n): n for n in range(6)}, (1, 1, 2), 3
+        stream, coordinates = "motion", np.zeros((2, 3))
 
         def load(self, ids):
             return np.random.default_rng(0).normal(size=(len(ids), 2, 3))

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+import torch
+from jaxtyping import Float, Int
 
+from tcar import log
 from tcar.evaluate import metrics
 from tcar.stages.clips import class_groups, ground_truth
+from tcar.stages.features import chosen_device
+from tcar.train.linear import Features, Table, fit_linear
 
 if TYPE_CHECKING:
     from tcar.data.ssv2 import Clip
     from tcar.features import FeatureStore
     from tcar.params import Params
 
-_SPLITS = ("train", "validation")
+INVERSE_PENALTY = 0.01  # scikit-learn's C
+BATCH = 2**26  # bytes of tokens that are read at once
 
 
 def linear_probes(run: Params, opened: dict[str, FeatureStore], found: dict[str, list[Clip]]) -> list[dict]:
@@ -27,25 +29,27 @@ def linear_probes(run: Params, opened: dict[str, FeatureStore], found: dict[str,
 
     One row a stream, pooling and target: `value` with its interval over clips (Tabletop: over twin sets), and
     `chance`, the share of the largest class. "averaged" pools all tokens, "in order" keeps the moments apart. A target
-    of which training shows one kind alone is left out.
+    of which training shows one kind alone is left out. Tokens are read once, and pooled to a table in the run's folder
+    that ends with this function: 4 bytes a number and moment.
     """
-    groups, rows = class_groups(run), []
+    groups, rows, device = class_groups(run), [], chosen_device(run)
     targets = {"class": lambda clip: clip.label} | (
         {"group": lambda clip: groups[clip.label]} if groups else {}
     )
     for role, store in opened.items():
-        parts = {split: [clip for clip in found[split] if clip.id in store.places] for split in _SPLITS}
-        tokens = {
-            split: store.load([clip.id for clip in part]).astype(np.float32) for split, part in parts.items()
-        }
-        for pooling, pool in (("averaged", _average), ("in order", partial(_moments, moments=store.grid[0]))):
-            features = [pool(tokens[split]) for split in _SPLITS]
-            for target, of in targets.items():
-                answers = [np.array([of(clip) for clip in parts[split]]) for split in _SPLITS]
-                if len(set(answers[0].tolist())) < 2:
-                    continue
-                scored = _probe(run, features, answers, _sets(run, parts["validation"]))
-                rows.append({"stream": role, "pooling": pooling, "target": target, **scored})
+        train, rest = ([clip for clip in found[split] if clip.id in store.places] for split in ("train", "validation"))
+        answers = {target: [np.array([of(clip) for clip in part]) for part in (train, rest)]
+                   for target, of in targets.items()}  # fmt: skip
+        with Table(run.run_dir, store.grid[0] * store.width) as table:
+            for batch in _moments(store, [clip.id for clip in [*train, *rest]], device):
+                table.append(batch)
+            for pooling, blocks in (("averaged", store.grid[0]), ("in order", 1)):
+                with Features(table, device, run.common.workers, blocks) as features:
+                    for target, (known, asked) in answers.items():
+                        if len(set(known.tolist())) < 2:
+                            continue
+                        scored = _probe(run, features, known, asked, _sets(run, rest))
+                        rows.append({"stream": role, "pooling": pooling, "target": target, **scored})
     return rows
 
 
@@ -54,31 +58,34 @@ def _sets(run: Params, found: list[Clip]) -> list[str] | None:
     return [index[clip.id]["set"] for clip in found] if index else None
 
 
-def _average(tokens: Float[np.ndarray, "clips n d"]) -> Float[np.ndarray, "clips d"]:
-    return tokens.mean(axis=1)
-
-
-def _moments(tokens: Float[np.ndarray, "clips n d"], moments: int) -> Float[np.ndarray, "clips md"]:
+def _moments(
+    store: FeatureStore, ids: Sequence[str], device: torch.device
+) -> Iterator[Float[np.ndarray, "clips md"]]:
     """Average over space and put the moments side by side; tokens are ordered by time, then place."""
-    return tokens.reshape(len(tokens), moments, -1, tokens.shape[-1]).mean(axis=2).reshape(len(tokens), -1)
+    size = max(1, BATCH // (4 * len(store.coordinates) * store.width))
+    starts = range(0, len(ids), size)
+    for start in log.progress(starts, len(starts), f"pooling {store.stream}", "batches"):
+        tokens = torch.from_numpy(store.load(ids[start : start + size])).to(device).float()
+        yield tokens.unflatten(1, (store.grid[0], -1)).mean(2).flatten(1).cpu().numpy()
 
 
-def _probe(
-    run: Params, features: list[np.ndarray], answers: list[np.ndarray], sets: list[str] | None
-) -> dict:
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000, tol=1e-3))
-    probe.fit(features[0], answers[0])
-    known, labels = np.unique(np.concatenate(answers), return_inverse=True)
-    labels = labels[len(answers[0]) :]
+def _probe(run: Params, features: Features, known: Int[np.ndarray, " n"], asked: Int[np.ndarray, " m"],
+           sets: list[str] | None) -> dict:  # fmt: skip
+    """Fit on the first rows of the table, whose answers are known, and score the others."""
+    shown, labels = np.unique(known, return_inverse=True)
+    reader = fit_linear(features, range(len(known)), labels, INVERSE_PENALTY)
+    every, asked = np.unique(np.concatenate([shown, asked]), return_inverse=True)
+    asked = asked[len(shown) :]
     # A class that training never showed is never named.
-    logits = np.full((len(labels), len(known)), -1e9)
-    logits[:, np.searchsorted(known, probe.classes_)] = probe.predict_log_proba(features[1])
+    logits = np.full((len(asked), len(every)), -1e9)
+    rows = range(len(known), len(known) + len(asked))
+    logits[:, np.searchsorted(every, shown)] = reader.log_probabilities(features, rows)
     scores = metrics(
         logits,
-        labels,
+        asked,
         sets=sets,
         bootstrap_samples=run.evaluation.bootstrap_samples,
         seed=run.common.seed,
         confidence=run.evaluation.confidence,
     )
-    return scores["top1"] | {"chance": float(np.bincount(labels).max() / len(labels))}
+    return scores["top1"] | {"chance": float(np.bincount(asked).max() / len(asked))}
