@@ -6,7 +6,7 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -229,19 +229,30 @@ def describe(scene: Scene, rendering: Rendering, clip: str) -> dict:
 
 def _write_annotations(root: Path, plans: list[SetPlan]) -> None:
     texts = sorted(LABELS[c] for f in {p.family for p in plans} for c in FAMILIES[f].classes)
-    files.write_text(root / "labels.json", json.dumps({text: str(i) for i, text in enumerate(texts)}, indent=1))
     index, entries = {}, {split: [] for split in SPLITS}
     for plan in plans:
         for clip in plan.ids:
             truth = _read(root / TRUTH / f"{clip}.json")
-            template, words = truth["template"], truth["placeholders"]
-            bracketed = template.replace("something", "[something]").replace("Something", "[Something]")
-            caption = template
-            for word in words:
-                caption = caption.replace("something", word, 1)
-            entries[plan.split].append({"id": clip, "label": caption, "template": bracketed, "placeholders": words})
-            index[clip] = {"split": plan.split, "class": template}
+            entries[plan.split].append(entry(clip, truth["template"], truth["placeholders"]))
+            index[clip] = {"split": plan.split, "class": truth["template"]}
             index[clip] |= {key: truth[key] for key in ("group", "set", "twin", "seed")}
+    write_annotations(root, texts, entries)
+    files.write_text(root / DATASHEET, Path(__file__).with_name(DATASHEET).read_text(encoding="utf-8"))
+    files.write_text(root / TRUTH / INDEX, json.dumps(index))
+
+
+def entry(clip: str, template: str, words: Sequence[str]) -> dict:
+    """A clip as the official files have it: template with brackets, caption filled in with words."""
+    bracketed = template.replace("something", "[something]").replace("Something", "[Something]")
+    caption = template
+    for word in words:
+        caption = caption.replace("something", word, 1)
+    return {"id": clip, "label": caption, "template": bracketed, "placeholders": list(words)}
+
+
+def write_annotations(root: Path, texts: Sequence[str], entries: Mapping[str, Sequence[dict]]) -> None:
+    """Write the official files: `texts` are the classes in the order of their index, `entries` the clips by split."""
+    files.write_text(root / "labels.json", json.dumps({text: str(i) for i, text in enumerate(texts)}, indent=1))
     for split in SPLITS:
         # the order of the file must not tell the class: the ids are already random
         rows = sorted(entries[split], key=lambda e: int(e["id"]))
@@ -252,8 +263,6 @@ def _write_annotations(root: Path, plans: list[SetPlan]) -> None:
             files.write_text(root / "test-answers.csv", answers.getvalue())
             rows = [{"id": r["id"]} for r in rows]
         files.write_text(root / f"{split}.json", json.dumps(rows))
-    files.write_text(root / DATASHEET, Path(__file__).with_name(DATASHEET).read_text(encoding="utf-8"))
-    files.write_text(root / TRUTH / INDEX, json.dumps(index))
 
 
 def load_index(root: Path | str) -> dict[str, dict]:
