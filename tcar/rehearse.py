@@ -34,6 +34,7 @@ from tcar.rehearsal.measuring import INTERVAL, Taken, measured, memory_kind, occ
 EPOCHS, WARMUP = 3, 1
 NOISE = 0.05  # share of a step's seconds
 GIB = 2**30
+MARK = "rehearsal.json"  # in the dataset's folder: it is an imitation
 PREPARE, AGAIN, DOCTOR = "prepare", "prepare again", "doctor"
 STEPS = (PREPARE, AGAIN, DOCTOR, *(step.name for step in (*pipeline.TABLE, pipeline.REPORT)))
 CLIPS, FITS = "clips", "clips x epochs"
@@ -114,6 +115,9 @@ def perform(rehearsal: Rehearsal, until: str) -> int:
     """Run what is left of the steps up to one of them, and keep what each has taken; returns an exit status."""
     folder, run, file = rehearsal.folder, rehearsal.run, str(rehearsal.params_file)
     imitation.downloads(folder / "downloads", rehearsal.clips, rehearsal.seed, run.workers)
+    run.data_root.mkdir(exist_ok=True)
+    # What is said of the dataset, in figures and paper, follows from this file.
+    results.write(run.data_root / MARK, {"clips": rehearsal.clips, "reduced": rehearsal.reduced})
     prepare = ("tcar.data.prepare", [str(folder / "downloads"), str(run.data_root)])
     table = {step.name: step for step in (*pipeline.TABLE, pipeline.REPORT)}
     for name in STEPS[: STEPS.index(until) + 1]:
