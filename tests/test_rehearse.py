@@ -98,7 +98,7 @@ def test_a_call_that_was_cut_off_makes_the_same_downloads(tmp_path):
     rendered = tmp_path / "twice" / "rendered" / imitation.STEM
     rendered.mkdir(parents=True)
     plans = imitation.planned(10, seed=3)
-    imitation._render(plans[0], rendered)
+    imitation.film(plans[0], rendered)
     half = tmp_path / "twice" / ".downloads"
     half.mkdir()
     (half / f"{imitation.STEM}-00").write_bytes(b"cut off")

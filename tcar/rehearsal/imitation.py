@@ -83,7 +83,7 @@ def downloads(folder: Path, clips: int, seed: int, workers: int = 0) -> None:
     (rendered / STEM).mkdir(parents=True, exist_ok=True)
     files.drop_drafts(rendered / STEM)
     with pool(worker_count(workers)) as processes:
-        jobs = processes.map(_render, plans, [rendered / STEM] * clips, chunksize=4)
+        jobs = processes.map(film, plans, [rendered / STEM] * clips, chunksize=4)
         words = list(log.progress(jobs, total=clips, description="rendering", unit="clips"))
     entries: dict[str, list[dict]] = {split: [] for split in SPLITS}
     for plan, named in zip(plans, words, strict=True):
@@ -100,7 +100,7 @@ def downloads(folder: Path, clips: int, seed: int, workers: int = 0) -> None:
     shutil.rmtree(rendered)
 
 
-def _render(plan: Plan, folder: Path) -> list[str]:
+def film(plan: Plan, folder: Path) -> list[str]:
     """Draw and encode a clip where it is not there yet; returns the words of its caption."""
     import cv2
 
