@@ -161,10 +161,9 @@ def main(arguments: list[str] | None = None) -> int:
             for notebook in asked.notebooks:
                 rows.append({"notebook": notebook, "clips": size, **measured(notebook, run, folder)})
                 print(json.dumps(rows[-1]), flush=True)
-                asked.out.write_text(json.dumps({
-                    "memory": f"{memory_kind()} of all processes, looked at every {INTERVAL:g} s",
-                    "device": asked.device, "cores": usable_cores(), "torch": torch.__version__, "rows": rows, "claims": claims(rows),
-                }, indent=1) + "\n")  # fmt: skip
+                how = f"{memory_kind()} of all processes, looked at every {INTERVAL:g} s"
+                about = {"memory": how, "device": asked.device, "cores": usable_cores(), "torch": torch.__version__}
+                asked.out.write_text(json.dumps({**about, "rows": rows, "claims": claims(rows)}, indent=1) + "\n")
     for notebook, claim in claims(rows).items():
         print(f"{notebook}: {claim}")
     return 0 if all(claim["holds"] for claim in claims(rows).values()) else 1
