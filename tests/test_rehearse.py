@@ -264,7 +264,7 @@ def test_projection_multiplies_what_grows_and_nothing_else(tmp_path):
 
 
 # ---- the command ----
-def test_tiny_rehearsal_runs_from_prepare_on_and_then_has_nothing_to_do(tmp_path, capfd, monkeypatch):
+def test_tiny_rehearsal(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("TMPDIR", os.environ.get("TMPDIR", "/tmp"))
     monkeypatch.chdir(ROOT)
     arguments = command(tmp_path / "r", "--clips", "10", "--until", "00_data_audit")

@@ -16,8 +16,8 @@ import psutil
 from tcar import results
 from tcar.processes import end_with_parent
 
-INTERVAL = 0.5  # seconds between two looks at the memory
-LOOKS = 20  # of these between two looks at the disk, which has more to count
+INTERVAL = 1.0  # seconds between two looks at the memory
+LOOKS = 10  # of these between two looks at the disk, which has more to count
 
 
 @dataclass
