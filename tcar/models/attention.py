@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Complex, Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -19,7 +19,7 @@ STREAMS = ("semantic", "motion")
 OTHER = {"semantic": "motion", "motion": "semantic"}
 
 Record = dict[str, Tensor]
-Rotary = Complex[Tensor, "n pairs"]
+Rotary = Float[Tensor, "n pairs 2"]
 Tables = dict[str, dict[str, Tensor | int | None]]  # what `Geometry` returns
 
 

@@ -9,7 +9,7 @@ from operator import is_
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Complex, Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 WINDOWS = ("joint", "time", "space")
@@ -36,34 +36,38 @@ def rotary_frequencies(heads: int, head_dim: int) -> Float[Tensor, "pairs 3"]:
     return (speed[..., None] * axis).flatten(0, 1)
 
 
-def rotary_table(xyz: Float[Tensor, "n 3"], heads: int, head_dim: int) -> Complex[Tensor, "n pairs"]:
-    """Return the rotation e^(i angle) of every token's channel pairs at its coordinates (t, y, x)."""
+def rotary_table(xyz: Float[Tensor, "n 3"], heads: int, head_dim: int) -> Float[Tensor, "n pairs 2"]:
+    """Return cosine and sine of the angles by which every token's channel pairs turn at its coordinates (t, y, x)."""
     angles = xyz.double() @ rotary_frequencies(heads, head_dim).to(xyz.device).T
-    rotation = torch.polar(torch.ones_like(angles), angles)
-    return rotation if xyz.dtype == torch.float64 else rotation.to(torch.complex64)
+    return torch.stack([angles.cos(), angles.sin()], dim=-1).to(torch.promote_types(xyz.dtype, torch.float32))
 
 
 def rotate(
-    x: Float[Tensor, "b n parts d"], table: Complex[Tensor, "n pairs"] | None
+    x: Float[Tensor, "b n parts d"], table: Float[Tensor, "n pairs 2"] | None
 ) -> Float[Tensor, "b n parts d"]:
-    """Turn neighbouring channel pairs by a token's rotation; a table of None leaves them as they are.
-
-    One complex product reads and writes the tensor once; rotating halves takes four passes and a copy.
-    """
+    """Turn neighbouring channel pairs by a token's rotation; a table of None leaves them as they are."""
     if table is None:
         return x
-    real = x if x.dtype == torch.float64 else x.float()
-    turned = torch.view_as_complex(real.unflatten(-1, (-1, 2))) * table[:, None]
-    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():
+        # inductor makes one kernel of real numbers and none of complex ones.
+        cos, sin = table[:, None].unbind(-1)
+        first, second = pairs.unbind(-1)
+        turned = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    else:
+        # One complex product reads and writes the tensor once: a fifth of the time of products of real numbers.
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table)[:, None])
+    return turned.flatten(-2).to(x.dtype)
 
 
 def with_origin(
-    table: Complex[Tensor, "n pairs"] | None, count: int, *, last: bool = False
-) -> Complex[Tensor, "_ pairs"] | None:
+    table: Float[Tensor, "n pairs 2"] | None, count: int, *, last: bool = False
+) -> Float[Tensor, "_ pairs 2"] | None:
     """Return a rotary table with `count` more tokens at the origin of space and time, in front or `last`."""
     if table is None:
         return None
-    still = table.new_ones(count, table.shape[1])
+    none = table.new_zeros(count, table.shape[1])
+    still = torch.stack([none + 1, none], dim=-1)
     return torch.cat([table, still] if last else [still, table])
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Complex, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from tcar.models.attention import attention_weights
@@ -71,12 +71,12 @@ ENCODERS = ("ema_encoder", "target_encoder", "encoder")
 @lru_cache(maxsize=16)
 def rope_table(
     grid: tuple[int, int, int], head_dim: int, dtype: torch.dtype, device: torch.device
-) -> Complex[Tensor, "n pairs"]:
-    """Return the rotation e^(i angle) of each token's channel pairs (2k, 2k+1), for a grid (t, h, w) of tokens.
+) -> Float[Tensor, "n pairs 2"]:
+    """Return cosine and sine of the angle by which each token's channel pairs (2k, 2k+1) turn, for a grid (t, h, w).
 
     A third of a head's channels, rounded down to even, turns with the tubelet's index, the next with the row and the
     next with the column, both stretched to 0 ... 15 whatever the grid; the rest is left as it is. Pair k of an axis of
-    d channels turns by position * 10000^(-2k/d) radians. The table is complex128 for float64 tokens, else complex64:
+    d channels turns by position * 10000^(-2k/d) radians. The table is float64 for float64 tokens, else float32:
     angles in half precision would be off by up to 0.01 rad. One row or column alone sits at 0.
     """
     axis = 2 * (head_dim // 3 // 2)
@@ -90,8 +90,8 @@ def rope_table(
                 positions *= (REFERENCE_CELLS - 1) / max(cells - 1, 1)
             turn = torch.outer(positions, frequencies)
             angles[..., i * axis // 2 : (i + 1) * axis // 2] = turn[(slice(None), *(None,) * (2 - i))]
-        rotation = torch.polar(torch.ones_like(angles), angles).flatten(0, 2)
-        return rotation.to(device, torch.complex128 if dtype == torch.float64 else torch.complex64)
+        table = torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(0, 2)
+        return table.to(device, torch.promote_types(dtype, torch.float32))
 
 
 class PatchEmbed(nn.Module):
@@ -121,13 +121,13 @@ class Attention(nn.Module):
         return [p.transpose(1, 2) for p in (*turned.split(self.heads, dim=2), parts[:, :, 2 * self.heads :])]
 
     def forward(
-        self, x: Float[Tensor, "b n d"], table: Complex[Tensor, "n pairs"]
+        self, x: Float[Tensor, "b n d"], table: Float[Tensor, "n pairs 2"]
     ) -> Float[Tensor, "b n d"]:
         read = F.scaled_dot_product_attention(*self._parts(x, table))
         return self.proj(read.transpose(1, 2).flatten(2))
 
     def weights(
-        self, x: Float[Tensor, "b n d"], table: Complex[Tensor, "n pairs"]
+        self, x: Float[Tensor, "b n d"], table: Float[Tensor, "n pairs 2"]
     ) -> Float[Tensor, "b heads n n"]:
         """Return the attention weights that `forward` applies, in float32 at least; rows sum to 1."""
         q, k, _ = self._parts(x, table)
@@ -156,7 +156,7 @@ class Block(nn.Module):
         self.mlp = Mlp(config.width, config.hidden)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], table: Complex[Tensor, "n pairs"]
+        self, x: Float[Tensor, "b n d"], table: Float[Tensor, "n pairs 2"]
     ) -> Float[Tensor, "b n d"]:
         x = x + self.attn(self.norm1(x), table)
         return x + self.mlp(self.norm2(x))

@@ -57,7 +57,7 @@ def rotary_alignment(run: Params) -> dict[str, tuple[Float[np.ndarray, "n m"], n
         for role, places in centres.items():
             xyz = torch.full((len(places), 3), 0.5, dtype=torch.float64)
             xyz[:, axis] = torch.from_numpy(places)
-            tables[role] = rotary_table(xyz, heads, run.fusion.fusion_width // heads)
+            tables[role] = rotary_table(xyz, heads, run.fusion.fusion_width // heads).flatten(1)
         semantic, motion = (tables[role] for role in ROLES)
-        scores[name] = (semantic @ motion.conj().T).real.numpy() / semantic.shape[1], *centres.values()
+        scores[name] = (semantic @ motion.T).numpy() / (semantic.shape[1] // 2), *centres.values()
     return scores
