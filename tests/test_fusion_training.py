@@ -1,12 +1,15 @@
 """A fusion in training: tokens left out, blocks computed twice, half precision, compiled code."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 from fusion_reference import Reference
 from fusions import APART, GRIDS, SMALL, batch, build
+from torch._dynamo.testing import CompileCounterWithBackend
 
+from tcar.models.compiling import compile_alone
 from tcar.models.fusion import FusionConfig, create_fusion, list_fusions
 
 CLOSE = {"atol": 1e-9, "rtol": 1e-9}
@@ -189,6 +192,7 @@ def test_the_compiler_finds_one_graph_without_a_break(dynamo):
     fusion(*inputs)  # fills what is remembered of coordinates
     report = dynamo.explain(fusion)(*inputs)
     assert (report.graph_count, report.graph_break_count) == (1, 0)
+    assert "complex" not in report.graphs[0].code  # inductor has no code for such numbers
 
 
 # One for each way in which streams meet.
@@ -208,3 +212,35 @@ def test_a_compiled_training_step_has_the_same_gradients(kind, dynamo):
     eager = gradients(fusion, inputs)
     for expected, found in zip(eager, gradients(compiled, inputs), strict=True):
         torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def test_models_are_compiled_whatever_was_compiled_before(dynamo):
+    """Two configurations of one class and other batches, in turn: each graph is made once, for its model alone."""
+    counter = CompileCounterWithBackend("aot_eager")
+    configs = [replace(SMALL, blocks=1, **sizes) for sizes in ({}, {"semantic_width": 14, "window": "time"})]
+    models = []
+    for config, grids in zip(configs, (GRIDS, APART), strict=True):
+        plain, compiled = build(config), build(config)
+        compile_alone(compiled, fullgraph=True, backend=counter)
+        models.append((plain, compiled, grids))
+    for turn in range(2):
+        for (plain, compiled, grids), clips in itertools.product(models, (4, 3)):  # the last batch is smaller
+            inputs = batch(plain.config, clips, turn, grids=grids)
+            for expected, found in zip(gradients(plain, inputs), gradients(compiled, inputs), strict=True):
+                torch.testing.assert_close(found, expected, **CLOSE)
+            with torch.no_grad():
+                torch.testing.assert_close(compiled.eval()(*inputs), plain.eval()(*inputs), **CLOSE)
+            for model in (plain, compiled):
+                model.train()
+        assert counter.frame_count == 2 * 2 * 2
+    assert models[0][1].state_dict().keys() == models[0][0].state_dict().keys()
+
+
+def test_two_configurations_after_each_other_in_the_code_that_runs(dynamo):
+    for width, clips in ((10, 3), (14, 2)):
+        config = replace(SMALL, blocks=1, semantic_width=width)
+        plain, compiled = build(config).eval().float(), build(config).eval().float()
+        inputs = batch(config, clips, dtype=torch.float32)
+        compile_alone(compiled)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(*inputs), plain(*inputs), atol=1e-5, rtol=1e-5)

@@ -126,9 +126,14 @@ def _digest(path: Path) -> str:
 
 def check_within_limits(clip: Clip) -> ClipHealth:
     """`check`, in a worker process that may not take more than `MEMORY` from here on."""
+    limit_memory()
+    return check(clip)
+
+
+def limit_memory() -> None:
+    """Have this process take no more than `MEMORY`."""
     with suppress(ValueError, OSError):  # where the system sets a lower limit, or knows none
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    return check(clip)
 
 
 def stamp(path: Path) -> list[int]:
