@@ -26,6 +26,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tcar.data.augment import view_seed
+from tcar.models.compiling import compile_alone
 from tcar.params import Params
 from tcar.processes import end_with_launcher
 from tcar.train.checkpoints import Snapshot
@@ -140,7 +141,7 @@ class Stepper:
             groups += parameter_groups(self.learner.order_head, recipe.weight_decay)
         self.trained = {name: p for name, p in self.learner.named_parameters() if p.requires_grad}
         if settings.compiled:
-            getattr(model, "fusion", model).compile()
+            compile_alone(getattr(model, "fusion", model))
         # In fp16 the scaler leaves steps out, which it cannot tell of a fused optimiser.
         optimiser = torch.optim.AdamW(groups, self.rate, fused=settings.precision != "fp16")
         self.peaks = [group["lr"] for group in optimiser.param_groups]

@@ -1,163 +1,171 @@
-"""What the real dataset takes on this GPU: frozen streams and the fusion at full size, in bf16.
+"""What the real dataset takes on this GPU: reading, frozen streams, extraction and training at full size, in bf16.
 
     python tests/benchmarks/gpu.py                       # writes tests/benchmarks/results/<name of the GPU>.json
     python tests/benchmarks/gpu.py --videos data/ssv2/videos
     python tests/benchmarks/gpu.py --quick --device cpu  # the same steps in small, to see that they run; writes nothing
 
-Measured with random weights, which cost what published ones do: clips a second of each stream with its frames on the
-device, and from video files to tokens (rendered clips where no folder of videos is given); seconds and memory of a
-training step of the fusion of params/ssv2.yaml. The hours follow from these by multiplication, and are said to.
+Measured with random weights, which cost what published ones do, on rendered clips where no folder of videos is given:
+decoding and the audit on all cores; each stream with its frames on the device, as it is and with every switch that may
+make it faster; extraction by each stream and by both at once, and the trainings of params/ssv2.yaml on the tokens that
+this leaves: all methods in one pass against one after the other, and a step against a bare loop. The hours of all of
+`make paper` follow from these by multiplication, and are said to. It takes six minutes on 16 cores.
 """
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from math import prod
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from tcar.train.heads import parameter_groups
+from gpu_models import fusion_steps, headline, on_device
 
 from tcar import log, params
+from tcar.data.health import check_within_limits
+from tcar.data.second_opinion import Comparison
+from tcar.data.ssv2 import Clip
 from tcar.data.tabletop import Look, render_dataset
-from tcar.data.video import read_segments, resize
+from tcar.data.video import read_segments
 from tcar.data.workers import Failure, isolated_map
+from tcar.features import FeatureStore, Wanted, extract_together
 from tcar.features.plan import PEAKS
-from tcar.losses import build_loss
-from tcar.models import create_stream, stream_cost
-from tcar.models.fusion import create_fusion
-from tcar.models.grids import grid_coordinates
-from tcar.models.tca_config import TCAConfig
+from tcar.models import create_stream
+from tcar.models.fusion import FusionConfig
+from tcar.train.recipe import epochs_of
+from tcar.train.tasks import TokenTask
+from tcar.train.tokens import StoredTokens
+from tcar.train.trainer import train_together
+from tcar.train.training import Head
 
-STREAMS = {"dinov2_vits14": 8, "i3d_r50": 8, "vjepa2_vitl16_256": 16}  # frames of a clip
-QUICK = {"dinov2_tiny": 8, "i3d_tiny": 16}
-QUICK_CLIPS = 24
+BESIDE = {"vjepa2_vitl16_256": 16}  # streams beside those of the parameter file, and the frames of their clips
 BATCHES = (8, 16, 32, 64)
-CLIPS, TRAINING_CLIPS, CLASSES = 220_847, 168_913, 174
+CLIPS, TRAINING_CLIPS, VALIDATION_CLIPS, CLASSES = 220_847, 168_913, 24_777, 174
+VIEWS = 2 * 3  # of the published protocol, beside the one view
 RESULTS = Path(__file__).parent / "results"
 
 
-@dataclass(frozen=True)
-class Decode:
-    """Reads a clip as a stream is fed: frames at the middles of segments, squares of its input size."""
-
-    frames: int
-    size: int
-
-    def __call__(self, path: Path) -> np.ndarray:
-        return resize(read_segments(path, self.frames), self.size)
+def decoded(path: Path, frames: int) -> bool:
+    """Read a clip as the streams are fed, in a worker process; the frames stay there."""
+    return len(read_segments(path, frames)) == frames
 
 
-def seconds_of(step: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """The median seconds of a step, after a few to warm up, the device's queue emptied before each reading."""
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    for _ in range(3):
-        step()
-    took = []
-    for _ in range(rounds):
-        wait()
-        began = time.perf_counter()
-        step()
-        wait()
-        took.append(time.perf_counter() - began)
-    return statistics.median(took)
+def audited(clip: Clip) -> bool:
+    return check_within_limits(clip).ok
 
 
-def on_device(name: str, frames: int, batches: tuple[int, ...], device: torch.device, peak: float | None) -> dict:
-    """Clips a second of a stream whose frames are on the device, at the best of some batch sizes."""
-    stream = create_stream(name).to(device)
-    best: dict = {}
-    for batch in batches:
-        shape = (batch, frames, stream.input_size, stream.input_size, 3)
-        clips = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
-        try:
-            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
-                seconds = seconds_of(lambda clips=clips: stream(clips), device, 10)
-        except torch.OutOfMemoryError:
-            break
-        if batch / seconds > best.get("clips_per_second", 0):
-            best = {"batch": batch, "clips_per_second": batch / seconds}
-    gflops = stream_cost(stream, frames)["gflops"]
-    share = best["clips_per_second"] * gflops * 1e9 / (peak * 1e12) if peak else None
-    size = f"{frames} x {stream.input_size} x {stream.input_size}"
-    return {"clip": size, "gflops": gflops, **best, "share_of_bf16_peak": share}
+def compared(clip: Clip) -> bool:
+    Comparison(True)((clip, True))
+    return True
 
 
-def from_files(name: str, frames: int, batch: int, paths: list[Path], device: torch.device) -> dict:
-    """Clips a second from video files to tokens on the host, decoded by a process for every core."""
-    stream = create_stream(name).to(device)
-
-    def batches(outcomes: Iterator) -> Iterator[np.ndarray]:
-        held = []
+def a_second(function: Callable, items: Sequence) -> float:
+    """Items a second on all cores, once the processes run."""
+    began, done = 0.0, 0
+    with closing(isolated_map(function, items, time_limit=60)) as outcomes:
         for _, outcome in outcomes:
-            if not isinstance(outcome, Failure):
-                held.append(outcome)
-            if len(held) == batch:
-                yield np.stack(held)
-                held = []
-
-    began, clips = None, 0
-    with closing(isolated_map(Decode(frames, stream.input_size), paths, time_limit=60)) as outcomes:
-        for ready in batches(outcomes):
-            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
-                stream(torch.from_numpy(ready).to(device)).values.half().cpu()
-            if began is None:  # the first batch waits for processes to start and for kernels to be chosen
-                began = time.perf_counter()
-            else:
-                clips += len(ready)
-    if not clips:
-        raise SystemExit(f"{len(paths)} videos are fewer than two batches of {batch}: give more")
-    return {"clips_per_second": clips / (time.perf_counter() - began), "clips": clips}
+            began = began or time.perf_counter()
+            done += not isinstance(outcome, Failure)
+    return (done - 1) / (time.perf_counter() - began)
 
 
-def training_step(run: params.Params, batch: int, device: torch.device, compiled: bool) -> dict:
-    """Seconds and memory of a step of the run's fusion on tokens that are on the device."""
-    config = TCAConfig.from_params(run, [str(number) for number in range(CLASSES)])
-    torch.manual_seed(0)
-    fusion = create_fusion(config.fusion).to(device)
-    model = torch.compile(fusion) if compiled else fusion
-    optimiser = torch.optim.AdamW(parameter_groups(fusion, run.training.weight_decay), 1e-4, fused=True)
-    loss_of, labels = build_loss(run.training.label_smoothing), torch.randint(CLASSES, (batch,), device=device)
-    inputs = []
-    for role in ("semantic", "motion"):
-        grid = getattr(config, f"{role}_grid")
-        inputs.append(torch.randn(batch, prod(grid), config.fusion.stream_width(role), device=device))
-        inputs.append(grid_coordinates(grid).flatten(0, 1).to(device))
+def many(clips: Sequence[Clip], count: int) -> list[Clip]:
+    """So many clips: the same files again and again, each time under another id."""
+    return [replace(clips[n % len(clips)], id=f"{n}", label=n % CLASSES) for n in range(count)]
 
-    def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = loss_of(model(*inputs).float(), labels)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(fusion.parameters(), 1.0)
-        optimiser.step()
 
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    seconds = seconds_of(step, device, 10)
-    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
-    return {"batch": batch, "compiled": compiled, "seconds": seconds, "peak_memory_gib": peak}
+def extraction(
+    names: dict[str, tuple[int, tuple[int, int, int]]], clips: list[Clip], counts: tuple[int, int], root: Path,
+    run: params.Params, device: str,
+) -> tuple[dict, list[FeatureStore]]:  # fmt: skip
+    """Clips a second from files to a store, by these streams (frames, grid) in one run; the longer store is kept.
+
+    Processes start and kernels are chosen once, which a long extraction does not feel: two lengths are compared.
+    """
+    wanted = [Wanted(partial(create_stream, name), grid, frames) for name, (frames, grid) in names.items()]
+    took, stores = [], []
+    for count in counts:
+        began = time.perf_counter()
+        stores = extract_together(
+            many(clips, count), wanted, root / f"{'-'.join(names)}-{count}", batch_clips=run.streams.batch_clips,
+            device=device, token_type=run.streams.token_type, precision=run.streams.stream_precision,
+        )  # fmt: skip
+        took.append(time.perf_counter() - began)
+    speed = (counts[1] - counts[0]) / max(1e-9, took[1] - took[0])
+    return {"clips_per_second": speed, "clips": counts[1], "start_seconds": took[0] - counts[0] / speed}, stores
+
+
+class Clock:
+    """A watcher that notes when epochs end."""
+
+    def __init__(self):
+        self.ends = []
+
+    def start(self, run): ...
+    def step(self, row): ...
+    def epoch(self, row):
+        self.ends.append(time.perf_counter())
+
+    def end(self, reason): ...
+
+
+def trainings(configs: list[FusionConfig], tokens: dict[str, StoredTokens], run: params.Params, root: Path) -> dict:
+    """Seconds of an epoch and its validation: all fusions in one pass over their tokens, and each by itself.
+
+    The second of two epochs, in eager code, from files that the system has in memory.
+    """
+
+    def epoch(together: list[FusionConfig], name: str) -> float:
+        clock, tasks = Clock(), [TokenTask(config, *tokens.values(), run, 0) for config in together]
+        heads = [Head(task, run, root / f"{name}-{n}", [clock] if not n else []) for n, task in enumerate(tasks)]
+        train_together(heads, 0)
+        return clock.ends[1] - clock.ends[0]
+
+    alone = {config.kind: epoch([config], f"alone-{config.kind}") for config in configs}
+    company, clips = epoch(configs, "company"), len(tokens["train"])
+    row = sum(part.nbytes for parts in tokens["train"].read([0]) for part in parts)
+    return {
+        "clips": clips, "heads": len(configs), "seconds_alone": alone, "seconds_in_company": company,
+        "company_over_alone": company / sum(alone.values()), "bytes_read_a_step": row * run.training.batch_size,
+        "bytes_a_second": row * (clips + len(tokens["validation"])) / company,
+        "steps": -(-clips // run.training.batch_size),
+    }  # fmt: skip
+
+
+def variants(run: params.Params) -> tuple[list[FusionConfig], list[FusionConfig]]:
+    """The fusions of a run's methods, and those that its ablations add."""
+    first, _ = headline(run, CLASSES)
+    methods, varied = [replace(first, kind=kind) for kind in run.training.methods], run.ablations
+    others = [replace(first, heads=heads) for heads in varied.ablation_heads]
+    others += [replace(first, kind=kind) for kind in (*varied.ablation_fusions, "semantic", "motion")]
+    others += [replace(first, window=window) for window in varied.ablation_windows]
+    return methods, [config for config in dict.fromkeys(others) if config not in methods]
 
 
 def projected(measured: dict, run: params.Params) -> dict:
-    """Hours for the whole real dataset: what was measured, multiplied, with nothing added for disks or faults."""
-    hours = {name: CLIPS / found["clips_per_second"] / 3600 for name, found in measured["from_files"].items()}
-    steps = TRAINING_CLIPS / measured["training"]["batch"] * run.training.epochs
-    training = steps * measured["training"]["seconds"] / 3600
-    pair = [hours[name] for name in ("dinov2_vits14", "i3d_r50") if name in hours]
-    total = {"hours": sum(pair) + training} if len(pair) == 2 else {}
-    return {"extraction_hours": hours, "training_hours_a_seed": training, "epochs": run.training.epochs, **total}
+    """Hours of `make paper` for the whole real dataset: what was measured, multiplied; disks and faults add to them.
+
+    Every head costs what the mean of those measured in company does, in eager code; six views cost six times one.
+    """
+    together, trained = measured["from_files"]["together"]["clips_per_second"], measured["trainings"]
+    methods, others = variants(run)
+    epochs = sum(epochs_of(config, run.training) for config in methods) * len(run.training.seeds)
+    epochs += sum(epochs_of(config, run.training) for config in others) * len(run.ablations.ablation_seeds)
+    head = trained["seconds_in_company"] / trained["heads"] / trained["clips"] * TRAINING_CLIPS
+    asked = min(run.data.second_opinion_clips, CLIPS)
+    seconds = {
+        "audit": CLIPS / measured["reading"]["audit"] + asked / measured["reading"]["second_opinion"],
+        "extraction": CLIPS * run.streams.views / together,
+        "trainings": epochs * head,
+        "views of the validation clips": VALIDATION_CLIPS * VIEWS / together,
+    }
+    hours = {step: spent / 3600 for step, spent in seconds.items()}
+    alone = {n: CLIPS / found["clips_per_second"] / 3600 for n, found in measured["from_files"].items()}
+    return {"extraction_hours": alone, "head_epochs": epochs, "steps": hours, "hours": sum(hours.values())}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -165,45 +173,88 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--videos", type=Path, help="a folder of .webm files; left out: rendered clips")
-    parser.add_argument("--clips", type=int, default=512, help="videos to read")
+    parser.add_argument("--clips", type=int, default=384, help="videos to read")
     parser.add_argument("--quick", action="store_true", help="small streams and few clips; nothing is written")
     given = parser.parse_args(arguments)
     log.configure()
     if given.device.startswith("cuda") and not torch.cuda.is_available():
         print("there is no GPU here: nothing was measured (--quick --device cpu runs the same steps in small)")
         return 1
-    device = torch.device(given.device)
+    device, quick = torch.device(given.device), given.quick
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     peak = next((values["bf16"] for gpu, values in PEAKS.items() if gpu in name.split()[1:2] + name.split("-")), None)
-    streams, batches = (QUICK, (4,)) if given.quick else (STREAMS, BATCHES)
-    given.clips = min(given.clips, QUICK_CLIPS) if given.quick else given.clips
-    run = params.load("params/ssv2.yaml")
-    measured = {"gpu": name, "torch": torch.__version__, "bf16_peak_tflops": peak}
-    measured["on_device"] = {n: on_device(n, frames, batches, device, peak) for n, frames in streams.items()}
+    run = params.load("params/demo.yaml" if quick else "params/ssv2.yaml")
+    run = replace(
+        run, common=replace(run.common, device=given.device),
+        training=replace(run.training, epochs=2, epochs_by_method={}, warmup_epochs=0),
+        trainer=replace(run.trainer, compiled=False, precision="bf16"),
+        streams=replace(run.streams, stream_precision="bf16"),
+    )  # fmt: skip
+    streams = run.streams
+    pair = {
+        getattr(streams, role): (getattr(streams, f"{role}_frames"), tuple(getattr(streams, f"{role}_grid")))
+        for role in ("semantic", "motion")
+    }
+    frames = {n: found[0] for n, found in pair.items()} | ({} if quick else BESIDE)
+    measured: dict = {"gpu": name, "torch": torch.__version__, "bf16_peak_tflops": peak}
+    began = time.perf_counter()
+
+    def note(key: str, value: dict) -> None:
+        measured[key] = value
+        print(f"{time.perf_counter() - began:5.0f} s  {key}", file=sys.stderr, flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
-        paths = sorted(given.videos.glob("*.webm"))[: given.clips] if given.videos else rendered(Path(folder), given)
+        root = Path(folder)
+        few = 12 if quick else given.clips
+        paths = sorted(given.videos.glob("*.webm"))[:few] if given.videos else rendered(root / "data", few)
         measured["videos"] = str(given.videos.name) if given.videos else "rendered, 320 x 240 (synthetic)"
-        batch = {n: found["batch"] for n, found in measured["on_device"].items()}
-        measured["from_files"] = {n: from_files(n, f, batch[n], paths, device) for n, f in streams.items()}
-    if given.quick:
-        small = replace(run, fusion=replace(run.fusion, fusion_width=32, heads=2, cross_width=0))
-        measured["training"] = training_step(small, 2, device, compiled=False)
-    else:
-        measured["training"] = training_step(run, 256, device, compiled=True)
-        measured["projected"] = projected(measured, run)
+        clips = [Clip(path.stem, path, 0, "", "", ()) for path in paths]
+        twice, most = many(clips, 2 * few), max(found for found, _ in pair.values())
+        note("reading", {
+            "decoding": a_second(partial(decoded, frames=most), [clip.path for clip in twice]),
+            "audit": a_second(audited, clips), "second_opinion": a_second(compared, clips),
+        })  # fmt: skip
+        note("on_device", {
+            n: on_device(n, count, (2,) if quick else BATCHES, device, peak, compiling=not quick)
+            for n, count in frames.items()
+        })  # fmt: skip
+        counts, beside = ((6, 18), {}) if quick else ((256, 1280), {n: (f, (8, 7, 7)) for n, f in BESIDE.items()})
+        found = {
+            n: extraction({n: one}, clips, counts, root, run, given.device)[0] for n, one in {**pair, **beside}.items()
+        }
+        more = counts if quick else (256, 5120)
+        found["together"], stores = extraction(pair, clips, more, root, run, given.device)
+        slowest = min(measured["reading"]["decoding"], 1 / sum(
+            1 / measured["on_device"][n]["clips_per_second"] for n in pair))  # fmt: skip
+        found["together"]["share_of_the_slower"] = found["together"]["clips_per_second"] / slowest
+        note("from_files", found)
+        kept = many(clips, more[1])
+        cut = more[1] * 7 // 8
+        tokens = {
+            "train": StoredTokens.of(*stores, kept[:cut]), "validation": StoredTokens.of(*stores, kept[cut:]),
+        }  # fmt: skip
+        methods = variants(run)[0]
+        note("trainings", trainings(methods[:2] if quick else methods, tokens, run, root / "trainings"))
+    files = {} if quick else {"ssv2_vjepa2": params.load("params/ssv2_vjepa2.yaml")}
+    note("fusion_steps", fusion_steps({run.common.name: run, **files}, CLASSES, device, compiling=not quick))
+    eager = measured["fusion_steps"][f"{run.common.name}, eager"]
+    alone, trained = measured["trainings"]["seconds_alone"][run.fusion.fusion], measured["trainings"]
+    measured["training"] = eager | {"trainer_over_bare": alone / (trained["steps"] * eager["seconds"])}
+    measured["projected"] = projected(measured, params.load("params/demo.yaml" if quick else "params/ssv2.yaml"))
+    measured["seconds"] = time.perf_counter() - began
     text = json.dumps(measured, indent=1) + "\n"
     print(text)
-    if not given.quick:
+    if not quick:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name.replace(' ', '_')}.json").write_text(text, encoding="utf-8")
     return 0
 
 
-def rendered(folder: Path, given: argparse.Namespace) -> list[Path]:
+def rendered(folder: Path, count: int) -> list[Path]:
     """Render clips of the size of the real ones."""
-    sets = max(1, given.clips // 32)
-    render_dataset(folder, train_sets=sets, validation_sets=1, test_sets=1, look=Look(320, 240), limit=given.clips)
-    return sorted((folder / "videos").iterdir())[: given.clips]
+    sets = max(1, count // 32)
+    render_dataset(folder, train_sets=sets, validation_sets=1, test_sets=1, look=Look(320, 240), limit=count)
+    return sorted((folder / "videos").iterdir())[:count]
 
 
 if __name__ == "__main__":

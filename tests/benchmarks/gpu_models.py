@@ -1,0 +1,193 @@
+"""What `gpu.py` measures of streams and fusions whose inputs are on the device already: speed, and what changes it."""
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from math import prod
+
+import torch
+from torch import Tensor
+
+from tcar import params
+from tcar.losses import build_loss
+from tcar.models import create_stream, stream_cost
+from tcar.models.compiling import compile_alone
+from tcar.models.fusion import FusionConfig, create_fusion
+from tcar.models.grids import grid_coordinates
+from tcar.models.i3d import I3D
+from tcar.models.stream import Stream
+from tcar.models.tca_config import TCAConfig
+from tcar.train.recipe import parameter_groups
+
+ROUNDS, WARM_UP = 10, 3
+
+
+def seconds_of(step: Callable[[], object], device: torch.device) -> float:
+    """The median seconds of a step, after a few to warm up, the device's queue emptied before each reading."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    for _ in range(WARM_UP):
+        step()
+    took = []
+    for _ in range(ROUNDS):
+        wait()
+        began = time.perf_counter()
+        step()
+        wait()
+        took.append(time.perf_counter() - began)
+    return statistics.median(took)
+
+
+def fold(stream: Stream) -> None:
+    stream.backbone = stream.backbone.folded()
+
+
+def channels_last(stream: Stream) -> None:
+    fold(stream)
+    stream.backbone.to(memory_format=torch.channels_last_3d)
+
+
+def half_weights(stream: Stream) -> None:
+    stream.backbone.to(torch.bfloat16)
+
+
+def compiled(stream: Stream) -> None:
+    stream._tokens = torch.compile(stream._tokens, dynamic=False)
+
+
+def compiled_half_weights(stream: Stream) -> None:
+    half_weights(stream)
+    compiled(stream)
+
+
+# What may make a stream faster: what is done to it, whether cuDNN tries its kernels out, whether it is of I3D alone.
+SWITCHES: dict[str, tuple[Callable[[Stream], None], bool, bool]] = {
+    "cudnn_benchmark": (lambda stream: None, True, True),
+    "folded": (fold, False, True),
+    "folded, cudnn_benchmark": (fold, True, True),
+    "folded, channels_last, cudnn_benchmark": (channels_last, True, True),
+    "weights_bf16": (half_weights, False, False),
+    "compiled": (compiled, False, False),
+    "compiled, weights_bf16": (compiled_half_weights, False, False),
+}
+
+
+@contextmanager
+def kernels_tried(wanted: bool):
+    """Have cuDNN try its kernels out on the first inputs of each shape, and keep the fastest."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, wanted
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def on_device(
+    name: str, frames: int, batches: tuple[int, ...], device: torch.device, peak: float | None, compiling: bool
+) -> dict:
+    """Clips a second of a stream in bf16 whose frames are on the device, at the best of some batch sizes.
+
+    `switches` has the same of every way to be faster, at that size, and how far the tokens are from those without, as a
+    share of their norm.
+    """
+    stream = create_stream(name).to(device)
+
+    def measured(stream: Stream, batch: int) -> tuple[float, Tensor]:
+        generator = torch.Generator(device).manual_seed(0)
+        shape = (batch, frames, stream.input_size, stream.input_size, 3)
+        clips = torch.randint(0, 256, shape, dtype=torch.uint8, device=device, generator=generator)
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+            return batch / seconds_of(lambda: stream(clips), device), stream(clips[:4]).values.float()
+
+    best: dict = {}
+    for batch in batches:
+        try:
+            speed, _ = measured(stream, batch)
+        except torch.OutOfMemoryError:
+            break
+        if speed > best.get("clips_per_second", 0):
+            best = {"batch": batch, "clips_per_second": speed}
+    expected, switches = measured(stream, best["batch"])[1], {}
+    for switch, (change, tried, of_i3d) in SWITCHES.items():
+        if (of_i3d and not isinstance(stream.backbone, I3D)) or ("compiled" in switch and not compiling):
+            continue
+        try:
+            other = create_stream(name).to(device)
+            change(other)
+            with kernels_tried(tried):
+                speed, found = measured(other, best["batch"])
+            far = float((found - expected).norm() / expected.norm())
+            switches[switch] = {"clips_per_second": speed, "relative_difference": far}
+        except Exception as error:  # what one switch does not bear must not cost the others
+            switches[switch] = {"failed": f"{type(error).__name__}: {error}"[:200]}
+    gflops = stream_cost(stream, frames)["gflops"]
+    share = best["clips_per_second"] * gflops * 1e9 / (peak * 1e12) if peak else None
+    size = f"{frames} x {stream.input_size} x {stream.input_size}"
+    return {"clip": size, "gflops": gflops, **best, "share_of_bf16_peak": share, "switches": switches}
+
+
+def headline(run: params.Params, classes: int) -> tuple[FusionConfig, dict[str, tuple[int, int, int]]]:
+    """The fusion of a run and the grids of its streams."""
+    config = TCAConfig.from_params(run, [str(number) for number in range(classes)])
+    return config.fusion, {role: getattr(config, f"{role}_grid") for role in ("semantic", "motion")}
+
+
+def fusion_step(
+    run: params.Params, classes: int, batch: int, device: torch.device, compiling: bool, marked: bool = False
+) -> dict:
+    """Seconds, memory and seconds to compile of a training step of a run's fusion on tokens that are on the device.
+
+    A bare loop of torch: what a step of the trainer is compared with. `marked`: compiled for any number of clips.
+    """
+    config, grids = headline(run, classes)
+    torch.manual_seed(0)
+    fusion = create_fusion(config).to(device)
+    optimiser = torch.optim.AdamW(parameter_groups(fusion, run.training.weight_decay), 1e-4, fused=True)
+    loss_of, labels = build_loss(run.training.label_smoothing), torch.randint(classes, (batch,), device=device)
+    inputs = []
+    for role, grid in grids.items():
+        inputs.append(torch.randn(batch, prod(grid), config.stream_width(role), device=device))
+        inputs.append(grid_coordinates(grid).flatten(0, 1).to(device))
+    if marked:
+        for tokens in inputs[::2]:
+            torch._dynamo.maybe_mark_dynamic(tokens, 0)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = loss_of(fusion(*inputs).float(), labels)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(fusion.parameters(), 1.0)
+        optimiser.step()
+
+    if compiling:
+        compile_alone(fusion)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    began = time.perf_counter()
+    step()
+    first = time.perf_counter() - began
+    found = {"batch": batch, "compiled": compiling, "seconds": seconds_of(step, device), "first_step_seconds": first}
+    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+    return found | {"clips_per_second": batch / found["seconds"], "peak_memory_gib": peak}
+
+
+def fusion_steps(runs: dict[str, params.Params], classes: int, device: torch.device, compiling: bool) -> dict:
+    """Steps of the fusions of runs, one after the other in this process: eager, compiled, with another batch."""
+    found: dict = {}
+    for name, run in runs.items():
+        batch = run.training.batch_size
+        plan = {"eager": (batch, False, False)}
+        if compiling:
+            plan |= {"compiled": (batch, True, False), "compiled, half a batch": (batch // 2, True, False),
+                     "compiled, any batch": (batch, True, True)}  # fmt: skip
+        for way, (clips, compiled_way, marked) in plan.items():
+            try:
+                found[f"{name}, {way}"] = fusion_step(run, classes, clips, device, compiled_way, marked)
+            except Exception as error:  # the next configuration is to be tried as well
+                found[f"{name}, {way}"] = {"failed": f"{type(error).__name__}: {error}"[:300]}
+    return found
