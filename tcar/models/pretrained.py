@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
+from transformers.utils import logging as transformers_logging
 
 from tcar.models.checkpoints import CheckpointError, Mismatch, fitting, read_state
 from tcar.models.meta_names import Names, from_meta
@@ -87,14 +88,19 @@ def load(
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Keep the library from listing every key that does not match: the error names what matters."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep the library from listing every key that does not match, and from a bar: the error names what matters."""
+    shown, loggers = transformers_logging.is_progress_bar_enabled(), ("transformers", "transformers.modeling_utils")
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    transformers_logging.disable_progress_bar()
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def locate(source: Source, filename: str = "model.safetensors") -> Path:
