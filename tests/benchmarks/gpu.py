@@ -43,7 +43,7 @@ from tcar.train.trainer import train_together
 from tcar.train.training import Head
 
 BESIDE = {"vjepa2_vitl16_256": 16}  # streams beside those of the parameter file, and the frames of their clips
-BATCHES = (8, 16, 32, 64)
+BATCHES = (16, 64)
 CLIPS, TRAINING_CLIPS, VALIDATION_CLIPS, CLASSES = 220_847, 168_913, 24_777, 174
 VIEWS = 2 * 3  # of the published protocol, beside the one view
 RESULTS = Path(__file__).parent / "results"
@@ -215,10 +215,10 @@ def main(arguments: list[str] | None = None) -> int:
             "audit": a_second(audited, clips), "second_opinion": a_second(compared, clips),
         })  # fmt: skip
         note("on_device", {
-            n: on_device(n, count, (2,) if quick else BATCHES, device, peak, compiling=not quick)
+            n: on_device(n, count, (2,) if quick else BATCHES, device, peak, compiling=not quick and n in pair)
             for n, count in frames.items()
         })  # fmt: skip
-        counts, beside = ((6, 18), {}) if quick else ((256, 1280), {n: (f, (8, 7, 7)) for n, f in BESIDE.items()})
+        counts, beside = ((6, 18), {}) if quick else ((128, 1024), {n: (f, (8, 7, 7)) for n, f in BESIDE.items()})
         found = {
             n: extraction({n: one}, clips, counts, root, run, given.device)[0] for n, one in {**pair, **beside}.items()
         }

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from copy import deepcopy
 from math import prod
 
 import torch
@@ -56,12 +57,8 @@ def half_weights(stream: Stream) -> None:
 
 
 def compiled(stream: Stream) -> None:
-    stream._tokens = torch.compile(stream._tokens, dynamic=False)
-
-
-def compiled_half_weights(stream: Stream) -> None:
     half_weights(stream)
-    compiled(stream)
+    stream._tokens = torch.compile(stream._tokens, dynamic=False)
 
 
 # What may make a stream faster: what is done to it, whether cuDNN tries its kernels out, whether it is of I3D alone.
@@ -71,8 +68,7 @@ SWITCHES: dict[str, tuple[Callable[[Stream], None], bool, bool]] = {
     "folded, cudnn_benchmark": (fold, True, True),
     "folded, channels_last, cudnn_benchmark": (channels_last, True, True),
     "weights_bf16": (half_weights, False, False),
-    "compiled": (compiled, False, False),
-    "compiled, weights_bf16": (compiled_half_weights, False, False),
+    "weights_bf16, compiled": (compiled, False, False),
 }
 
 
@@ -116,7 +112,7 @@ def on_device(
         if (of_i3d and not isinstance(stream.backbone, I3D)) or ("compiled" in switch and not compiling):
             continue
         try:
-            other = create_stream(name).to(device)
+            other = deepcopy(stream)
             change(other)
             with kernels_tried(tried):
                 speed, found = measured(other, best["batch"])
@@ -177,17 +173,16 @@ def fusion_step(
 
 
 def fusion_steps(runs: dict[str, params.Params], classes: int, device: torch.device, compiling: bool) -> dict:
-    """Steps of the fusions of runs, one after the other in this process: eager, compiled, with another batch."""
+    """Steps of the fusions of runs, one after the other in this process: eager, compiled, and for any batch."""
     found: dict = {}
     for name, run in runs.items():
-        batch = run.training.batch_size
-        plan = {"eager": (batch, False, False)}
+        ways = {"eager": (False, False)}
         if compiling:
-            plan |= {"compiled": (batch, True, False), "compiled, half a batch": (batch // 2, True, False),
-                     "compiled, any batch": (batch, True, True)}  # fmt: skip
-        for way, (clips, compiled_way, marked) in plan.items():
+            ways |= {"compiled": (True, False), "compiled for any batch": (True, True)}
+        for way, (by_inductor, marked) in ways.items():
             try:
-                found[f"{name}, {way}"] = fusion_step(run, classes, clips, device, compiled_way, marked)
+                step = fusion_step(run, classes, run.training.batch_size, device, by_inductor, marked)
             except Exception as error:  # the next configuration is to be tried as well
-                found[f"{name}, {way}"] = {"failed": f"{type(error).__name__}: {error}"[:300]}
+                step = {"failed": f"{type(error).__name__}: {error}"[:300]}
+            found[f"{name}, {way}"] = step
     return found
