@@ -205,7 +205,7 @@ def test_impossible_configuration_is_refused(change, message):
 
 
 @pytest.mark.parametrize("changes", [
-    {}, {"depths": (2, 1), "widths": (32, 48), "spatial_strides": (2, 1), "inflation": ((1, 0), (1,)), "num_classes": 5},
+    {}, {"depths": (2, 1), "widths": (32, 48), "spatial_strides": (2, 1), "inflation": ((1, 0), (1,))},
 ])  # fmt: skip
 def test_folded_batch_norms_change_rounding_alone(changes):
     torch.manual_seed(0)
