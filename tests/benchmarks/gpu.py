@@ -183,12 +183,13 @@ def main(arguments: list[str] | None = None) -> int:
     device, quick = torch.device(given.device), given.quick
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     peak = next((values["bf16"] for gpu, values in PEAKS.items() if gpu in name.split()[1:2] + name.split("-")), None)
-    run = params.load("params/demo.yaml" if quick else "params/ssv2.yaml")
+    asked = params.load("params/demo.yaml" if quick else "params/ssv2.yaml")
+    precision = "fp32" if device.type == "cpu" else "bf16"
     run = replace(
-        run, common=replace(run.common, device=given.device),
-        training=replace(run.training, epochs=2, epochs_by_method={}, warmup_epochs=0),
-        trainer=replace(run.trainer, compiled=False, precision="bf16"),
-        streams=replace(run.streams, stream_precision="bf16"),
+        asked, common=replace(asked.common, device=given.device),
+        training=replace(asked.training, epochs=2, epochs_by_method={}, warmup_epochs=0),
+        trainer=replace(asked.trainer, compiled=False, precision=precision),
+        streams=replace(asked.streams, stream_precision=precision),
     )  # fmt: skip
     streams = run.streams
     pair = {
@@ -240,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
     eager = measured["fusion_steps"][f"{run.common.name}, eager"]
     alone, trained = measured["trainings"]["seconds_alone"][run.fusion.fusion], measured["trainings"]
     measured["training"] = eager | {"trainer_over_bare": alone / (trained["steps"] * eager["seconds"])}
-    measured["projected"] = projected(measured, params.load("params/demo.yaml" if quick else "params/ssv2.yaml"))
+    measured["projected"] = projected(measured, asked)
     measured["seconds"] = time.perf_counter() - began
     text = json.dumps(measured, indent=1) + "\n"
     print(text)
