@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tcar import results
+from tcar.data import second_opinion as opinion
 from tcar.data.audit import audit, load_quarantine
 from tcar.data.health import ClipHealth, read_journal
 from tcar.data.monitor import monitor
@@ -52,6 +53,15 @@ def audited(run: Params, clips: dict[str, list[Clip]]) -> dict[str, list[ClipHea
     monitor(clips, monitored(run), workers=run.workers)
     found = {name: health for name, (health, _) in read_journal(monitored(run) / "findings.jsonl").items()}
     return {split: [found[clip.id] for clip in listed] for split, listed in clips.items()}
+
+
+def second_opinion(
+    run: Params, clips: dict[str, list[Clip]], health: dict[str, list[ClipHealth]]
+) -> dict[str, int | list[dict[str, str]]]:
+    """Ask decord about clips of all splits, as `tcar.data.second_opinion` does; `health` is what `audited` gives."""
+    listed, found = ([one for split in clips for one in values[split]] for values in (clips, health))
+    count, upright = run.data.second_opinion_clips, run.data.upright
+    return opinion.second_opinion(listed, found, count, run.common.seed, run.workers, upright)
 
 
 def monitored(run: Params) -> Path:
