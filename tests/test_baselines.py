@@ -1,6 +1,7 @@
 """Baselines: each as published, from files as published, refused where they do not fit, and measured like methods."""
 
 import json
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np

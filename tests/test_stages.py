@@ -14,6 +14,7 @@ from videos import write_video
 
 from tcar import params, results
 from tcar.data.ssv2 import Clip, DatasetError
+from tcar.features import FeatureStore
 from tcar.models.fusion import FusionConfig, create_fusion
 from tcar.models.grids import grid_coordinates
 from tcar.stages import clips, features, fusion, looking, methods, probing
@@ -102,7 +103,7 @@ def test_probes_read_a_few_clips_at_a_time(run, tmp_path, monkeypatch):
     rng, asked, load = np.random.default_rng(0), [], FeatureStore.load
     tokens, labels = rng.normal(size=(60, 8, 3)), np.arange(60) % 2
     tokens[labels == 1, 4:] += 2
-    opened = {"motion": store(tmp_path / "s", (4, 1, 2), tokens, [str(n) for n in range(60)])}
+    opened = {"motion": write_store(tmp_path / "s", tokens, (4, 1, 2), [str(n) for n in range(60)])}
     found = [clip(number, int(label)) for number, label in enumerate(labels)]
     split = {"train": found[:40], "validation": found[40:]}
     whole = probing.linear_probes(run, opened, split)

@@ -102,10 +102,10 @@ def test_the_short_last_batch_counts_each_clip_alike():
     slices = made.slices(1)
     assert [[len(part.places) for part in step] for step in slices] == [[32, 32], [14, 0]]
     batches = list(made.task.batches("train", slices[1], 1, {}))
-    (found,) = [made.step(batches, 0, 1)]
+    found = made.step(on(made, batches), 0, 1)
     alone = stepper(batch_size=32, clip_norm=0.0)
     assert found.clips == 14
-    assert found.norm == pytest.approx(alone.step(batches[:1], 0, 1).norm, rel=1e-5)
+    assert found.norm == pytest.approx(alone.step(on(alone, batches[:1]), 0, 1).norm, rel=1e-5)
 
 
 def test_clipping_scales_all_gradients_by_their_common_norm():
@@ -122,7 +122,7 @@ def test_averaged_weights_are_the_running_average():
     slices = made.slices(1)[:6]
     batches, expected = made.task.batches("train", sum(slices, []), 1, {}), None
     for number in range(6):
-        made.step([next(batches)], number, 1)
+        made.step(on(made, [next(batches)]), number, 1)
         now = [parameter.detach().double().clone() for parameter in made.trained.values()]
         expected = now if expected is None else [0.7 * e + 0.3 * n for e, n in zip(expected, now, strict=True)]
     for (name, value), wanted in zip(made.best().items(), expected, strict=True):

@@ -89,7 +89,7 @@ def baseline_record(run: Params, fits: Mapping[str, Sequence[Fit]]) -> dict[str,
 @torch.inference_mode()
 def baseline_logits(
     run: Params, fits: Mapping[str, Sequence[Fit]], split: str, ids: Sequence[str]
-) -> tuple[dict[str, list[Float[np.ndarray, "n c"]]], Bool[np.ndarray, " n"]]:
+) -> tuple[dict[str, list[Float[np.ndarray, "k c"]]], Bool[np.ndarray, " n"]]:
     """Score clips of a split with every fit: logits by baseline, and which of the clips could be read.
 
     A clip that a baseline cannot read is left out for everyone, with a warning, so that methods are compared on the

@@ -132,7 +132,8 @@ class LiveCurves:
         self.folder, self.name, self.shown = Path(folder), name, {}
 
     def start(self, run: Mapping[str, Any]) -> None:
-        """Draw nothing yet."""
+        """Begin with an empty place; a training that goes on does so in the place that it had."""
+        self.name, self.shown = run["name"], self.shown if run.get("step") else {}
 
     def step(self, row: Mapping[str, float]) -> None:
         """Do nothing: a picture takes longer than a step."""

@@ -58,8 +58,8 @@ class Checkpoints:
     def write(self, step: int, snapshot: Snapshot) -> Path:
         """Keep a snapshot after so many steps; remove all but the last three, and best weights that none of them means.
 
-        Of a training that has ended the last is enough. `snapshot.state["best_epoch"]` names the best weights that
-        belong to it. Raises TrainingError where the disk does not take it; the checkpoints before stay as they are.
+        `snapshot.state["best_epoch"]` names the best weights that belong to it. Raises TrainingError where the disk
+        does not take it; the checkpoints before stay as they are.
         """
         buffer = io.BytesIO()
         torch.save(snapshot.optimiser, buffer)
@@ -68,10 +68,9 @@ class Checkpoints:
             files[AVERAGED] = save(_plain(snapshot.averaged))
         path = self.folder / f"step-{step:09}"
         _write_folder(path, files)
-        kept = 1 if snapshot.state.get("ended") else KEPT
-        for old in self._all()[:-kept]:
+        for old in self._all()[:-KEPT]:
             _remove(old)
-        meant = {_best_epoch(last) for last in self._all()[-kept:]}
+        meant = {_best_epoch(kept) for kept in self._all()[-KEPT:]}
         for best in self._all_best():
             if None not in meant and int(best.name[5:]) not in meant:
                 _remove(best)

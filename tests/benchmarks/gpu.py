@@ -8,7 +8,8 @@ Measured with random weights, which cost what published ones do, on rendered cli
 decoding and the audit on all cores; each stream with its frames on the device, as it is and with every switch that may
 make it faster; extraction by each stream and by both at once, and the trainings of params/ssv2.yaml on the tokens that
 this leaves: all methods in one pass against one after the other, and a step against a bare loop. The hours of all of
-`make paper` follow from these by multiplication, and are said to. It takes six minutes on 16 cores.
+`make paper` follow from these by multiplication, and are said to. What is measured is written at once; what takes long
+comes last where it can, and `--without` leaves it out.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from gpu_models import fusion_steps, headline, on_device
+from gpu_models import fusion_steps, headline, on_device, switched
 
 from tcar import log, params
 from tcar.data.health import check_within_limits
@@ -45,6 +46,7 @@ from tcar.train.training import Head
 BESIDE = {"vjepa2_vitl16_256": 16}  # streams beside those of the parameter file, and the frames of their clips
 BATCHES = (16, 64)
 CLIPS, TRAINING_CLIPS, VALIDATION_CLIPS, CLASSES = 220_847, 168_913, 24_777, 174
+LONG = ("second_opinion", "beside", "switches", "compiled")
 VIEWS = 2 * 3  # of the published protocol, beside the one view
 RESULTS = Path(__file__).parent / "results"
 
@@ -156,13 +158,14 @@ def projected(measured: dict, run: params.Params) -> dict:
     epochs = sum(epochs_of(config, run.training) for config in methods) * len(run.training.seeds)
     epochs += sum(epochs_of(config, run.training) for config in others) * len(run.ablations.ablation_seeds)
     head = trained["seconds_in_company"] / trained["heads"] / trained["clips"] * TRAINING_CLIPS
-    asked = min(run.data.second_opinion_clips, CLIPS)
     seconds = {
-        "audit": CLIPS / measured["reading"]["audit"] + asked / measured["reading"]["second_opinion"],
+        "audit": CLIPS / measured["reading"]["audit"],
         "extraction": CLIPS * run.streams.views / together,
         "trainings": epochs * head,
         "views of the validation clips": VALIDATION_CLIPS * VIEWS / together,
     }
+    if opinion := measured["reading"].get("second_opinion"):
+        seconds["second opinion"] = min(run.data.second_opinion_clips, CLIPS) / opinion
     hours = {step: spent / 3600 for step, spent in seconds.items()}
     alone = {n: CLIPS / found["clips_per_second"] / 3600 for n, found in measured["from_files"].items()}
     return {"extraction_hours": alone, "head_epochs": epochs, "steps": hours, "hours": sum(hours.values())}
@@ -175,6 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--videos", type=Path, help="a folder of .webm files; left out: rendered clips")
     parser.add_argument("--clips", type=int, default=384, help="videos to read")
     parser.add_argument("--quick", action="store_true", help="small streams and few clips; nothing is written")
+    parser.add_argument("--without", nargs="*", default=[], choices=LONG, help="leave out what takes long")
     given = parser.parse_args(arguments)
     log.configure()
     if given.device.startswith("cuda") and not torch.cuda.is_available():
@@ -196,13 +200,18 @@ def main(arguments: list[str] | None = None) -> int:
         getattr(streams, role): (getattr(streams, f"{role}_frames"), tuple(getattr(streams, f"{role}_grid")))
         for role in ("semantic", "motion")
     }
-    frames = {n: found[0] for n, found in pair.items()} | ({} if quick else BESIDE)
+    beside = {} if quick or "beside" in given.without else BESIDE
+    frames = {n: found[0] for n, found in pair.items()} | beside
     measured: dict = {"gpu": name, "torch": torch.__version__, "bf16_peak_tflops": peak}
     began = time.perf_counter()
 
     def note(key: str, value: dict) -> None:
-        measured[key] = value
-        print(f"{time.perf_counter() - began:5.0f} s  {key}", file=sys.stderr, flush=True)
+        measured.update({key: value, "seconds": time.perf_counter() - began})
+        print(f"{measured['seconds']:5.0f} s  {key}", file=sys.stderr, flush=True)
+        if not quick:
+            RESULTS.mkdir(exist_ok=True)
+            written = RESULTS / f"{name.replace(' ', '_')}.json"
+            written.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -211,18 +220,16 @@ def main(arguments: list[str] | None = None) -> int:
         measured["videos"] = str(given.videos.name) if given.videos else "rendered, 320 x 240 (synthetic)"
         clips = [Clip(path.stem, path, 0, "", "", ()) for path in paths]
         twice, most = many(clips, 2 * few), max(found for found, _ in pair.values())
+        opinion = {} if "second_opinion" in given.without else {"second_opinion": a_second(compared, clips)}
         note("reading", {
             "decoding": a_second(partial(decoded, frames=most), [clip.path for clip in twice]),
-            "audit": a_second(audited, clips), "second_opinion": a_second(compared, clips),
+            "audit": a_second(audited, clips), **opinion,
         })  # fmt: skip
-        note("on_device", {
-            n: on_device(n, count, (2,) if quick else BATCHES, device, peak, compiling=not quick and n in pair)
-            for n, count in frames.items()
-        })  # fmt: skip
-        counts, beside = ((6, 18), {}) if quick else ((128, 1024), {n: (f, (8, 7, 7)) for n, f in BESIDE.items()})
-        found = {
-            n: extraction({n: one}, clips, counts, root, run, given.device)[0] for n, one in {**pair, **beside}.items()
-        }
+        batches = (2,) if quick else BATCHES
+        note("on_device", {n: on_device(n, count, batches, device, peak) for n, count in frames.items()})
+        counts = (6, 18) if quick else (128, 1024)
+        wanted = {**pair, **{n: (count, (8, 7, 7)) for n, count in beside.items()}}
+        found = {n: extraction({n: one}, clips, counts, root, run, given.device)[0] for n, one in wanted.items()}
         more = counts if quick else (256, 5120)
         found["together"], stores = extraction(pair, clips, more, root, run, given.device)
         slowest = min(measured["reading"]["decoding"], 1 / sum(
@@ -236,18 +243,19 @@ def main(arguments: list[str] | None = None) -> int:
         }  # fmt: skip
         methods = variants(run)[0]
         note("trainings", trainings(methods[:2] if quick else methods, tokens, run, root / "trainings"))
-    files = {} if quick else {"ssv2_vjepa2": params.load("params/ssv2_vjepa2.yaml")}
-    note("fusion_steps", fusion_steps({run.common.name: run, **files}, CLASSES, device, compiling=not quick))
-    eager = measured["fusion_steps"][f"{run.common.name}, eager"]
+    note("projected", projected(measured, asked))
+    runs = {run.common.name: run} | ({} if quick else {"ssv2_vjepa2": params.load("params/ssv2_vjepa2.yaml")})
+    steps = fusion_steps(runs, CLASSES, device, compiling=False)
     alone, trained = measured["trainings"]["seconds_alone"][run.fusion.fusion], measured["trainings"]
-    measured["training"] = eager | {"trainer_over_bare": alone / (trained["steps"] * eager["seconds"])}
-    measured["projected"] = projected(measured, asked)
-    measured["seconds"] = time.perf_counter() - began
-    text = json.dumps(measured, indent=1) + "\n"
-    print(text)
-    if not quick:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name.replace(' ', '_')}.json").write_text(text, encoding="utf-8")
+    eager = steps[f"{run.common.name}, eager"]
+    note("training", eager | {"trainer_over_bare": alone / (trained["steps"] * eager["seconds"])})
+    note("fusion_steps", steps)
+    if "switches" not in given.without:
+        note("switches", {n: switched(n, count, measured["on_device"][n]["batch"], device, not quick and n in pair)
+                          for n, count in frames.items()})  # fmt: skip
+    if not quick and "compiled" not in given.without:
+        note("fusion_steps", fusion_steps(runs, CLASSES, device, compiling=True))
+    print(json.dumps(measured, indent=1))
     return 0
 
 

@@ -82,32 +82,36 @@ def kernels_tried(wanted: bool):
         torch.backends.cudnn.benchmark = before
 
 
-def on_device(
-    name: str, frames: int, batches: tuple[int, ...], device: torch.device, peak: float | None, compiling: bool
-) -> dict:
-    """Clips a second of a stream whose frames are on the device, in bf16 on a GPU, at the best of some batch sizes.
+def speed_of(stream: Stream, frames: int, batch: int, device: torch.device) -> tuple[float, Tensor]:
+    """Clips a second of a stream whose frames are on the device, in bf16 on a GPU; and tokens of four clips."""
+    generator = torch.Generator(device).manual_seed(0)
+    shape = (batch, frames, stream.input_size, stream.input_size, 3)
+    clips = torch.randint(0, 256, shape, dtype=torch.uint8, device=device, generator=generator)
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
+        return batch / seconds_of(lambda: stream(clips), device), stream(clips[:4]).values.float()
 
-    `switches` has the same of every way to be faster, at that size, and how far the tokens are from those without, as a
-    share of their norm.
-    """
-    stream, on_cpu = create_stream(name).to(device), device.type == "cpu"
 
-    def measured(stream: Stream, batch: int) -> tuple[float, Tensor]:
-        generator = torch.Generator(device).manual_seed(0)
-        shape = (batch, frames, stream.input_size, stream.input_size, 3)
-        clips = torch.randint(0, 256, shape, dtype=torch.uint8, device=device, generator=generator)
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=not on_cpu):
-            return batch / seconds_of(lambda: stream(clips), device), stream(clips[:4]).values.float()
-
-    best: dict = {}
+def on_device(name: str, frames: int, batches: tuple[int, ...], device: torch.device, peak: float | None) -> dict:
+    """Clips a second of a stream as it is, at the best of some batch sizes."""
+    stream, best = create_stream(name).to(device), {}
     for batch in batches:
         try:
-            speed, _ = measured(stream, batch)
+            speed, _ = speed_of(stream, frames, batch, device)
         except torch.OutOfMemoryError:
             break
         if speed > best.get("clips_per_second", 0):
             best = {"batch": batch, "clips_per_second": speed}
-    expected, switches = measured(stream, best["batch"])[1], {}
+    gflops = stream_cost(stream, frames)["gflops"]
+    share = best["clips_per_second"] * gflops * 1e9 / (peak * 1e12) if peak else None
+    size = f"{frames} x {stream.input_size} x {stream.input_size}"
+    return {"clip": size, "gflops": gflops, **best, "share_of_bf16_peak": share}
+
+
+def switched(name: str, frames: int, batch: int, device: torch.device, compiling: bool) -> dict:
+    """Clips a second of a stream in every way to be faster, and how far its tokens are then, as a share of their norm.
+    """
+    stream, on_cpu = create_stream(name).to(device), device.type == "cpu"
+    (_, expected), found = speed_of(stream, frames, batch, device), {}
     for switch, (change, tried, of_i3d) in SWITCHES.items():
         if (of_i3d and not isinstance(stream.backbone, I3D)) or ("compiled" in switch and not compiling):
             continue
@@ -117,15 +121,12 @@ def on_device(
             other = deepcopy(stream)
             change(other)
             with kernels_tried(tried):
-                speed, found = measured(other, best["batch"])
-            far = float((found - expected).norm() / expected.norm())
-            switches[switch] = {"clips_per_second": speed, "relative_difference": far}
+                speed, tokens = speed_of(other, frames, batch, device)
+            far = float((tokens - expected).norm() / expected.norm())
+            found[switch] = {"clips_per_second": speed, "relative_difference": far}
         except Exception as error:  # what one switch does not bear must not cost the others
-            switches[switch] = {"failed": f"{type(error).__name__}: {error}"[:200]}
-    gflops = stream_cost(stream, frames)["gflops"]
-    share = best["clips_per_second"] * gflops * 1e9 / (peak * 1e12) if peak else None
-    size = f"{frames} x {stream.input_size} x {stream.input_size}"
-    return {"clip": size, "gflops": gflops, **best, "share_of_bf16_peak": share, "switches": switches}
+            found[switch] = {"failed": f"{type(error).__name__}: {error}"[:200]}
+    return found
 
 
 def headline(run: params.Params, classes: int) -> tuple[FusionConfig, dict[str, tuple[int, int, int]]]:
