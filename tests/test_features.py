@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+from collections import Counter
 from functools import partial
 
 import numpy as np
@@ -10,12 +11,14 @@ from bright import FRAMES, GRID, Brightness, clip, contents, in_this_process, se
 from torch import nn
 from videos import write_broken, write_video
 
+from tcar.data.sampling import segment_indices
 from tcar.data.ssv2 import Clip
-from tcar.data.video import read_segments
+from tcar.data.video import Video, VideoError, read_segments
 from tcar.data.workers import Failure
-from tcar.features import FeatureError, FeatureStore, extract
+from tcar.features import FeatureError, FeatureStore, Wanted, extract, extract_together
 from tcar.features.__main__ import main
 from tcar.features.batches import Extractor
+from tcar.features.views import SegmentView
 from tcar.models import Tokens, create_stream
 
 
@@ -57,9 +60,7 @@ def test_tokens_are_those_of_the_sampled_frames(clips, store):
     tokens = store.load([entry.id for entry in clips])
     assert (tokens.dtype, tokens.shape, store.width, store.grid) == (np.float16, (7, 24, 3), 3, GRID)
     np.testing.assert_allclose(tokens, expected(clips), atol=1e-3)
-    np.testing.assert_allclose(
-        store.coordinates[[0, 23]], [[1 / 4, 1 / 6, 1 / 8], [3 / 4, 5 / 6, 7 / 8]], atol=1e-6
-    )
+    np.testing.assert_allclose(store.coordinates[[0, 23]], [[1 / 4, 1 / 6, 1 / 8], [3 / 4, 5 / 6, 7 / 8]], atol=1e-6)
 
 
 def test_clips_come_in_the_order_asked_for(clips, store):
@@ -220,6 +221,55 @@ def test_the_stream_in_this_process_gives_the_same(clips, store, tmp_path):
     assert contents(other) == contents(store)
 
 
+class Decodings:
+    """Counts how often the file of each clip is opened."""
+
+    def __init__(self, monkeypatch):
+        self.opened, enter = Counter(), Video.__enter__
+
+        def counted(video):
+            self.opened[video.path.stem] += 1
+            return enter(video)
+
+        monkeypatch.setattr(Video, "__enter__", counted)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+def test_streams_extracted_together_decode_once_and_make_the_stores_they_make_alone(
+    clips, tmp_path, monkeypatch, extraction_inline, device
+):
+    """The second stream has more frames; the damage of one clip lies where only this one looks, another is all bad."""
+    wanted = [Wanted(Brightness(), GRID, FRAMES), Wanted(Brightness(0.5), (2, 6, 2), 8, view=SegmentView(8, 0.5)),
+              Wanted(Brightness(2.0), GRID, FRAMES)]  # fmt: skip
+    damaged = clip(tmp_path / "7.webm")
+    damaged.path.write_bytes(clips[5].path.read_bytes())
+    mixed, settings = [*clips, damaged, clip(tmp_path / "8.webm")], {"batch_clips": 4, "views": 2, "device": device}
+    read = Video.read
+
+    def failing(video, indices, size=None):
+        if video.path == damaged.path and 22 in indices:  # of 24 frames, a middle of 8 segments and of no 4
+            raise VideoError(video.path, "undecodable", "frame 22")
+        return read(video, indices, size)
+
+    monkeypatch.setattr(Video, "read", failing)
+    monkeypatch.setattr(
+        SegmentView, "places", lambda view, name, count, number, seed: segment_indices(count, view.frames)
+    )
+    alone = [
+        extract(mixed, one.stream, one.grid, one.frames, tmp_path / "alone", view=one.view, **settings)
+        for one in wanted
+    ]
+    assert [set(store.broken) for store in alone] == [{"8"}, {"7", "8"}, {"8"}]
+    first = extract(mixed, wanted[1].stream, wanted[1].grid, 8, tmp_path / "together", view=wanted[1].view, **settings)
+    kept = (first.root / "tokens.npy").stat().st_mtime_ns
+    decodings = Decodings(monkeypatch)
+    together = extract_together(mixed, wanted, tmp_path / "together", **settings)
+    assert [contents(store) for store in together] == [contents(store) for store in alone]
+    assert (together[1].root / "tokens.npy").stat().st_mtime_ns == kept
+    # The second was there; its first clip is looked at once more, whether the code is the same.
+    assert decodings.opened == Counter(dict.fromkeys("12345678", 1)) + Counter({"0": 2})
+
+
 @pytest.mark.parametrize("name", ["dinov2_tiny", "i3d_tiny"])
 def test_registered_streams(clips, tmp_path, extraction_inline, name):
     build = partial(create_stream, name, seed=3)
@@ -241,9 +291,7 @@ def test_registered_streams(clips, tmp_path, extraction_inline, name):
     ({"clips": "missing"}, "none of the 1 clips can be read, the first because: missing"),
 ])  # fmt: skip
 def test_what_cannot_be_extracted(clips, tmp_path, extraction_inline, arguments, message):
-    chosen = {"twice": clips[:1] * 2, "missing": [clip(tmp_path / "x.webm")]}.get(
-        arguments.pop("clips", ""), clips[:1]
-    )
+    chosen = {"twice": clips[:1] * 2, "missing": [clip(tmp_path / "x.webm")]}.get(arguments.pop("clips", ""), clips[:1])
     arguments = {"stream": Brightness()} | arguments
     with pytest.raises(FeatureError, match=message):
         extract(chosen, grid=GRID, frames=FRAMES, root=tmp_path / "store", **arguments)

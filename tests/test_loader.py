@@ -276,6 +276,23 @@ def test_what_a_process_gives_is_what_it_made():
             assert not isinstance(ours, np.ndarray) or ours.flags.writeable
 
 
+def test_a_process_has_its_next_item_before_anybody_asks_for_the_last(tmp_path):
+    """Nobody collects: the one item that waits in the process is done, and no other is begun."""
+    with Crew(Told(folder=tmp_path), workers=1, early=True) as crew:
+        for number, clip in enumerate(clips(*range(5))):
+            crew.give(number, (clip, 0))
+        outcomes = []
+        while not outcomes:
+            outcomes += crew.collect()
+        until(lambda: len(begun(tmp_path)) == 3)
+        process = psutil.Process(crew.processes[0])
+        until(lambda: process.status() == psutil.STATUS_SLEEPING)
+        assert [name for name, _ in begun(tmp_path)] == ["0", "1", "2"]
+        while crew.busy:
+            outcomes += crew.collect()
+    assert sorted(number for number, _ in outcomes) == list(range(5))
+
+
 def _same(item):
     return item() if callable(item) else item
 

@@ -117,17 +117,17 @@ def test_what_is_kept_of_turned_frames_is_not_taken_for_others(tmp_path):
 
 
 def test_a_store_of_turned_clips_is_another_than_before(monkeypatch, tmp_path):
-    def asked(*_, view, **__):
-        raise LookupError(view.key)
+    def asked(_, wanted, *__, **___):
+        raise LookupError(wanted[0].view.key)
 
-    monkeypatch.setattr(stage.features, "extract", asked)
+    monkeypatch.setattr(stage.features, "extract_together", asked)
     run, keys = params.from_values({"name": "x", "runs": str(tmp_path)}), []
     for rotated, upright in ((None, True), (0, True), (3, True), (3, False), (0, False)):
         if rotated is not None:
             results.write(run.results_dir / "audit.json", {"rotated": rotated})
         changed = params.from_values(run.as_dict() | {"upright": upright})
         with pytest.raises(LookupError) as caught:
-            stage.extract(changed, "motion", dict.fromkeys(SPLITS, []))
+            stage.extract(changed, dict.fromkeys(SPLITS, []), ["motion"])
         keys.append(caught.value.args[0])
     plain, turned, stored = "segment middles", "segment middles, turned upright", "segment middles, as stored"
     assert keys == [plain, plain, turned, stored, stored]

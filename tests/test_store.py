@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from bright import FRAMES, GRID, Brightness, contents, seven_clips
+from stores import sparse_store
 from torch import nn
 
 from tcar.data.augment import AugmentConfig
@@ -22,8 +23,10 @@ from tcar.features.__main__ import main
 from tcar.features.augmented import AugmentedView
 from tcar.features.buffers import KEPT, LARGEST, Buffers
 from tcar.features.frames import Frames, together
+from tcar.features.packing import packed
 from tcar.features.views import SegmentView, View
 from tcar.models import Tokens
+from tcar.models.grids import pool_tokens
 
 pytestmark = pytest.mark.usefixtures("extraction_inline")
 
@@ -114,6 +117,43 @@ def test_bf16_keeps_the_upper_half_of_single_precision(make, clips, views):
     # the same again: the check of the first clip has to read bf16 as well
     before = (brain.root / "store.json").stat().st_mtime_ns
     assert (make(views=views, token_type="bf16").root / "store.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+def test_int8_keeps_each_token_in_steps_of_its_own(make, clips, device):
+    """The error that the store states is that of all that it holds."""
+    store, view = make(views=2, token_type="int8", device=device), SegmentView(FRAMES)
+    frames = [torch.from_numpy(view(clip, number, 0))[None] for number in range(2) for clip in clips]
+    tokens = np.concatenate([pool_tokens(Brightness()(one), GRID).values.flatten(1, 2).numpy() for one in frames])
+    values, scales = (torch.cat(parts).numpy() for parts in zip(*(store.read(view=n) for n in range(2)), strict=True))
+    assert (values.dtype, scales.dtype) == (np.int8, np.float32)
+    np.testing.assert_allclose(scales, np.abs(tokens).max(2) / 127, rtol=1e-6)
+    loaded = np.concatenate([store.load(view=number) for number in range(2)])
+    np.testing.assert_array_equal(loaded, values.astype(np.float32) * scales[..., None])
+    stated, error = json.loads((store.root / "store.json").read_text())["error"], loaded - tokens
+    assert np.all(np.abs(error) <= 0.5001 * scales[..., None])
+    assert stated["largest"] == pytest.approx(np.abs(error).max(), rel=1e-3)
+    assert stated["relative_rms"] == pytest.approx(np.sqrt((error**2).sum() / (tokens**2).sum()), rel=1e-3)
+    kind = np.load(store.root / "tokens.npy", mmap_mode="r")
+    assert kind.shape == (14,) and kind.dtype.itemsize == 24 * 3 + 24 * 4
+    assert verify(store.root) == [] and make(views=2, token_type="int8", device=device).key == store.key
+
+
+def test_steps_of_int8_at_their_limits():
+    """Half-way numbers go to the even step, a token of zeros stays zero, and no number leaves the range."""
+    tokens = torch.tensor([[[127.0, 0.5, 1.5, -2.5], [0.0] * 4, [1e-30, -1e-30, 0, 0], [3e38, 1, -3e38, 0]]])
+    values, scales = packed(tokens, "int8")
+    assert values[0].tolist() == [[127, 0, 2, -2], [0] * 4, [127, -127, 0, 0], [127, 0, -127, 0]]
+    torch.testing.assert_close(unpacked((values, scales))[0, 3, 0], tokens[0, 3, 0])
+    assert unpacked((values, scales))[0, 1].eq(0).all()
+
+
+def test_a_store_of_all_clips_of_the_dataset_costs_no_disk(tmp_path):
+    """The shapes of params/ssv2.yaml."""
+    store = sparse_store(tmp_path, [str(number) for number in range(193_690)], (8, 7, 7), 384)
+    tokens = (store.root / "tokens.npy").stat()
+    assert tokens.st_size > 193_690 * 392 * 384 * 2 and tokens.st_blocks * 512 < 2**20
+    assert store.load(["0", "193689"]).shape == (2, 392, 384) and not store.load(["193689"]).any()
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu:0"])

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Literal
 
 import psutil
@@ -25,6 +26,7 @@ from tcar.processes import end_with_parent, usable_cores
 
 # How the libraries that share their work out over all cores are told not to: there is a process for every core.
 _ONE_THREAD = {"cv2": "setNumThreads", "torch": "set_num_threads"}
+WAITING_BYTES = 2**15  # of an item that waits in the pipe of a busy process: beyond what a pipe takes, both would wait
 PAUSE = 1.0  # seconds for the machine to recover before an item is tried again
 _GRACE = 10.0  # seconds for a killed process to end; one that waits for a disk may not
 # How a process that was kept from working stands there, and by what.
@@ -60,7 +62,7 @@ def isolated_map(
     A process ends as soon as nothing is left for it. Raises RuntimeError when a process cannot start at all, and
     MachineError as a crew does.
     """
-    with Crew(function, workers=workers, time_limit=time_limit) as crew:
+    with Crew(function, workers=workers, time_limit=time_limit, early=True) as crew:
         for number, item in enumerate(items):
             crew.give(number, item)
         while crew.busy:
@@ -71,14 +73,19 @@ def isolated_map(
 class Crew:
     """Up to `workers` spawned processes (0: one for every core) that do one function for as long as the crew lives.
 
-    A process holds one item at a time, so a crash or a time-out (`time_limit` in seconds for one item) is that item's
+    A process does one item at a time, so a crash or a time-out (`time_limit` in seconds for one item) is that item's
     alone; the process is then replaced. Processes start when there is something for them, and compute on one thread
     each. An item without a result, but for an error of its own, is done once more with nothing beside it. `function`
     and the items must be picklable. For one thread at a time; `close`, or the end of `with`, ends all.
+
+    early: while more items wait than there are processes, the next of a process waits in it already, so that it never
+    waits for whoever collects; but behind a slow item, a quick one is late.
     """
 
-    def __init__(self, function: Callable[[Any], Any], *, workers: int = 0, time_limit: float | None = None):
-        self.size, self._function, self._limit = worker_count(workers), function, time_limit
+    def __init__(
+        self, function: Callable[[Any], Any], *, workers: int = 0, time_limit: float | None = None, early: bool = False
+    ):
+        self.size, self._function, self._limit, self._early = worker_count(workers), function, time_limit, early
         self._crew: list[_Worker] = []
         self._waiting: deque[tuple[int, Any]] = deque()
         self._doubted: deque[tuple[int, Any]] = deque()  # what is to be done a second time
@@ -93,7 +100,8 @@ class Crew:
     @property
     def busy(self) -> bool:
         """Whether something was given whose outcome has not been collected."""
-        return bool(self._waiting or self._doubted) or any(worker.number is not None for worker in self._crew)
+        held = (number for worker in self._crew for number, _ in worker.held)
+        return bool(self._waiting or self._doubted) or any(number is not None for number in held)
 
     @property
     def processes(self) -> list[int]:
@@ -120,10 +128,13 @@ class Crew:
         talking, outcomes = multiprocessing.connection.wait(watched, patience), []
         for worker in living:
             if worker.connection in talking:
-                outcomes += worker.receive()
+                outcomes += worker.receive(self._limit)
             elif time.monotonic() > worker.deadline:
                 outcomes += worker.outcome(worker.lateness(self._limit))
                 worker.stop()
+            if worker.stopped:  # what waited in it was never begun
+                self._waiting.extendleft(reversed([held for held in worker.held if held[0] is not None]))
+                worker.held.clear()
         outcomes = [(number, found) for number, item, found in outcomes if self._judged(number, item, found)]
         self._deal()  # what comes next is done while these outcomes are used
         return outcomes
@@ -148,13 +159,13 @@ class Crew:
         self._doubted.clear()
         self._again.clear()
         for worker in self._crew:
-            worker.number = None
+            worker.held = deque((None, None) for _ in worker.held)
 
     def dismiss(self) -> None:
         """End the processes for which nothing is left."""
         if not self._waiting and not self._doubted:
             for worker in self._crew:
-                if not worker.stopped and not worker.holds:
+                if not worker.stopped and not worker.held:
                     worker.stop()
 
     def close(self) -> None:
@@ -167,11 +178,20 @@ class Crew:
     def _deal(self) -> None:
         waiting, most = (self._doubted, 1) if self._again else (self._waiting, self.size)
         for worker in self._crew:
-            if waiting and worker.ready and not worker.holds and sum(other.holds for other in self._crew) < most:
+            if waiting and worker.ready and not worker.held and sum(bool(other.held) for other in self._crew) < most:
                 if worker.give(*waiting[0], self._limit):
                     waiting.popleft()
                 else:
                     worker.stop()  # it died while it had nothing to do, which is no fault of the item
+        for worker in self._crew if self._early and not self._again else ():
+            # The last ones are kept for whoever has nothing to do first.
+            if (
+                len(waiting) > self.size
+                and worker.ready
+                and len(worker.held) == 1
+                and worker.give(*waiting[0], self._limit)
+            ):
+                waiting.popleft()
         starting = sum(not worker.ready and not worker.stopped for worker in self._crew)
         free = most - sum(not worker.stopped for worker in self._crew)
         for _ in range(min(free, len(waiting) - starting)):
@@ -182,7 +202,7 @@ class Crew:
 
 
 class _Worker:
-    """One process and the item it holds; `number` is None where it holds none whose outcome somebody wants."""
+    """One process and the items it holds, of which it does the first; the number of one that nobody wants is None."""
 
     def __init__(self, function: Callable):
         context = multiprocessing.get_context("spawn")
@@ -191,20 +211,29 @@ class _Worker:
         self.process.start()
         self._seen = psutil.Process(self.process.pid)
         other.close()  # so that the death of the process reads as the end of the pipe
-        self.stopped = self.ready = self.holds = False
-        self.number, self.item, self.deadline, self._spent = None, None, float("inf"), 0.0
+        self.stopped = self.ready = False
+        self.held: deque[tuple[int | None, Any]] = deque()
+        self.deadline, self._spent = float("inf"), 0.0
 
-    def give(self, number: int, item: Any, time_limit: float | None) -> bool:
-        """Hand an item over; False where the process has died meanwhile."""
+    def give(self, number: int, item: Any, limit: float | None) -> bool:
+        """Hand an item over; False where the process has died meanwhile, or is busy and the item too large to wait."""
+        content = ForkingPickler.dumps(item)
+        if self.held and len(content) > WAITING_BYTES:
+            return False
         try:
-            self.connection.send(item)
+            self.connection.send_bytes(content)
         except OSError:
             return False
-        self.number, self.item, self.holds, self._spent = number, item, True, self._processor_time()
-        self.deadline = float("inf") if time_limit is None else time.monotonic() + time_limit
+        self.held.append((number, item))
+        if len(self.held) == 1:
+            self._begin(limit)
         return True
 
-    def receive(self) -> list[tuple[int, Any, Any]]:
+    def _begin(self, limit: float | None) -> None:
+        self._spent = self._processor_time()
+        self.deadline = float("inf") if limit is None else time.monotonic() + limit
+
+    def receive(self, limit: float | None) -> list[tuple[int, Any, Any]]:
         try:
             message = _received(self.connection)
         except (EOFError, OSError):  # the second, where it died in the middle of a message
@@ -212,13 +241,16 @@ class _Worker:
         if not self.ready:
             self.ready = True
             return []
-        return self.outcome(message)
+        outcomes = self.outcome(message)
+        if self.held:
+            self._begin(limit)
+        return outcomes
 
     def outcome(self, found: Any) -> list[tuple[int, Any, Any]]:
-        """Number, item and what becomes of it, where somebody wants that; it holds none afterwards."""
-        outcomes = [] if self.number is None else [(self.number, self.item, found)]
-        self.number, self.item, self.holds, self.deadline = None, None, False, float("inf")
-        return outcomes
+        """Number and item of the first that it holds, and what becomes of it, where somebody wants that."""
+        self.deadline = float("inf")
+        number, item = self.held.popleft() if self.held else (None, None)
+        return [] if number is None else [(number, item, found)]
 
     def lateness(self, limit: float) -> Failure:
         """Why there is no result in time: the item's fault, but where the process was kept from working on it."""
@@ -247,8 +279,7 @@ class _Worker:
         return outcomes
 
     def stop(self) -> None:
-        self.outcome(None)
-        self.stopped, self.ready = True, False
+        self.stopped, self.ready, self.deadline = True, False, float("inf")
         self.connection.close()
         self.process.kill()
         self.process.join(_GRACE)
@@ -264,7 +295,7 @@ def _serve(connection: Connection, function: Callable) -> None:
     while True:
         try:
             item = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):  # nobody is there any more
             return
         try:
             outcome = function(item)

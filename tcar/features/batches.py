@@ -148,7 +148,7 @@ class Extractor:
             model, began = self._model(number), time.perf_counter()
             pieces = compute(self.jobs[number], model, batch, frames.ids, frames.stacked())
             computed = time.perf_counter()
-            records[number] = write(self.jobs[number], batch, frames, pieces)
+            records[number] = write(self.jobs[number], batch, frames.broken, pieces)
             spent += Counter({"model": computed - began, "writing": time.perf_counter() - computed})
         return records, spent
 
@@ -176,9 +176,10 @@ class Piece:
 
     def sent(self) -> "Piece":
         """The same on its way to the memory of the processor, where it is once the device has done all before."""
-        parts = tuple(part.to("cpu", non_blocking=True) for part in self.parts)
-        error = None if self.error is None else self.error.to("cpu", non_blocking=True)
-        return Piece(self.name, self.rows, parts, self.coordinates.to("cpu", non_blocking=True), error)
+        early = self.coordinates.is_cuda  # where an event tells when
+        parts = tuple(part.to("cpu", non_blocking=early) for part in self.parts)
+        error = None if self.error is None else self.error.to("cpu", non_blocking=early)
+        return Piece(self.name, self.rows, parts, self.coordinates.to("cpu", non_blocking=early), error)
 
 
 def compute(job: Job, model: nn.Module, batch: Batch, ids: Sequence[str], views: Iterable[Stacked]) -> list[Piece]:
@@ -227,9 +228,9 @@ def rows_of(job: Job, pieces: Sequence[Piece], count: int) -> Shaped[np.ndarray,
     return rows
 
 
-def write(job: Job, batch: Batch, frames: Frames, pieces: Sequence[Piece]) -> dict:
+def write(job: Job, batch: Batch, broken: dict[str, str], pieces: Sequence[Piece]) -> dict:
     """Write the tokens of a batch, and give the record of it, which may be noted when they are on the disk."""
-    record = {"batch": batch.number, "broken": frames.broken, "sha256": ""}
+    record = {"batch": batch.number, "broken": broken, "sha256": ""}
     if not pieces:
         return record
     content = memoryview(rows_of(job, pieces, len(batch.clips) * job.views).reshape(-1).view(np.uint8))
@@ -251,8 +252,14 @@ def write(job: Job, batch: Batch, frames: Frames, pieces: Sequence[Piece]) -> di
 
 def _written(job: Job, start: int, content: memoryview) -> None:
     path, kind = job.folder / TOKENS, job.kind
+
+    # Another machine may write beside this one: a page of a shared disk that is written as a whole takes the bytes of
+    # others back to what they were when it was read, and is not if every write goes to the disk by itself.
+    def opened(path: str, _: int) -> int:
+        return os.open(path, os.O_WRONLY | os.O_DSYNC | os.O_CLOEXEC)
+
     try:
-        with path.open("r+b") as file:
+        with open(path, "wb", opener=opened) as file:
             file.seek(len(header(kind, job.clips * job.views)) + start * job.views * kind.itemsize)
             file.write(content)
             file.flush()

@@ -173,11 +173,13 @@ def _in_this_process(
             for position, outcome in outcomes:
                 yield position, outcome if isinstance(outcome, Failure) else _Sent.of(outcome, device)
 
-    def written(batch: Batch, sent: _Sent, pieces: list[list[Piece]]) -> dict[int, dict]:
-        if sent.done is not None:
-            sent.done.synchronize()
-        each = zip(batch.wanted, sent.frames, pieces, strict=True)
-        return {number: write(jobs[number], batch, frames, found) for number, frames, found in each}
+    def written(
+        batch: Batch, done: torch.cuda.Event | None, broken: list[dict[str, str]], pieces: list[list[Piece]]
+    ) -> dict[int, dict]:
+        if done is not None:
+            done.synchronize()
+        each = zip(batch.wanted, broken, pieces, strict=True)
+        return {number: write(jobs[number], batch, reasons, found) for number, reasons, found in each}
 
     waited, behind = Counter(), deque()
     with ThreadPoolExecutor(1) as writer, closing(_timed(_ahead(decoded), waited)) as items:
@@ -193,7 +195,9 @@ def _in_this_process(
             if sent.done is not None:
                 sent.done.record(torch.cuda.current_stream(device))
             waited["model"] += time.perf_counter() - began
-            behind.append((position, writer.submit(written, batch, sent, pieces)))
+            broken = [frames.broken for frames in sent.frames]  # the frames themselves are not needed any more
+            behind.append((position, sent.done, writer.submit(written, batch, sent.done, broken, pieces)))
+            del sent
             if len(behind) > AHEAD:
                 yield _oldest(behind, waited)
         while behind:
@@ -223,12 +227,17 @@ class _Sent:
         return cls(decoded.frames, stacked, torch.cuda.Event())
 
 
-def _oldest(behind: deque[tuple[int, Future]], waited: Counter) -> tuple[int, tuple[dict[int, dict], Counter]]:
-    """Wait for the oldest batch to be written, and hand over the waiting since the last."""
-    position, future = behind.popleft()
+def _oldest(
+    behind: deque[tuple[int, torch.cuda.Event | None, Future]], waited: Counter
+) -> tuple[int, tuple[dict[int, dict], Counter]]:
+    """Wait for the oldest batch to be computed and written, and hand over the waiting since the last."""
+    position, done, future = behind.popleft()
     began = time.perf_counter()
+    if done is not None:
+        done.synchronize()
+    computed = time.perf_counter()
     made = future.result()
-    waited["writing"] += time.perf_counter() - began
+    waited.update({"model": computed - began, "writing": time.perf_counter() - computed})
     spent = Counter(waited)
     waited.clear()
     return position, (made, spent)

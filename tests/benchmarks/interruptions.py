@@ -23,18 +23,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bright import FRAMES, GRID, Brightness, clip, contents  # noqa: E402
 from videos import write_video  # noqa: E402
 
-from tcar.features import FeatureStore, extract  # noqa: E402
+from tcar.features import FeatureStore, Wanted, extract_together, store  # noqa: E402
 from tcar.features.views import SegmentView  # noqa: E402
 
 CLIPS, BATCH = 4000, 4
 
 
-def work(folder: Path, name: str) -> FeatureStore:
-    """Extract all clips into a folder of this name; under torchrun, this rank's share of them."""
+def work(folder: Path, name: str) -> list[FeatureStore]:
+    """Extract all clips by two streams into a folder of this name; under torchrun, this rank's share of them."""
     clips = [clip(path) for path in sorted((folder / "videos").iterdir())]
     view = SegmentView(FRAMES, flip=0.5)
-    return extract(clips, Brightness(), GRID, FRAMES, folder / name, batch_clips=BATCH, workers=2, patience=60,
-                   views=2, view=view)  # fmt: skip
+    wanted = [Wanted(Brightness(scale), GRID, FRAMES, view=view) for scale in (1.0, 0.5)]
+    return extract_together(clips, wanted, folder / name, batch_clips=BATCH, workers=2, patience=60, views=2)
 
 
 def command(folder: Path, name: str, ranks: int) -> list[str]:
@@ -44,8 +44,8 @@ def command(folder: Path, name: str, ranks: int) -> list[str]:
 
 
 def records(folder: Path) -> int:
-    """How many shards are made."""
-    return sum(1 for _ in folder.glob("*/tokens-*.json"))
+    """How many batches are done."""
+    return sum(len(store.records(made)) for made in folder.glob("*"))
 
 
 def victims(process: subprocess.Popen, ranks: int, dice: random.Random) -> list[psutil.Process]:
@@ -74,21 +74,20 @@ def main() -> None:
         files = [write_video(folder / f"{n}.webm", 9 + n % 16, width=64, height=48) for n in range(20)]
         for number in range(CLIPS):
             (folder / "videos" / f"{number:04}.webm").symlink_to(files[number % len(files)])
-        whole = contents(work(folder, "whole"))
+        whole = {one.root.name: contents(one) for one in work(folder, "whole")}
         for kill in range(asked.kills):
             before = records(folder / "killed")
             process = subprocess.Popen(command(folder, "killed", asked.ranks), stderr=subprocess.DEVNULL)
             while process.poll() is None and records(folder / "killed") == before:
-                time.sleep(0.02)  # until it works: starting takes longer than a few shards
+                time.sleep(0.02)  # until it works: starting takes longer than a few batches
             time.sleep(dice.uniform(0, 0.6))
             for victim in victims(process, asked.ranks, dice) if process.poll() is None else []:
                 os.kill(victim.pid, signal.SIGKILL)
             code = process.wait()
-            print(f"kill {kill + 1}: {before} to {records(folder / 'killed')} shards, exit code {code}", flush=True)
+            print(f"kill {kill + 1}: {before} to {records(folder / 'killed')} batches, exit code {code}", flush=True)
         done = subprocess.run(command(folder, "killed", asked.ranks), check=True, stderr=subprocess.DEVNULL)
-        (made,) = (folder / "killed").iterdir()
-        same = contents(FeatureStore.open(made)) == whole
-        print(f"resumed with exit code {done.returncode}: {len(whole)} files, "
+        same = {made.name: contents(FeatureStore.open(made)) for made in (folder / "killed").iterdir()} == whole
+        print(f"resumed with exit code {done.returncode}: {len(whole)} stores, "
               f"{'byte for byte the same' if same else 'NOT THE SAME'}")  # fmt: skip
         sys.exit(not same)
 

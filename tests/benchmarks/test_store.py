@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,14 +16,15 @@ import psutil
 import pytest
 import torch
 from bright import Brightness
+from stores import write_store
 from videos import write_video
 
 from tcar.data.ssv2 import Clip
 from tcar.data.workers import Failure, isolated_map
+from tcar.features.batches import Batch, Builder, Extractor, Job, Reader, compute
 from tcar.features.buffers import Buffers
 from tcar.features.extraction import _in_this_process
-from tcar.features.shards import Batch, Builder, Extractor, Job, Reader, compute
-from tcar.features.store import FeatureStore
+from tcar.features.store import allocate
 from tcar.features.views import SegmentView
 from tcar.models import Tokens, create_stream, weights_digest
 from tcar.models.grids import grid_coordinates
@@ -40,8 +41,8 @@ CASES = {  # grid, frames, clips, clips in a batch, width and height
 class Decoding:
     """Decodes a batch in a worker and leaves the frames there."""
 
-    def __init__(self, job: Job):
-        self.read = Reader(job)
+    def __init__(self, jobs: list[Job]):
+        self.read = Reader(jobs)
 
     def __call__(self, batch: Batch) -> None:
         self.read(batch)
@@ -56,8 +57,9 @@ class Modelling:
     def __call__(self, batch: Batch) -> None:
         if self.model is None:
             torch.set_num_threads(1)
-            self.model, self.frames = self.build(), Reader(self.job)(batch)
-        compute(self.job, self.model, self.frames)
+            self.model, self.batch = self.build(), batch
+            (self.frames,) = Reader([self.job])(replace(batch, wanted=(0,))).frames
+        compute(self.job, self.model, self.batch, self.frames.ids, self.frames.stacked())
 
 
 @dataclass(frozen=True)
@@ -104,14 +106,22 @@ def speed(function: Callable, batches: list[Batch], workers: int = CORES) -> Spe
     return steady(isolated_map(function, batches, workers=workers), batches, workers)
 
 
-def case(name: str, folder: Path) -> tuple[Job, Builder, list[Batch], int]:
-    """What is extracted: the job, the stream, the batches, and how often to measure it."""
-    grid, frames, count, batch_clips, (width, height) = CASES[name]
+def case(names: tuple[str, ...], folder: Path) -> tuple[list[Job], list[Builder], list[Batch], int]:
+    """What is extracted together: the jobs, the streams, the batches, and how often to measure it."""
+    _, _, count, batch_clips, (width, height) = CASES[names[0]]
     files = [write_video(folder / f"{n}.webm", 36, width=width, height=height) for n in range(8)]
     clips = [Clip(str(n), files[n % 8], 0, "", "", ()) for n in range(count)]
-    batches = [Batch(n, clips[n * batch_clips : (n + 1) * batch_clips], {}) for n in range(count // batch_clips)]
-    build = Builder(partial(create_stream, name), "")
-    return Job(folder, grid, weights_digest(build()), SegmentView(frames)), build, batches, 3 if width < 200 else 1
+    wanted = tuple(range(len(names)))
+    batches = [Batch(n // batch_clips, n, clips[n : n + batch_clips], {}, wanted) for n in range(0, count, batch_clips)]
+    jobs, builders = [], []
+    for name in names:
+        grid, frames, *_ = CASES[name]
+        builders.append(Builder(partial(create_stream, name), ""))
+        model = builders[-1]()
+        jobs.append(Job(folder / name, count, grid, model.width, weights_digest(model), SegmentView(frames)))
+        jobs[-1].folder.mkdir()
+        allocate(jobs[-1].folder, jobs[-1].kind, count)
+    return jobs, builders, batches, 3 if width < 200 else 1
 
 
 @contextmanager
@@ -129,43 +139,56 @@ def load() -> str:
     return f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_extraction_against_decoding_and_model_alone(name, tmp_path, capsys):
-    job, build, batches, rounds = case(name, tmp_path)
-    kinds = {"decoding": Decoding(job), "model": Modelling(job, build), "both": Extractor(job, build)}
+TOGETHER = [("dinov2_tiny", "i3d_tiny"), ("dinov2_vits14", "i3d_r50")]
+
+
+@pytest.mark.parametrize("names", TOGETHER)
+def test_extraction_against_decoding_and_models_alone(names, tmp_path, capsys):
+    jobs, builders, batches, rounds = case(names, tmp_path)
+    kinds = {"decoding": Decoding(jobs), "both": Extractor(jobs, builders)}
+    kinds |= {name: Modelling(*one) for name, *one in zip(names, jobs, builders, strict=True)}
     found = {kind: [] for kind in kinds}
     for _ in range(rounds):
         for kind, function in kinds.items():
             found[kind].append(speed(function, batches))
     rate = {kind: max(speed.rate for speed in speeds) for kind, speeds in found.items()}
     spent = {kind: np.median([speed.processor for speed in speeds]) for kind, speeds in found.items()}
-    slower = min(rate["decoding"], rate["model"])
-    # On the CPU decoding and model share the cores: working side by side they can at best take turns.
-    shared = 1 / (1 / rate["decoding"] + 1 / rate["model"])
+    # On the CPU decoding and models share the cores: working side by side they can at best take turns.
+    parts = ["decoding", *names]
+    shared = 1 / sum(1 / rate[part] for part in parts)
     with capsys.disabled():
-        print(f"\n{name}, {CORES} processes: decoding {rate['decoding']:.1f}, model {rate['model']:.1f}, "
-              f"extraction {rate['both']:.1f} clips/s: {rate['both'] / slower:.2f} of the slower alone, "
+        print(f"\n{' and '.join(names)}, {CORES} processes: {said(rate, parts)}, extraction of both {rate['both']:.1f} "
+              f"clips/s: {rate['both'] / min(rate[part] for part in parts):.2f} of the slowest alone, "
               f"{rate['both'] / shared:.2f} of what sharing the cores allows; by processor time "
-              f"{max(spent['decoding'], spent['model']) / spent['both']:.2f} and "
-              f"{(spent['decoding'] + spent['model']) / spent['both']:.2f} ({load()})")
+              f"{sum(spent[part] for part in parts) / spent['both']:.2f} ({load()})")
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_extraction_with_a_core_for_decoding_and_one_for_the_model(name, tmp_path, capsys):
+@pytest.mark.parametrize("names", TOGETHER)
+def test_extraction_with_a_core_for_decoding_and_one_for_the_models(names, tmp_path, capsys):
     """The way of a GPU, where the two do not share what they compute on: a worker decodes, this process computes."""
-    job, build, batches, rounds = case(name, tmp_path)
-    model, frames, found = build(), Reader(job)(batches[0]), {"decoding": [], "model": [], "both": []}
+    jobs, builders, batches, rounds = case(names, tmp_path)
+    built, kinds = [build() for build in builders], ("decoding", "models", "both")
+    frames, found = Reader(jobs)(batches[0]).frames, {kind: [] for kind in kinds}
+
+    def computed() -> Iterator:
+        for number in range(len(batches)):
+            for job, model, seen in zip(jobs, built, frames, strict=True):
+                compute(job, model, batches[0], seen.ids, seen.stacked())
+            yield number, None
+
     with one_thread():
         for _ in range(rounds):
-            found["decoding"].append(speed(Decoding(job), batches, 1))
-            computed = ((number, compute(job, model, frames)) for number in range(len(batches)))
-            found["model"].append(steady(computed, batches, 0))
-            found["both"].append(steady(_in_this_process(job, batches, model, 1), batches, 1))
+            found["decoding"].append(speed(Decoding(jobs), batches, 1))
+            found["models"].append(steady(computed(), batches, 0))
+            found["both"].append(steady(_in_this_process(jobs, batches, built, 1, "cpu"), batches, 1))
     rate = {kind: max(speed.rate for speed in speeds) for kind, speeds in found.items()}
     with capsys.disabled():
-        print(f"\n{name}, a core for each: decoding {rate['decoding']:.1f}, model {rate['model']:.1f}, extraction "
-              f"{rate['both']:.1f} clips/s: {rate['both'] / min(rate['decoding'], rate['model']):.2f} of the slower "
-              f"alone ({load()})")
+        print(f"\n{' and '.join(names)}, a core for each: {said(rate, kinds)} clips/s: "
+              f"{rate['both'] / min(rate['decoding'], rate['models']):.2f} of the slower alone ({load()})")
+
+
+def said(rate: dict[str, float], parts: Sequence[str]) -> str:
+    return ", ".join(f"{part} {rate[part]:.1f}" for part in parts)
 
 
 class Waiting(Brightness):
@@ -173,7 +196,7 @@ class Waiting(Brightness):
 
     def __init__(self, seconds_a_clip: float, grid: tuple[int, int, int]):
         super().__init__()
-        self.seconds, self.tokens = seconds_a_clip, torch.rand(64, grid[0], grid[1] * grid[2], 384)
+        self.seconds, self.tokens, self.width = seconds_a_clip, torch.rand(64, grid[0], grid[1] * grid[2], 384), 384
         self.places, self.grid = grid_coordinates(grid), grid
 
     def forward(self, frames):
@@ -183,22 +206,26 @@ class Waiting(Brightness):
 
 @pytest.mark.parametrize(("share", "size"), [(0.5, (160, 120)), (1.0, (160, 120)), (2.0, (160, 120)),
                                              (0.5, (432, 240)), (1.0, (432, 240))])  # fmt: skip
-def test_a_stream_beside_the_decoding(share, size, tmp_path, capsys):
-    """The way of a GPU, with a stand-in that is `share` times as slow as the decoding."""
+def test_two_streams_beside_the_decoding(share, size, tmp_path, capsys):
+    """The way of a GPU, with stand-ins that are, both together, `share` times as slow as the decoding."""
     files = [write_video(tmp_path / f"{n}.webm", 36, width=size[0], height=size[1]) for n in range(8)]
     count = 60 if size[0] < 200 else 20
     clips = [Clip(str(n), files[n % 8], 0, "", "", ()) for n in range(16 * count)]
-    batches = [Batch(n, clips[n * 16 : (n + 1) * 16], {}) for n in range(count)]
-    job = Job(tmp_path, (4, 4, 4), "", SegmentView(8))
+    batches = [Batch(n, 16 * n, clips[n * 16 : (n + 1) * 16], {}, (0, 1)) for n in range(count)]
+    jobs = [Job(tmp_path / str(frames), len(clips), (4, 4, 4), 384, "", SegmentView(frames)) for frames in (8, 16)]
+    for job in jobs:
+        job.folder.mkdir()
+        allocate(job.folder, job.kind, len(clips))
     alone, beside = [], []
     for _ in range(2):
-        alone.append(speed(Decoding(job), batches))
-        seconds = share / max(speed.rate for speed in alone)
-        beside.append(steady(_in_this_process(job, batches, Waiting(seconds, job.grid), CORES), batches))
+        alone.append(speed(Decoding(jobs), batches))
+        seconds = share / max(speed.rate for speed in alone) / len(jobs)
+        streams = [Waiting(seconds, job.grid) for job in jobs]
+        beside.append(steady(_in_this_process(jobs, batches, streams, CORES, "cpu"), batches))
     rate = max(speed.rate for speed in alone) / max(1.0, share)
     processor = np.median([speed.processor for speed in alone]) / np.median([speed.processor for speed in beside])
     with capsys.disabled():
-        print(f"\n{size[0]}x{size[1]}, stand-in for a GPU {share} times as slow as decoding ({rate:.0f} clips/s the "
+        print(f"\n{size[0]}x{size[1]}, stand-ins for a GPU {share} times as slow as decoding ({rate:.0f} clips/s the "
               f"slower): extraction at {max(speed.rate for speed in beside) / rate:.2f} of the slower alone; decoding "
               f"is {processor:.2f} of its processor time ({load()})")
 
@@ -209,14 +236,10 @@ def reading(folder: Path) -> str:
     Of a map that is new every page is met for the first time, as in a store that is larger than the memory.
     """
     tokens = np.random.default_rng(0).random((2048, 392, 384), np.float32).astype(np.float16)
-    np.save(folder / "all.npy", tokens)
-    for shard in range(128):
-        np.save(folder / f"tokens-{shard:05d}.npy", tokens[16 * shard : 16 * (shard + 1)])
     ids = [str(number) for number in range(2048)]
-    places = {name: divmod(number, 16) for number, name in enumerate(ids)}
-    store = FeatureStore(folder, "", "", 8, (8, 7, 7), 384, np.zeros((392, 3), np.float32), ids, {}, places)
+    store = write_store(folder, tokens, (8, 7, 7), ids)
     batches = np.random.default_rng(1).permutation(2048).reshape(-1, 128)
-    mapped = np.load(folder / "all.npy", mmap_mode="r")
+    mapped = np.load(store.root / "tokens.npy", mmap_mode="r")
     np.testing.assert_array_equal(store.load(ids[5:9]), mapped[5:9])
 
     def seconds(read: Callable) -> float:
@@ -227,7 +250,7 @@ def reading(folder: Path) -> str:
 
     times = {"map": [], "store": [], "new map": [], "new memory": []}
     for _ in range(15):
-        new = np.load(folder / "all.npy", mmap_mode="r")
+        new = np.load(store.root / "tokens.npy", mmap_mode="r")
         times["map"].append(seconds(lambda batch: mapped[batch]))
         times["store"].append(seconds(lambda batch: store.load([ids[number] for number in batch])))
         times["new map"].append(seconds(lambda batch, new=new: new[batch]))
