@@ -218,4 +218,4 @@ def test_streams_that_cannot_have_them_say_so(config):
 def test_tokens_that_change_with_them_are_not_cached(project):
     run = params.from_values({"name": "t", "semantic_adapters": 1, "task": "clips"})
     with pytest.raises(params.ParameterError, match="semantic_adapters is 1.*set it to 0, or train end to end"):
-        features.extract(run, "semantic", {"train": [], "validation": [], "test": []})
+        features.extract(run, {"train": [], "validation": [], "test": []})

@@ -65,7 +65,7 @@ def measure(run: Params, number: int) -> dict[str, dict]:
     here = replicate(run, number)
     folder = dataset_folder(here)
     found = {split: load_split(folder, split) for split in SPLITS}
-    stores = {role: extract(here, role, found) for role in ROLES}
+    stores = extract(here, found)
     names = list(load_labels(folder))
     tokens = {split: StoredTokens.of(*stores.values(), found[split], names) for split in SPLITS}
     methods = run.ablations.replicate_methods
