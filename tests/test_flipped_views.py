@@ -22,8 +22,9 @@ from tcar.models.fusion import FusionConfig
 from tcar.models.grids import pool_tokens
 from tcar.stages import features as stage
 from tcar.stages.clips import healthy_clips
-from tcar.train.__main__ import task_of
-from tcar.train.tasks import Slice, StoredTokens, TokenTask
+from tcar.stages.trainings import tokens_of
+from tcar.train.tasks import Batch, Slice, TokenTask
+from tcar.train.tokens import StoredTokens
 from tcar.train.watch import TrainingError
 
 pytestmark = pytest.mark.usefixtures("extraction_inline")
@@ -66,6 +67,11 @@ def task(semantic: FeatureStore, motion: FeatureStore, clips: list[Clip], **chan
     fusion = FusionConfig(semantic_width=3, motion_width=3, num_classes=3, width=8, heads=2, blocks=1)
     tokens = StoredTokens.of(semantic, motion, clips, NAMES)
     return TokenTask(fusion, tokens, tokens, params.from_values(changes), 0)
+
+
+def ready(training: TokenTask, batch: Batch) -> tuple[torch.Tensor, ...]:
+    """The numbers of a batch, as a model gets them."""
+    return training.ready(batch.inputs, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +144,7 @@ def test_a_training_reads_mirrored_views_under_the_class_of_the_mirror_image(mak
         batch = next(training.batches("train", [Slice(order)], epoch, {}))
         for row, place in enumerate(order):
             found = set()
-            for tokens, view, scale in zip(batch.inputs, views, (1.0, 0.5), strict=True):
+            for tokens, view, scale in zip(ready(training, batch), views, (1.0, 0.5), strict=True):
                 shown = {(n, way): cells(view(clips[place], n, 0)[:, :, ::way]) * scale
                          for n in range(VIEWS) for way in (1, -1)}  # fmt: skip
                 errors = {name: np.abs(tokens[row].numpy() - wanted).max() for name, wanted in shown.items()}
@@ -151,7 +157,7 @@ def test_a_training_reads_mirrored_views_under_the_class_of_the_mirror_image(mak
     assert met == {(label, way) for label in range(3) for way in (1, -1)}
     scored = next(training.batches("validation", [Slice(order)], 0, {}))
     assert scored.labels.tolist() == [clips[place].label for place in order]
-    assert torch.equal(scored.inputs[0], torch.from_numpy(stores[0].load([clips[place].id for place in order])))
+    assert torch.equal(scored.inputs[0][0], torch.from_numpy(stores[0].load([clips[place].id for place in order])))
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
@@ -160,10 +166,11 @@ def test_a_mirrored_view_brings_its_new_class_into_a_mixture(make, clips, kind):
     order, partly = [0, 3, 6, 9], 0  # all of "from left to right"
     for epoch in range(1, 9):
         batch = next(training.batches("train", [Slice(order)], epoch, {}))
-        _, targets = training.mixed(batch, batch.inputs, batch.labels, epoch, 0)
+        inputs = ready(training, batch)
+        _, targets = training.mixed(batch, inputs, batch.labels, epoch, 0)
         torch.testing.assert_close(targets.sum(1), torch.ones(4))
         first_views = training.splits["train"].semantic.load([clips[place].id for place in order])
-        straight = [np.array_equal(tokens, first) for tokens, first in zip(batch.inputs[0], first_views, strict=True)]
+        straight = [np.array_equal(tokens, first) for tokens, first in zip(inputs[0], first_views, strict=True)]
         shown = [0 if first else 1 for first in straight]
         assert batch.labels.tolist() == shown
         for row, (own, other) in enumerate(zip(shown, (shown[1], shown[0], shown[3], shown[2]), strict=True)):
@@ -197,19 +204,23 @@ def test_from_parameters_to_a_batch(prepared):
     found = healthy_clips(prepared)
     stores = stage.extract(prepared, found)
     results.write(prepared.results_dir / "extractors.json", {"stores": {r: s.root.name for r, s in stores.items()}})
-    training, clips, met = task_of(prepared, 0), found["train"], set()
+    tokens = tokens_of(prepared, "train", "validation")
+    fusion = FusionConfig(**tokens["train"].widths, num_classes=3, width=16, heads=2, blocks=1)
+    training = TokenTask(fusion, *tokens.values(), prepared, 0)
+    clips, met = found["train"], set()
     streams = {role: create_stream(getattr(prepared.streams, role), pretrained=True) for role in stage.ROLES}
     for epoch in range(1, 9):
         batch = next(training.batches("train", [Slice(list(range(6)))], epoch, {}))
+        inputs = ready(training, batch)
         for row, clip in enumerate(clips):
             kept = [stores["motion"].load([clip.id], view)[0] for view in range(3)]
-            (view,) = [number for number, tokens in enumerate(kept) if np.array_equal(batch.inputs[1][row], tokens)]
+            (view,) = [number for number, tokens in enumerate(kept) if np.array_equal(inputs[1][row], tokens)]
             mirrored = bool(stores["motion"].flipped([clip.id], view)[0])
             assert batch.labels[row] == (SWAPPED[clip.label] if mirrored else clip.label)
             if (clip.id, view) in met:
                 continue
             met.add((clip.id, view))
-            for tokens, frames, stream in zip(batch.inputs, (4, 8), streams.values(), strict=True):
+            for tokens, frames, stream in zip(inputs, (4, 8), streams.values(), strict=True):
                 seen = np.ascontiguousarray(SegmentView(frames)(clip, view, 4)[:, :, :: -1 if mirrored else 1])
                 wanted = pool_tokens(stream(torch.from_numpy(seen)[None]), (2, 2, 2)).values[0].flatten(0, 1)
                 assert (tokens[row] - wanted).norm() < 5e-3 * wanted.norm()
@@ -242,7 +253,7 @@ def test_classes_that_a_mirror_makes_unknown_are_refused(make, clips):
 def test_what_a_training_was_made_of_includes_what_a_mirror_changes(make, clips):
     def digests(flip: float) -> list[str]:
         stores = make(flip), make(flip, motion=True)
-        return [StoredTokens.of(*stores, clips, names).digest() for names in (NAMES, (STILL, LEFT, RIGHT))]
+        return [StoredTokens.of(*stores, clips, names).digest for names in (NAMES, (STILL, LEFT, RIGHT))]
 
     one, other = digests(0.5)
     assert one != other
