@@ -15,56 +15,21 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import psutil
 import yaml
 
 from tcar import files, locks, log, params, pipeline, results, room
-from tcar.data.prepare import FULL_BYTES
 from tcar.features.plan import PUBLISHED_CLIPS
-from tcar.params import ParameterError, Params
+from tcar.params import ParameterError
 from tcar.processes import usable_cores
 from tcar.rehearsal import imitation, weights
-from tcar.rehearsal.measuring import INTERVAL, Taken, measured, memory_kind, occupied, taken
+from tcar.rehearsal.measuring import INTERVAL, measured, memory_kind, taken
+from tcar.rehearsal.projection import AGAIN, PREPARE, STEPS, Rehearsal, row, text
 
 EPOCHS, WARMUP = 3, 1
-NOISE = 0.05  # share of a step's seconds
-GIB = 2**30
-MARK = "rehearsal.json"  # in the dataset's folder: it is an imitation
-PREPARE, AGAIN, DOCTOR = "prepare", "prepare again", "doctor"
-STEPS = (PREPARE, AGAIN, DOCTOR, *(step.name for step in (*pipeline.TABLE, pipeline.REPORT)))
-CLIPS, FITS = "clips", "clips x epochs"
-# What the time of a step grows with; the time of all others does not depend on the number of clips, and neither does
-# that of the cells of a notebook that call none of `GROWING`.
-GROWS = {PREPARE: CLIPS, "00_data_audit": CLIPS, "01_extractors": CLIPS, "03_training": FITS, "04_evaluation": CLIPS,
-         "05_ablations": FITS}  # fmt: skip
-GROWING = ("audited", "extract", "linear_probes", "fit_all", "train_baselines", "trained_baselines", "baseline_logits",
-           "logits", "save_model")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Rehearsal:
-    """A rehearsal in its folder: the parameters as given and as rehearsed, and what was reduced, in words."""
-
-    folder: Path
-    clips: int
-    seed: int
-    whole: Params
-    run: Params
-    reduced: tuple[str, ...]
-
-    @property
-    def params_file(self) -> Path:
-        """The parameter file that runs."""
-        return self.folder / f"{self.run.common.name}.yaml"
-
-    def notes(self, step: str) -> Path:
-        """Where it is kept what a step has taken."""
-        return self.folder / "measured" / f"{step.replace(' ', '-')}.json"
 
 
 def begin(file: Path, folder: Path, clips: int, seed: int, changes: Mapping[str, Any]) -> Rehearsal:
@@ -117,7 +82,7 @@ def perform(rehearsal: Rehearsal, until: str) -> int:
     imitation.downloads(folder / "downloads", rehearsal.clips, rehearsal.seed, run.workers)
     run.data_root.mkdir(exist_ok=True)
     # What is said of the dataset, in figures and paper, follows from this file.
-    results.write(run.data_root / MARK, {"clips": rehearsal.clips, "reduced": rehearsal.reduced})
+    results.write(run.data_root / params.REHEARSAL, {"clips": rehearsal.clips, "reduced": rehearsal.reduced})
     prepare = ("tcar.data.prepare", [str(folder / "downloads"), str(run.data_root)])
     table = {step.name: step for step in (*pipeline.TABLE, pipeline.REPORT)}
     for name in STEPS[: STEPS.index(until) + 1]:
@@ -151,89 +116,6 @@ def write(rehearsal: Rehearsal) -> list[dict[str, Any]]:
     }  # fmt: skip
     results.save(rehearsal.folder / "rehearsal.json", values, params=rehearsal.run, seeds=[rehearsal.seed])
     return rows
-
-
-def row(rehearsal: Rehearsal, name: str) -> dict[str, Any]:
-    """What a step has taken, and what follows from it for the published dataset; bytes and seconds.
-
-    What grows is multiplied, what is fixed is not. Tokens and videos are counted instead: their bytes are known.
-    """
-    found, grows = taken(rehearsal.notes(name)), GROWS.get(name, "")
-    share = PUBLISHED_CLIPS / rehearsal.clips
-    factor = {CLIPS: share, FITS: share * epochs(rehearsal.whole) / epochs(rehearsal.run), "": 1.0}[grows]
-    growing = growing_seconds(rehearsal, name, found) if grows else 0.0
-    told = not grows or growing > NOISE * found.seconds  # else it was too short to be told from its start
-    disk, passing = found.disk, max(0, found.most - found.disk)
-    if name == PREPARE:
-        disk = FULL_BYTES
-    elif name == "00_data_audit":
-        disk += round(occupied(rehearsal.run.run_dir / "audit") * (share - 1))
-    elif name == "01_extractors":
-        disk += tokens(rehearsal.whole, PUBLISHED_CLIPS) - tokens(rehearsal.run, rehearsal.clips)
-    return {
-        "step": name,
-        **asdict(found),
-        "passing": passing,
-        "grows_with": grows,
-        "projected": {
-            "seconds": found.seconds - growing + growing * factor if told else None,
-            "memory": found.memory,
-            "disk": disk,
-            "passing": round(passing * share) if grows == CLIPS else passing,
-        },
-    }
-
-
-def epochs(run: Params) -> int:
-    """The epochs of all methods together."""
-    return sum(run.training.epochs_by_method.get(method, run.training.epochs) for method in run.training.methods)
-
-
-def tokens(run: Params, clips: int) -> int:
-    """The bytes of the tokens of so many clips."""
-    nowhere = replace(run, data=replace(run.data, data_root="/nonexistent"))
-    return room.tokens(nowhere) * clips // PUBLISHED_CLIPS
-
-
-def growing_seconds(rehearsal: Rehearsal, name: str, found: Taken) -> float:
-    """The seconds of a step that grow with the dataset: of all attempts, what the rest of one does not explain."""
-    if name == PREPARE:  # the second call finds all done
-        return max(0.0, found.seconds - found.attempts * taken(rehearsal.notes(AGAIN)).seconds)
-    cells = nbformat.read(rehearsal.run.run_dir / "notebooks" / f"{name}.ipynb", as_version=4).cells
-    growing = sum(cell.metadata.papermill.duration or 0 for cell in cells if grows(cell))
-    return max(growing, found.seconds - found.attempts * (found.last - growing))
-
-
-def grows(cell: Mapping[str, Any]) -> bool:
-    """Whether a cell of a notebook takes longer with more clips."""
-    return cell["cell_type"] == "code" and any(f"{name}(" in cell["source"] for name in GROWING)
-
-
-def text(rows: list[dict[str, Any]], reduced: tuple[str, ...]) -> str:
-    """The table for people, with what was reduced and how the projection comes about."""
-    head = f"{'':22}{'tries':>6}{'hours':>9}{'GiB':>7}{'disk GB':>9}{'passing':>9}"
-    head += f" |{'hours':>9}{'disk GB':>9}{'passing':>9}"
-    lines = ["Reduced: " + "; ".join(reduced), "", f"{'':54}measured | projected", head]
-    for one in rows:
-        ahead = one["projected"]
-        hours = "?" if ahead["seconds"] is None else f"{ahead['seconds'] / 3600:.2f}"
-        lines.append(
-            f"{one['step']:22}{one['attempts']:6}{one['seconds'] / 3600:9.3f}{one['memory'] / GIB:7.2f}"
-            f"{one['disk'] / 1e9:9.3f}{one['passing'] / 1e9:9.3f} |{hours:>9}"
-            f"{ahead['disk'] / 1e9:9.2f}{ahead['passing'] / 1e9:9.2f}  {one['grows_with'] or 'fixed'}"
-        )
-    hours, disk = (sum(one["projected"][key] or 0 for one in rows) for key in ("seconds", "disk"))
-    untold = [one["step"] for one in rows if one["projected"]["seconds"] is None]
-    return "\n".join([
-        *lines, "",
-        f"Projected to {PUBLISHED_CLIPS:,} clips on this machine, which nobody measured: {hours / 3600:,.1f} hours"
-        f"{' without ' + ', '.join(untold) + ', too short here to be told' if untold else ''}, "
-        f"{disk / 1e9:,.0f} GB left on the disk; memory as measured, "
-        f"at most {max(one['memory'] for one in rows) / GIB:.2f} GiB in a step.",
-        "Hours: those cells that read clips, times the clips; trainings also times the epochs; all else as measured. "
-        "What begins anew in such a cell is multiplied too, so few clips make the hours too many.",
-        "Disk: videos as published, tokens by their shape (tcar.room), findings of the audit times the clips.",
-    ])  # fmt: skip
 
 
 def _change(given: str) -> tuple[str, Any]:

@@ -1,0 +1,158 @@
+"""What the steps of a rehearsal have taken, and what follows from it for the published dataset."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from tcar import pipeline, room
+from tcar.data.prepare import FULL_BYTES
+from tcar.features.plan import PUBLISHED_CLIPS
+from tcar.params import Params
+from tcar.rehearsal import imitation
+from tcar.rehearsal.measuring import occupied, taken
+
+GIB = 2**30
+PREPARE, AGAIN, DOCTOR = "prepare", "prepare again", "doctor"
+CELLS = tuple(step.name for step in pipeline.TABLE)
+STEPS = (PREPARE, AGAIN, DOCTOR, *CELLS, pipeline.REPORT.name)
+NOISE = 0.05  # share of a step's seconds
+CLIPS, FITS, OPINION, LOOKED = "clips", "clips x epochs", "second_opinion_clips", "umap_clips"
+# What the time of a cell grows with that calls one of these; all other cells take what they take with any number of
+# clips. Two read at most as many clips as a parameter says.
+GROWING = {
+    "audited": CLIPS, "second_opinion": OPINION, "extract": CLIPS, "linear_probes": CLIPS, "fit_all": FITS,
+    "train_baselines": FITS, "scored": CLIPS, "baseline_logits": CLIPS, "look": LOOKED, "importance_by_group": LOOKED,
+    "umap_embedding": LOOKED,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A rehearsal in its folder: the parameters as given and as rehearsed, and what was reduced, in words."""
+
+    folder: Path
+    clips: int
+    seed: int
+    whole: Params
+    run: Params
+    reduced: tuple[str, ...]
+
+    @property
+    def params_file(self) -> Path:
+        """The parameter file that runs."""
+        return self.folder / f"{self.run.common.name}.yaml"
+
+    @property
+    def counts(self) -> Counter:
+        """The clips by split."""
+        return Counter(plan.split for plan in imitation.planned(self.clips, self.seed))
+
+    def notes(self, step: str) -> Path:
+        """Where it is kept what a step has taken."""
+        return self.folder / "measured" / f"{step.replace(' ', '-')}.json"
+
+
+def row(rehearsal: Rehearsal, name: str) -> dict[str, Any]:
+    """What a step has taken, and what follows from it for the published dataset; bytes and seconds.
+
+    What grows is multiplied, what is fixed is not. Tokens and videos are counted instead: their bytes are known.
+    """
+    found, growing = taken(rehearsal.notes(name)), growing_seconds(rehearsal, name)
+    whole, share, small = rehearsal.whole, PUBLISHED_CLIPS / rehearsal.clips, rehearsal.counts
+    opinion, umap = whole.data.second_opinion_clips, whole.interpretability.umap_clips
+    factors = {
+        CLIPS: share,
+        FITS: share * epochs(whole) / epochs(rehearsal.run),
+        OPINION: min(opinion, PUBLISHED_CLIPS) / max(1, min(opinion, rehearsal.clips)),
+        LOOKED: min(umap, imitation.PUBLISHED["test"]) / min(umap, small["test"]),
+    }
+    seconds = found.seconds + sum((factors[kind] - 1) * took for kind, took in growing.items())
+    disk, passing = found.disk, max(0, found.most - found.disk)
+    if name == PREPARE:
+        disk = FULL_BYTES
+    elif name == "00_data_audit":
+        disk += round(occupied(rehearsal.run.run_dir / "audit") * (share - 1))
+    elif name == "01_extractors":
+        disk += tokens(whole, PUBLISHED_CLIPS) - tokens(rehearsal.run, rehearsal.clips)
+    # Unpacking a few clips is lost in the start of the process.
+    told = name != PREPARE or growing[CLIPS] > NOISE * found.seconds
+    return {
+        "step": name,
+        **asdict(found),
+        "passing": passing,
+        "grows_with": list(growing),
+        "projected": {
+            "seconds": seconds if told else None,
+            "memory": found.memory,
+            "disk": disk,
+            "passing": round(passing * share) if CLIPS in growing else passing,
+        },
+    }
+
+
+def epochs(run: Params) -> int:
+    """The epochs of all methods together."""
+    return sum(run.training.epochs_by_method.get(method, run.training.epochs) for method in run.training.methods)
+
+
+def tokens(run: Params, clips: int) -> int:
+    """The bytes of the tokens of so many clips."""
+    nowhere = replace(run, data=replace(run.data, data_root="/nonexistent"))  # then it counts the published ones
+    return room.tokens(nowhere) * clips // PUBLISHED_CLIPS
+
+
+def growing_seconds(rehearsal: Rehearsal, name: str) -> dict[str, float]:
+    """The seconds of a step that grow with the dataset, by what they grow with.
+
+    Of several attempts, all that the rest of the last one does not explain.
+    """
+    found = taken(rehearsal.notes(name))
+    if name == PREPARE:  # the second call finds all done
+        again = taken(rehearsal.notes(AGAIN)).seconds
+        return {CLIPS: max(0.0, found.seconds - found.attempts * again)}
+    executed, growing = rehearsal.run.run_dir / "notebooks" / f"{name}.ipynb", {}
+    if name in CELLS:
+        for cell in nbformat.read(executed, as_version=4).cells:
+            if kind := grows_with(cell):
+                growing[kind] = growing.get(kind, 0.0) + cell.metadata.papermill.duration
+    last = sum(growing.values())
+    more = max(1.0, (found.seconds - found.attempts * (found.last - last)) / last) if last else 1.0
+    return {kind: seconds * more for kind, seconds in growing.items()}
+
+
+def grows_with(cell: Mapping[str, Any]) -> str:
+    """What the time of a cell of a notebook grows with; empty where with nothing."""
+    called = re.findall(r"\b(\w+)\(", cell["source"]) if cell["cell_type"] == "code" else []
+    return next((GROWING[name] for name in called if name in GROWING), "")
+
+
+def text(rows: list[dict[str, Any]], reduced: tuple[str, ...]) -> str:
+    """The table for people, with what was reduced and how the projection comes about."""
+    head = f"{'':22}{'tries':>6}{'hours':>9}{'GiB':>7}{'disk GB':>9}{'passing':>9}"
+    head += f" |{'hours':>9}{'disk GB':>9}{'passing':>9}"
+    lines = ["Reduced: " + "; ".join(reduced), "", f"{'':54}measured | projected", head]
+    for one in rows:
+        ahead = one["projected"]
+        hours = "?" if ahead["seconds"] is None else f"{ahead['seconds'] / 3600:.2f}"
+        lines.append(
+            f"{one['step']:22}{one['attempts']:6}{one['seconds'] / 3600:9.3f}{one['memory'] / GIB:7.2f}"
+            f"{one['disk'] / 1e9:9.3f}{one['passing'] / 1e9:9.3f} |{hours:>9}"
+            f"{ahead['disk'] / 1e9:9.2f}{ahead['passing'] / 1e9:9.2f}  {', '.join(one['grows_with']) or 'fixed'}"
+        )
+    hours, disk = (sum(one["projected"][key] or 0 for one in rows) for key in ("seconds", "disk"))
+    untold = [one["step"] for one in rows if one["projected"]["seconds"] is None]
+    return "\n".join([
+        *lines, "",
+        f"Projected to {PUBLISHED_CLIPS:,} clips on this machine, which nobody measured: {hours / 3600:,.1f} hours"
+        f"{' without ' + ', '.join(untold) + ', too short here to be told' if untold else ''}, "
+        f"{disk / 1e9:,.0f} GB left on the disk; memory as measured, "
+        f"at most {max(one['memory'] for one in rows) / GIB:.2f} GiB in a step.",
+        "Hours: cells that read clips, times the clips, or as many as the parameter named says; trainings times the "
+        "epochs too; all else as measured. What such a cell does once is multiplied too: few clips, too many hours.",
+        "Disk: videos as published, tokens by their shape (tcar.room), findings of the audit times the clips.",
+    ])  # fmt: skip
