@@ -1,9 +1,13 @@
-"""What is installed, found and missing, each fault with its fix: `make doctor`, or `python -m tcar.doctor`.
+"""What is installed, found and missing, and what a parameter file will take of this machine, each fault with its fix:
+`make doctor`, or `python -m tcar.doctor PARAMS [--measure]`.
 
-Exit status 1 when something is broken, 0 when there are only remarks.
+`--measure` times a few steps of training here, for the hours. Exit status 1 when something is broken, 0 when there are
+only remarks.
 """
 
+import argparse
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -108,12 +112,77 @@ def check_accelerator() -> Iterator[Finding]:
 
 
 def check_machine(run: Params) -> Iterator[Finding]:
-    """Cores and memory."""
-    memory = psutil.virtual_memory()
+    """Cores, and the device that the parameters name."""
+    import torch
+
     yield Finding("CPU", OK, f"{os.cpu_count()} cores, {run.workers} workers, {platform.machine()}")
-    detail = f"{memory.total / GIB:.1f} GiB, {memory.available / GIB:.1f} free"
-    state = REMARK if memory.total < 7.5 * GIB else OK
-    yield Finding("memory", state, detail, "the main job wants 8 GiB: set `workers: 1`")
+    device, kind = run.common.device, run.common.device.partition(":")[0]
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    number = int(device.partition(":")[2] or 0)
+    if kind in there and number >= there[kind]:
+        fix = "set device to auto, which takes what there is, or to cpu"
+        yield Finding("device", FAULT, f"device is {device}, and {there[kind]} such are found", fix)
+    on_cpu = kind == "cpu" or (kind == "auto" and not any(there.values()))
+    if on_cpu and run.trainer.precision == "fp16":
+        yield Finding("precision", FAULT, "precision is fp16, which a CPU does not train in", "set it to bf16 or fp32")
+
+
+def on_gpu(run: Params) -> bool:
+    """Whether the run uses an NVIDIA card."""
+    import torch
+
+    return torch.cuda.is_available() and run.common.device.partition(":")[0] in ("auto", "cuda")
+
+
+def check_memory(run: Params) -> Iterator[Finding]:
+    """The peaks of memory that sizes of weights, layers and batches let expect, beside what there is."""
+    import torch
+
+    from tcar import demand
+
+    total, card = psutil.virtual_memory().total, 0
+    if on_gpu(run):
+        card = torch.cuda.get_device_properties(torch.device(run.common.device.replace("auto", "cuda"))).total_memory
+    for peak in demand.memory(run, bool(card)):
+        detail = f"about {_size(peak.host)} of {_size(total)}"
+        detail += f", and {_size(peak.device)} of {_size(card)} of the GPU" if card else ""
+        state = FAULT if peak.host > total or peak.device > card else OK
+        yield Finding(f"memory, {peak.work}", state, f"{detail}; {peak.about}", peak.fix)
+
+
+def check_fusions(run: Params) -> Iterator[Finding]:
+    """Every configuration that is trained: that it can be made, within its budget."""
+    from tcar import demand
+
+    allowed = run.fusion.max_trained_parameters
+    sizes = {each.fusion: demand.cost(run, each.fusion)["trained_parameters"] for each in demand.trainings(run)}
+    largest = max(sizes, key=sizes.get)
+    detail = f"{len(sizes)} configurations, up to {sizes[largest]:,} trained parameters ({largest.kind})"
+    fix = "lower fusion_width, cross_width, fusion_blocks or mlp_ratio, or raise max_trained_parameters"
+    over = sizes[largest] > allowed
+    detail += f", max_trained_parameters is {allowed:,}" if over else ""
+    yield Finding("fusions", FAULT if over else OK, detail, fix)
+
+
+def check_hours(run: Params, measure: bool) -> Iterator[Finding]:
+    """How long extraction and training take, from measured speeds."""
+    from tcar import demand
+
+    for found in demand.hours(run, measure=measure):
+        amount = "not known" if found.hours is None else f"{found.hours:.2g} hours"
+        yield Finding(f"hours, {found.work}", OK, f"{amount}: {found.source}")
+
+
+def check_watching(run: Params) -> Iterator[Finding]:
+    """The libraries and the address that a training is told to report to."""
+    for tracker in sorted({*run.watching.trackers} - {"csv"}):
+        if importlib.util.find_spec(tracker) is None:
+            fix = f"leave {tracker} out of trackers, or `pip install {tracker}`"
+            yield Finding("trackers", FAULT, f"trackers names {tracker}, which is not installed", fix)
+    variable = run.watching.webhook.removeprefix("$")
+    if run.watching.webhook.startswith("$") and not re.match(r"https?://", os.environ.get(variable, "")):
+        fix = f"export {variable} with the address, or set webhook to nothing"
+        yield Finding("webhook", FAULT, f"webhook is ${variable}, which holds no http(s) address", fix)
 
 
 def check_disks(run: Params) -> Iterator[Finding]:
@@ -122,7 +191,9 @@ def check_disks(run: Params) -> Iterator[Finding]:
 
     try:
         yield _place("disk", room.run_folder(run))
-        place = room.temporary(run)
+        if problem := room.Place(run.figures_dir, 0, "").problem:
+            yield Finding("figures", FAULT, problem, "set figures to a folder that can be written")
+        place = room.temporary()
     except ValueError as error:  # of a stream or a class: named by what checks these
         yield Finding("disk", REMARK, f"how much is needed is not known: {error}", "correct it in the parameter file")
         return
@@ -208,7 +279,7 @@ def check_dataset(run: Params) -> Iterator[Finding]:
         )
         return
     from tcar.data import prepare
-    from tcar.data.ssv2 import DatasetError
+    from tcar.data.ssv2 import SPLITS, DatasetError, load_split
 
     make = f"`python -m tcar.data.prepare DOWNLOADS {root}`"
     try:
@@ -216,6 +287,10 @@ def check_dataset(run: Params) -> Iterator[Finding]:
     except DatasetError as error:
         yield Finding("dataset", FAULT, str(error), f"{make} makes the folder of what was downloaded")
         return
+    for split in SPLITS:
+        if not any(clip.label is not None for clip in load_split(root, split)):
+            fix = "put test-answers.csv (id;template) there" if split == "test" else f"get the whole {split}.json"
+            yield Finding(f"{split} split", FAULT, f"{root}: no clip of {split} has a known class", fix)
     listed, missing = sum(found.listed.values()), len(found.missing)
     begun = any((root / name).exists() for name in (prepare.LOCK, prepare.REPORT))
     cut_off = begun and (bool(found.unread) or not (root / prepare.REPORT).is_file())
@@ -246,7 +321,10 @@ def check_checkpoints(run: Params) -> Iterator[Finding]:
             found = results.relative(path, run.root) if path.is_file() else "no weights in the package"
             yield Finding(subject, OK if path.is_file() else FAULT, f"{name}: {found}", "run `make streams`")
         elif stated and path.exists():
-            yield Finding(subject, OK, f"{name}: {results.relative(path, run.root)}")
+            problem = _unfit(name, path)
+            fix = f"set {role}_checkpoint to weights of {name}; {FETCH}"
+            where = f"{name}: {results.relative(path, run.root)}"
+            yield Finding(subject, FAULT if problem else OK, f"{where}{problem and ': '}{problem}", fix)
         else:
             try:
                 need = needs.need_of(run, role)
@@ -256,6 +334,17 @@ def check_checkpoints(run: Params) -> Iterator[Finding]:
             served, words = needs.state(need)
             where = stated or need.checkpoint.name
             yield Finding(subject, OK if served else FAULT, f"{name}: {where} is {words}", FETCH)
+
+
+def _unfit(stream: str, path: Path) -> str:
+    """Why a file holds no weights of a stream; empty where it does. They are loaded, as nothing else shows it."""
+    from tcar.models import CheckpointError, create_stream
+
+    try:
+        create_stream(stream, checkpoint=path)
+    except (CheckpointError, ValueError, OSError) as error:
+        return str(error).partition("\n")[0]
+    return ""
 
 
 def check_baselines(run: Params) -> Iterator[Finding]:
@@ -315,18 +404,22 @@ def check_typst() -> Iterator[Finding]:
     )
 
 
-def findings(run: Params) -> Iterator[Finding]:
+def findings(run: Params, measure: bool = False) -> Iterator[Finding]:
     """All findings, as they come; a check that dies is a fault of its own."""
     checks: tuple[tuple[str, Callable], ...] = (
         ("Python", check_python), ("torch", check_torch), ("GPU", check_accelerator),
         ("machine", lambda: check_machine(run)), ("disk", lambda: check_disks(run)), ("system", check_system),
-        ("decoders", check_decoders),
+        ("memory", lambda: check_memory(run)), ("fusions", lambda: check_fusions(run)),
+        ("watching", lambda: check_watching(run)), ("decoders", check_decoders),
         ("dataset", lambda: check_dataset(run)), ("checkpoints", lambda: check_checkpoints(run)),
         ("baselines", lambda: check_baselines(run)), ("Jupyter kernel", check_jupyter), ("typst", check_typst),
+        ("hours", lambda: check_hours(run, measure)),
     )  # fmt: skip
     for subject, check in checks:
         try:
             yield from check()
+        except (ValueError, ParameterError) as error:  # of a parameter that this machine or its libraries do not know
+            yield Finding(subject, FAULT, " ".join(str(error).split()), "correct it in the parameter file")
         except Exception as error:  # whatever is broken, the rest of the report is still wanted
             yield Finding(subject, FAULT, f"{type(error).__name__}: {error}", REINSTALL)
 
@@ -336,19 +429,24 @@ def lines(finding: Finding, coloured: bool = False) -> str:
     colour = {OK: "32", REMARK: "33", FAULT: "31;1"}[finding.state]
     state = f"{finding.state:8}"
     state = f"\x1b[{colour}m{state}\x1b[0m" if coloured else state
-    fix = f"\n{'':26}-> {finding.fix}" if finding.state != OK else ""
-    return f"{state}{finding.subject:18}{finding.detail}{fix}"
+    fix = f"\n{'':28}-> {finding.fix}" if finding.state != OK else ""
+    return f"{state}{finding.subject:20}{finding.detail}{fix}"
 
 
 def main(arguments: list[str]) -> int:
     """Print the report; gives 1 where a fault was found."""
+    asked = argparse.ArgumentParser(prog="python -m tcar.doctor", description=__doc__.partition(":")[0])
+    asked.add_argument("params", nargs="?", help="parameter file; left out, the defaults")
+    asked.add_argument("--measure", action="store_true", help="time a few steps of training here, for the hours")
+    given = asked.parse_args(arguments)
     try:
-        run = params.load(arguments[0]) if arguments else Params()
+        run = params.load(given.params) if given.params else Params()
     except ParameterError as error:
         print(f"error: {error}")
         return 1
+    print(f"of {given.params or 'the default parameters'}:")
     faults = 0
-    for finding in findings(run):
+    for finding in findings(run, given.measure):
         print(lines(finding, sys.stdout.isatty() and "NO_COLOR" not in os.environ), flush=True)
         faults += finding.state == FAULT
     print(f"\n{faults} fault{'s' * (faults != 1)}" if faults else "\nready")

@@ -6,21 +6,16 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
-import psutil
-
-from tcar.data.ssv2 import SPLITS, DatasetError, load_split
-from tcar.data.tabletop.dataset import chosen_families, plan_sets
-from tcar.features.packing import row_type
-from tcar.features.plan import PUBLISHED_CLIPS, ROLES
+from tcar.demand import checkpoint_bytes, clips
+from tcar.features.plan import ROLES, row_bytes
 from tcar.models.streams import stream_spec
 from tcar.params import Params
 
 CLIP = 40_000  # bytes of a clip of Tabletop with its ground truth, 160 x 120 pixels, in whole blocks of the disk
-REST = 10**9  # bytes of a run for all else: notebooks, figures, fits and the checkpoints of small models
-WORK = 64 * 2**20  # bytes of temporary files beside the tokens
+REST = 10**9  # bytes of a run for all else: notebooks, figures, results and logs
+WORK = 64 * 2**20  # bytes of temporary files
 SOCKET = 108 - 33  # characters of a path that leave room for the name of a socket, as multiprocessing makes it
 
 
@@ -49,15 +44,16 @@ class Place:
 
 
 def run_folder(run: Params) -> Place:
-    """Return where a run is written, with what it has not written yet of data, tokens and frames.
+    """Return where a run is written, with what it has not written yet of data, tokens, frames, fits with their
+    checkpoints, and the table of the linear probes, which goes again.
 
     Raises ValueError for a stream or for classes that there are not.
     """
     own = run.data.dataset == "tabletop" and not run.data.data_root
     share = run.data.width * run.data.height / (160 * 120)
     whole = {
-        "data": int(own * clips(run) * CLIP * share), "features": tokens(run),
-        "frames": int(1e9 * run.trainer.frame_cache_gb),
+        "data": int(own * sum(clips(run).values()) * CLIP * share), "features": tokens(run),
+        "frames": int(1e9 * run.trainer.frame_cache_gb), "fits": checkpoint_bytes(run), "probes": probe_table(run),
     }  # fmt: skip
     left = {name: max(0, size - _bytes(run.run_dir / name)) for name, size in whole.items() if size}
     words = ", ".join(f"{size / 1e9:.1f} GB of {name}" for name, size in left.items() if size >= 5e7)
@@ -65,15 +61,10 @@ def run_folder(run: Params) -> Place:
     return Place(run.run_dir, sum(left.values()) + REST, fix + "or set `runs:` to a folder on another disk")
 
 
-def temporary(run: Params) -> Place:
-    """Return where temporary files go, and what they take: fits side by side read the tokens from a copy there.
-
-    Raises FileNotFoundError where there is no folder for them, ValueError for a stream that there is not.
-    """
-    copied = tokens(run) // run.streams.views
-    if copied > psutil.virtual_memory().total:
-        copied = 0  # they are not fitted from memory, and so never copied
-    return Place(Path(tempfile.gettempdir()), copied + WORK, "set TMPDIR to a folder on a larger disk")
+def temporary() -> Place:
+    """Return where temporary files go: little, as no step copies tokens. Raises FileNotFoundError where there is no
+    folder for them."""
+    return Place(Path(tempfile.gettempdir()), WORK, "set TMPDIR to a folder on a larger disk")
 
 
 def semaphores() -> str:
@@ -103,29 +94,18 @@ def caches() -> dict[str, tuple[list[Path], bool]]:
             for name, (folders, fails) in places.items()}  # fmt: skip
 
 
-def clips(run: Params) -> int:
-    """Return how many clips the dataset of a run has or will have; of what is not there, as many as were published."""
-    data = run.data
-    if data.dataset == "tabletop":
-        counts = dict(zip(SPLITS, (data.train_sets, data.validation_sets, data.test_sets), strict=True))
-        sets = plan_sets(chosen_families(list(data.classes)), counts, run.common.seed, data.train_sets_by_family)
-        return sum(len(planned.ids) for planned in sets)
-    try:
-        return sum(len(load_split(run.data_root, split)) for split in SPLITS)
-    except DatasetError:
-        return PUBLISHED_CLIPS
-
-
 def tokens(run: Params) -> int:
     """Return the bytes of the tokens of both streams; none where the run trains end to end."""
-    streams = run.streams
-    if streams.semantic_adapters:
+    if run.streams.semantic_adapters:
         return 0
-    kinds = [
-        row_type(streams.token_type, prod(getattr(streams, f"{role}_grid")), stream_spec(getattr(streams, role)).width)
-        for role in ROLES
-    ]
-    return clips(run) * streams.views * sum(kind.itemsize for kind in kinds)
+    return sum(clips(run).values()) * run.streams.views * sum(row_bytes(run, role) for role in ROLES)
+
+
+def probe_table(run: Params) -> int:
+    """Return the bytes of the table that linear probes of one stream are fitted on: each moment of each clip averaged,
+    in single precision."""
+    widths = [getattr(run.streams, f"{role}_grid")[0] * stream_spec(getattr(run.streams, role)).width for role in ROLES]
+    return 4 * sum(clips(run).values()) * max(widths)
 
 
 def _existing(folder: Path) -> Path:

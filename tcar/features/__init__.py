@@ -1,6 +1,6 @@
 """The feature store: the tokens of a frozen stream for every clip, computed once and kept on disk.
 
-    python -m tcar.features plan params/ssv2.yaml --gpu A100      bytes and hours, before anything starts
+    python -m tcar.features plan params/ssv2.yaml                 bytes and hours, before anything starts
     python -m tcar.features extract params/ssv2.yaml              both streams of a run, or what is missing of them
     torchrun --nproc-per-node 2 -m tcar.features extract params/ssv2.yaml
     python -m tcar.features extract params/ssv2.yaml --remake     also what other code made, which is deleted

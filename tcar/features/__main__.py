@@ -36,8 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     planned = commands.add_parser("plan", help="bytes on disk and hours, before anything starts")
     planned.add_argument("params", type=Path)
-    planned.add_argument("--gpu", default="A100", choices=plan.PEAKS)
-    planned.add_argument("--utilisation", type=float, default=plan.UTILISATION, help="assumed share of the GPU's peak")
+    planned.add_argument("--gpu", default="", help="name of a GPU that was measured (tests/benchmarks/results)")
     planned.add_argument("--measure", action="store_true", help="decode a few clips of the dataset here")
     extracted = commands.add_parser("extract", help="make the stores of a run, or what is missing of them")
     extracted.add_argument("params", type=Path)
@@ -51,8 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _plan(asked: argparse.Namespace) -> int:
-    planned = plan.plan(params.load(asked.params), asked.gpu, asked.utilisation, asked.measure)
-    print(plan.text(planned, asked.gpu, asked.utilisation))
+    print(plan.text(plan.plan(params.load(asked.params), asked.gpu, asked.measure)))
     return 0
 
 

@@ -1,24 +1,27 @@
-"""What an extraction will take, before it starts: bytes from the shape of the tokens, hours from arithmetic.
+"""What an extraction will take, before it starts: bytes from the shape of the tokens, hours from measured speeds.
 
-The hours of a model are its multiplications and additions over the peak of a GPU and an assumed share of that peak:
-an estimate that nobody has measured. Decoding can be measured here, and an extraction that was measured says so itself.
+The speeds are those of an earlier extraction of this run, else those that tests/benchmarks/gpu.py measured on a GPU of
+the same name. Decoding can be measured here. What nobody has measured is said to be unknown.
 """
 
+import json
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
 import torch
 
 from tcar import log, results
-from tcar.data.ssv2 import SPLITS, Clip, DatasetError, load_split
+from tcar.data.ssv2 import SPLITS, Clip, load_split
 from tcar.data.video import VideoError
 from tcar.data.workers import Failure, isolated_map, worker_count
 from tcar.features.packing import FeatureError, row_type
 from tcar.features.views import SegmentView
 from tcar.models import create_stream, stream_cost
+from tcar.models.streams import stream_spec
 from tcar.params import Params
 
 ROLES = ("semantic", "motion")
@@ -31,14 +34,15 @@ PEAKS = {
     "L4": {"fp32": 30.3, "bf16": 121},
     "L40S": {"fp32": 91.6, "bf16": 362},
 }
-UTILISATION = 0.35  # assumed
+BENCHMARKS = Path(__file__).parents[2] / "tests" / "benchmarks" / "results"
 PUBLISHED_CLIPS = 220_847  # of all splits, where the dataset is not here yet
 MEASURED_CLIPS = 64
 
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """What the tokens of one stream take: `bytes` on disk, `gflops` for one view of a clip, `hours` by precision."""
+    """What the tokens of one stream take: `bytes` on disk, `gflops` for one view of a clip. `rate` is in clips a
+    second, None where nobody measured it, and `source` says who did."""
 
     role: str
     stream: str
@@ -49,45 +53,44 @@ class StreamPlan:
     token_type: str
     bytes: int
     gflops: float
-    hours: dict[str, float]
-    measured: dict | None
+    rate: float | None
+    source: str
     decoding: float | None
 
 
-def plan(run: Params, gpu: str, utilisation: float = UTILISATION, measure: bool = False) -> list[StreamPlan]:
-    """Plan the extraction of both streams of a run on one GPU of this name.
+def plan(run: Params, gpu: str = "", measure: bool = False) -> list[StreamPlan]:
+    """Plan the extraction of both streams of a run on one GPU of this name ("" = on what this machine has).
 
-    utilisation: the assumed share of the GPU's peak. measure: decode a few clips of the dataset here, for
-    `decoding` (clips a second). Raises FeatureError for an unknown GPU, or where there is no clip to measure or count.
+    measure: decode a few clips of the dataset here, for `decoding` (views a second). Raises FeatureError where there is
+    no clip to measure, ValueError for a stream that there is not.
     """
-    if gpu not in PEAKS:
-        raise FeatureError(f"the peak of {gpu!r} is not in the table; choose one of {', '.join(PEAKS)}")
-    if not 0 < utilisation <= 1:
-        raise FeatureError(f"utilisation is {utilisation}, expected a share between 0 and 1")
-    clips = _clips(run)
-    return [_stream_plan(run, role, clips, PEAKS[gpu], utilisation, measure) for role in ROLES]
+    clips, gpu = _clips(run), gpu or gpu_here()
+    return [_stream_plan(run, role, clips, gpu, measure) for role in ROLES]
 
 
-def text(plans: Sequence[StreamPlan], gpu: str, utilisation: float = UTILISATION) -> str:
+def hours(plans: Sequence[StreamPlan]) -> float | None:
+    """How long the streams take, one after another; None where the speed of one is not known."""
+    if any(found.rate is None for found in plans):
+        return None
+    one_pass = len({(found.rate, found.source) for found in plans}) == 1 and "together" in plans[0].source
+    return sum(found.clips / found.rate for found in plans[: 1 if one_pass else None]) / 3600
+
+
+def text(plans: Sequence[StreamPlan]) -> str:
     """A plan for people, each number with where it comes from."""
     lines = []
     for found in plans:
-        tokens = prod(found.grid)
+        tokens, words = prod(found.grid), "not known: no extraction was measured"
+        if found.rate:
+            words = f"{_span(found.clips / found.rate / 3600)} at {found.rate:.1f} clips/s, {found.source}"
         lines += [
             f"{found.role}: {found.stream}",
             f"  clips      {found.clips:,}, {found.views} view{'s' * (found.views > 1)} each",
             f"  on disk    {found.bytes / 1e9:.1f} GB: {tokens} tokens "
             f"({' x '.join(map(str, found.grid))}) of {found.width} numbers in {found.token_type} a view",
-            f"  model      {found.gflops:.1f} GFLOPs a view; "
-            + ", ".join(f"{_span(hours)} in {precision}" for precision, hours in found.hours.items())
-            + f" on one {gpu}: an estimate, arithmetic at an assumed {100 * utilisation:.0f}% of its peak",
+            f"  model      {found.gflops:.1f} GFLOPs a view",
+            f"  time       {words}",
         ]
-        if found.measured:
-            rate, ranks = found.measured["clips_per_second"], found.measured["ranks"]
-            lines.append(
-                f"  measured   {rate:.1f} clips/s on {found.measured['device']} in an earlier extraction, in each of "
-                f"its {ranks} process(es), their start included: {_span(found.clips / (rate * ranks) / 3600)}"
-            )
         if found.decoding:
             lines.append(
                 f"  decoding   {found.decoding:.1f} views/s measured here with {worker_count(0)} core(s): "
@@ -95,20 +98,34 @@ def text(plans: Sequence[StreamPlan], gpu: str, utilisation: float = UTILISATION
             )
         else:
             lines.append("  decoding   not measured (--measure decodes a few clips here)")
-    whole = sum(found.bytes for found in plans)
-    return "\n".join([*lines, f"together: {whole / 1e9:.1f} GB on disk"])
+    whole, needed = sum(found.bytes for found in plans), hours(plans)
+    return "\n".join([*lines, f"together: {whole / 1e9:.1f} GB on disk" + (f", {_span(needed)}" if needed else "")])
 
 
-def _stream_plan(
-    run: Params, role: str, clips: list[Clip] | int, peaks: dict[str, float], utilisation: float, measure: bool
-) -> StreamPlan:
+def row_bytes(run: Params, role: str) -> int:
+    """The bytes of one view of a clip in the store of a stream. Raises ValueError for a stream that there is not."""
+    width = stream_spec(getattr(run.streams, role)).width
+    return row_type(run.streams.token_type, prod(getattr(run.streams, f"{role}_grid")), width).itemsize
+
+
+def benchmarked(gpu: str) -> dict:
+    """What tests/benchmarks/gpu.py measured on a GPU of this name; empty where it did not run on one."""
+    path = BENCHMARKS / f"{gpu.replace(' ', '_')}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if gpu and path.is_file() else {}
+
+
+def gpu_here() -> str:
+    """The name of the GPU of this machine; empty where there is none."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+
+
+def _stream_plan(run: Params, role: str, clips: list[Clip] | int, gpu: str, measure: bool) -> StreamPlan:
     streams = run.streams
     name, frames = getattr(streams, role), getattr(streams, f"{role}_frames")
     with torch.device("meta"):  # shapes only: a large stream would take seconds and gigabytes
         stream = create_stream(name)
-    cost = stream_cost(stream, frames)
     grid, count = tuple(getattr(streams, f"{role}_grid")), clips if isinstance(clips, int) else len(clips)
-    operations = count * streams.views * cost["gflops"] * 1e9
+    rate, source = _rate(run, name, gpu)
     return StreamPlan(
         role=role,
         stream=name,
@@ -117,12 +134,23 @@ def _stream_plan(
         grid=grid,
         width=stream.width,
         token_type=streams.token_type,
-        bytes=count * streams.views * row_type(streams.token_type, prod(grid), stream.width).itemsize,
-        gflops=cost["gflops"],
-        hours={kind: operations / (peak * 1e12 * utilisation) / 3600 for kind, peak in peaks.items()},
-        measured=_measured(run, name),
+        bytes=count * streams.views * row_bytes(run, role),
+        gflops=stream_cost(stream, frames)["gflops"],
+        rate=rate,
+        source=source,
         decoding=_decoding_speed(clips, frames) if measure else None,
     )
+
+
+def _rate(run: Params, stream: str, gpu: str) -> tuple[float | None, str]:
+    """Clips a second of a stream, with all their views, and who measured it."""
+    if made := _measured(run, stream):
+        together = ", both streams together" if len(made.get("stores", ())) > 1 else ""
+        words = f"measured on {made['device']} in an earlier extraction of {made['ranks']} process(es){together}"
+        return made["clips_per_second"] * made["ranks"], words
+    if found := benchmarked(gpu).get("from_files", {}).get(stream):
+        return found["clips_per_second"] / run.streams.views, f"measured on one {gpu} by tests/benchmarks/gpu.py"
+    return None, ""
 
 
 def _span(hours: float) -> str:
@@ -133,13 +161,13 @@ def _span(hours: float) -> str:
 
 
 def _clips(run: Params) -> list[Clip] | int:
-    """The clips with a known class that the dataset lists, or how many the published one has."""
-    if run.data_root.is_dir():
-        listed = [clip for split in SPLITS for clip in load_split(run.data_root, split)]
-        return [clip for clip in listed if clip.label is not None]
-    if run.data.dataset != "ssv2":
-        raise DatasetError(f"{run.data_root}: no dataset yet; the first notebook renders it")
-    return PUBLISHED_CLIPS
+    """The clips with a known class that the dataset lists, or how many there will be."""
+    from tcar.demand import clips  # which projects by these plans
+
+    if not run.data_root.is_dir():
+        return sum(clips(run).values())
+    listed = [clip for split in SPLITS for clip in load_split(run.data_root, split)]
+    return [clip for clip in listed if clip.label is not None]
 
 
 def _measured(run: Params, stream: str) -> dict | None:

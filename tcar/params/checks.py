@@ -39,6 +39,9 @@ def _data(run: Params) -> Iterator[Mistake]:
         if data.classes:
             text = f"classes is {data.classes}, but only Tabletop can be rendered in part: leave it []"
             yield {"classes", "dataset"}, text
+        if data.control:
+            text = f"control is {data.control!r}, but only Tabletop is rendered with one: leave it empty"
+            yield {"control", "dataset"}, text
         return
     rendered = sorted(index for family in FAMILIES.values() for index in family)
     if foreign := sorted(set(data.classes) - set(rendered)):
@@ -148,6 +151,8 @@ def _trainer(run: Params) -> Iterator[Mistake]:
     trainer, named = run.trainer, run.baselines.baselines
     if trainer.task == "baseline" and len(named) != 1:
         yield {"task", "baselines"}, f"task is baseline and baselines is {named}: name the one to train"
+    if trainer.precision == "fp16" and run.common.device == "cpu":
+        yield {"precision", "device"}, "precision is fp16, which a CPU does not train in: set it to bf16 or fp32"
     if trainer.crop_scale[0] > trainer.crop_scale[1]:
         yield {"crop_scale"}, f"crop_scale is {trainer.crop_scale}: its first share must not be above its second"
     if trainer.colour_jitter[3] > 0.5:
