@@ -14,7 +14,7 @@ import pytest
 from archive_files import VIDEOS, annotations, bare, labels_zip, write
 from hub_files import hub_cache
 
-from tcar import doctor, params
+from tcar import demand, doctor, fitness, params, results
 from tcar.data import prepare
 from tcar.data.tabletop import dataset
 from tcar.doctor import FAULT, OK, REMARK, Finding
@@ -116,9 +116,17 @@ def test_checkpoints_are_found_or_said_to_be_missing(project):
     assert (semantic.state, motion.state) == (FAULT, FAULT)
     assert "w.safetensors" in semantic.detail and "tcar.models.fetch" in semantic.fix
     assert "I3D_8x8_R50" in motion.detail and "tcar.models.fetch" in motion.fix
-    (project / "w.safetensors").touch()
+    (project / "w.safetensors").touch()  # a download that was cut off
     semantic, _ = doctor.check_checkpoints(params.from_values(values))
-    assert semantic.state == OK
+    assert semantic.state == FAULT and "semantic_checkpoint" in semantic.fix
+
+
+def test_weights_are_opened_and_those_of_another_stream_refused(project):
+    weights = Path(results.PACKAGE, "models", "weights")
+    own, other = (str(weights / f"{name}.safetensors") for name in ("dinov2_tiny", "i3d_tiny"))
+    for file, state in ((own, OK), (other, FAULT)):
+        semantic, _ = doctor.check_checkpoints(params.from_values({"semantic_checkpoint": file}))
+        assert semantic.state == state, semantic
 
 
 def test_the_weights_of_baselines_are_looked_for_like_those_of_streams(project, cache):
@@ -142,8 +150,12 @@ def test_no_baseline_is_no_fault(project):
 
 def test_little_memory_is_seen(project, monkeypatch):
     memory = type("memory", (), {"total": 4 * doctor.GIB, "available": doctor.GIB})
-    monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: memory)
-    assert states(doctor.check_machine(Params())) == {"CPU": OK, "memory": REMARK}
+    monkeypatch.setattr(fitness.psutil, "virtual_memory", lambda: memory)
+    wanted = {"device": "cpu", "workers": 2, "batch_clips": 8}
+    assert set(states(doctor.check_memory(params.from_values(wanted))).values()) == {OK}
+    few, many = doctor.check_memory(params.from_values({**wanted, "batch_size": 100_000}))
+    assert (few.state, many.state) == (OK, FAULT)
+    assert "batch_size is 100000" in many.detail and "lower batch_size" in many.fix
 
 
 @pytest.fixture
@@ -167,7 +179,9 @@ def test_a_disk_is_measured_against_what_this_parameter_file_writes(project, fre
     clips = sum(len(planned.ids) for planned in dataset.plan_sets(
         dataset.chosen_families([42, 40]), dict.fromkeys(dataset.SPLITS, 2), 0))  # fmt: skip
     tokens = clips * 2 * (64 * 128 + 32 * 128)  # of the demo's grids and widths, two bytes a number
-    needed = 10**9 + 40_000 * clips + tokens
+    fits = demand.checkpoint_bytes(run)
+    table = clips * 4 * 4 * 128  # one stream's moments, four of 128 numbers of four bytes
+    needed = 10**9 + 40_000 * clips + tokens + fits + table
     free(needed)
     assert disks(run)["disk"].state == OK
     free(needed - 1)
@@ -178,7 +192,7 @@ def test_a_disk_is_measured_against_what_this_parameter_file_writes(project, fre
     assert cached.state == FAULT and "6.0 GB of frames" in cached.fix
     (run.run_dir / "data").mkdir(parents=True)
     (run.run_dir / "data" / "made").write_bytes(bytes(40_000 * clips))
-    free(10**9 + tokens)
+    free(10**9 + tokens + fits + table)
     assert disks(run)["disk"].state == OK, "what is there already is not needed again"
 
 
@@ -246,7 +260,7 @@ def test_the_compiler_of_the_paper_works():
 
 def test_a_check_that_dies_is_a_fault_and_the_others_still_run(project, monkeypatch, capsys):
     quick = {"check_torch", "check_accelerator", "check_decoders", "check_jupyter", "check_checkpoints", "check_disks",
-             "check_system"}  # fmt: skip
+             "check_system", "check_memory", "check_fusions", "check_hours"}  # fmt: skip
     for name in quick:
         monkeypatch.setattr(doctor, name, lambda *_: iter([Finding("quick", OK, "")]))
     monkeypatch.setattr(doctor, "check_python", lambda: iter([Finding("Python", OK, "3.11")]))

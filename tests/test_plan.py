@@ -9,11 +9,10 @@ from bright import in_this_process
 from videos import write_video
 
 from tcar import params
-from tcar.data.ssv2 import DatasetError
 from tcar.features import FeatureError, extract, plan
 from tcar.features.__main__ import main
 from tcar.models import create_stream
-from tcar.params import from_values
+from tcar.params import Streams, from_values
 
 SMALL = {"name": "t", "dataset": "ssv2", "data_root": "data", "semantic_grid": [4, 2, 2], "motion_grid": [2, 2, 2]}
 
@@ -33,24 +32,34 @@ def dataset(project):
 
 
 def test_the_published_dataset_by_hand():
-    """ViT-S/14 is 384 wide and I3D 2048; 220,847 clips; half precision is two bytes."""
+    """ViT-S/14 is 384 wide and I3D 2048; 220,847 clips; half precision is two bytes; the card that was measured."""
     run = params.load(Path(__file__).parents[1] / "params" / "ssv2.yaml")
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, data_root="not/here"))
-    semantic, motion = plan.plan(run, "A100", 0.5)
+    gpu = "NVIDIA H100 80GB HBM3"
+    semantic, motion = planned = plan.plan(run, gpu)
     assert semantic.bytes == 220_847 * 8 * 7 * 7 * 384 * 2
     assert motion.bytes == 220_847 * 4 * 7 * 7 * 2048 * 2
-    assert semantic.hours["bf16"] == pytest.approx(220_847 * semantic.gflops * 1e9 / (0.5 * 312e12) / 3600)
-    said = plan.text([semantic, motion], "A100", 0.5)
-    assert "an estimate" in said
-    assert "50% of its peak" in said
+    measured = json.loads((plan.BENCHMARKS / "NVIDIA_H100_80GB_HBM3.json").read_text())
+    assert semantic.rate == measured["from_files"]["dinov2_vits14"]["clips_per_second"]
+    assert plan.hours(planned) == pytest.approx(sum(measured["projected"]["extraction_hours"][name] for name in (
+        "dinov2_vits14", "i3d_r50")))  # fmt: skip
+    said = plan.text(planned)
     assert "243.8 GB" in said
-    assert "not measured" in said
+    assert said.count(f"measured on one {gpu}") == 2
+    assert "decoding   not measured" in said
+
+
+def test_a_speed_that_nobody_measured_is_not_invented():
+    run = params.load(Path(__file__).parents[1] / "params" / "ssv2.yaml", data_root="not/here")
+    planned = plan.plan(run, "a card of tomorrow")
+    assert plan.hours(planned) is None
+    assert plan.text(planned).count("not known: no extraction was measured") == 2
 
 
 def test_it_is_the_size_of_the_store_that_is_then_made(dataset, monkeypatch):
     run = from_values(SMALL | {"token_type": "bf16", "views": 2, "batch_clips": 2})
     clips = [clip for clip in plan._clips(run) if clip.id != "a"]
-    semantic, _ = plan.plan(run, "L4")
+    semantic, _ = plan.plan(run)
     assert semantic.clips == 3
     stream = create_stream("dinov2_tiny")
     monkeypatch.setattr("tcar.features.extraction.isolated_map", in_this_process)
@@ -63,26 +72,31 @@ def test_it_is_the_size_of_the_store_that_is_then_made(dataset, monkeypatch):
 def test_decoding_is_measured_here_and_an_extraction_speaks_for_itself(dataset, capsys, monkeypatch):
     monkeypatch.setattr("tcar.features.plan.isolated_map", in_this_process)
     run = from_values(SMALL)
-    assert plan.plan(run, "L4", measure=True)[0].decoding > 0
+    assert plan.plan(run, measure=True)[0].decoding > 0
     folder = run.run_dir / "features" / "i3d_tiny-0123"
     folder.mkdir(parents=True)
     (folder / "store.meta.json").write_text('{"clips_per_second": 0.75, "device": "a card", "ranks": 4}')
     (dataset / "p.yaml").write_text("\n".join(f"{key}: {value}" for key, value in SMALL.items()))
     assert main(["plan", "p.yaml"]) == 0
     said = capsys.readouterr().out
-    assert said.count("measured   0.8 clips/s on a card") == 1
-    assert "in each of its 4 process(es), their start included: 1 s" in said
-    assert said.index("motion: i3d_tiny") < said.index("0.8 clips/s")
+    assert said.count("1 s at 3.0 clips/s, measured on a card in an earlier extraction of 4 process(es)") == 1
+    assert said.index("motion: i3d_tiny") < said.index("3.0 clips/s")
     (folder / "store.meta.json").write_text("")
     assert main(["plan", "p.yaml"]) == 2 and "store.meta.json: not JSON" in capsys.readouterr().err
 
 
+def test_streams_that_were_made_together_take_their_time_once(dataset):
+    run = from_values(SMALL)
+    for stream in ("i3d_tiny", "dinov2_tiny"):
+        folder = run.run_dir / "features" / f"{stream}-0123"
+        folder.mkdir(parents=True)
+        made = {"clips_per_second": 0.5, "device": "a card", "ranks": 1, "stores": ["i3d_tiny-0", "dinov2_tiny-0"]}
+        (folder / "store.meta.json").write_text(json.dumps(made))
+    assert plan.hours(plan.plan(run)) == pytest.approx(3 / 0.5 / 3600)
+
+
 def test_what_cannot_be_planned(project):
-    with pytest.raises(FeatureError, match="the peak of 'X1' is not in the table; choose one of A10, "):
-        plan.plan(from_values({}), "X1")
-    with pytest.raises(FeatureError, match="utilisation is 2"):
-        plan.plan(from_values({}), "A100", 2)
-    with pytest.raises(DatasetError, match="no dataset yet"):
-        plan.plan(from_values({}), "A100")
     with pytest.raises(FeatureError, match="no dataset to measure decoding with"):
-        plan.plan(from_values({"dataset": "ssv2", "data_root": "nowhere"}), "A100", measure=True)
+        plan.plan(from_values({"dataset": "ssv2", "data_root": "nowhere"}), measure=True)
+    with pytest.raises(ValueError, match="unheard"):
+        plan.plan(dataclasses.replace(from_values({}), streams=Streams(motion="unheard")))
