@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from math import prod
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -232,7 +233,7 @@ def benchmarked_rate(run: Params, gpu: str = "") -> tuple[float | None, str]:
     step = plan.benchmarked(name).get("training")
     if not step:
         return None, "no training step was measured on such a machine (--measure times some here)"
-    real = load(plan_files(run.root)["ssv2"])
+    real = load(plan_files(Path(__file__).parents[1])["ssv2"])
     gflops = cost(real, trainings(real)[0].fusion)["gflops"]
     if not gflops / ALIKE <= cost(run, trainings(run)[0].fusion)["gflops"] <= gflops * ALIKE:
         return None, f"{name} was measured with the fusion of params/ssv2.yaml, which is of another size"

@@ -99,14 +99,14 @@ from tcar import demand, params
 run = params.load(sys.argv[1])
 fusion = demand.trainings(run)[0].fusion
 kept = demand.kept_for_backward(run, fusion)
-model, inputs = demand.create_fusion(fusion).train(), demand._inputs(run, fusion, 24)
+model, inputs = demand.create_fusion(fusion).train(), demand._inputs(run, fusion, 8)
 with torch.no_grad():
     model(*inputs)
 def held():
     return int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize()
 before = held()
 result = model(*inputs)
-print(24 * kept, held() - before)
+print(8 * kept, held() - before)
 """
 
 
@@ -114,7 +114,7 @@ def test_what_a_step_keeps_is_what_a_process_grows_by():
     done = subprocess.run([sys.executable, "-c", STEP, str(ROOT / "params" / "ssv2.yaml")], capture_output=True,
                           text=True, check=True, cwd=ROOT)  # fmt: skip
     estimated, grown = map(int, done.stdout.split())
-    assert estimated > 2e8
+    assert estimated > 1e8
     assert 0.7 < estimated / grown < 1.4, (estimated, grown)
 
 
@@ -122,10 +122,11 @@ def test_memory_grows_with_the_batch_and_lies_where_the_work_is_done(project):
     few, many = (demand.memory(params.from_values({**SMALL, "batch_size": size}), False) for size in (24, 2400))
     assert [peak.work for peak in few] == ["extraction", "training"]
     assert few[0] == many[0]
-    assert many[1].host > 10 * few[1].host
+    assert many[1].host - demand.PROCESS > 10 * (few[1].host - demand.PROCESS)
     assert many[1].device == 0
     on_card = demand.memory(params.from_values({**SMALL, "batch_size": 2400}), True)[1]
-    assert on_card.device > 10 * few[1].host and on_card.host < many[1].host
+    assert on_card.device + demand.PROCESS > on_card.host
+    assert on_card.host < many[1].host
 
 
 def test_a_fit_keeps_its_weights_and_a_training_four_snapshots(project):

@@ -56,8 +56,19 @@ def test_a_package_that_is_not_as_pinned_is_named(monkeypatch):
 
 def found_in(**values) -> tuple[str, str, str]:
     """State, detail and fix of the dataset in the folder ssv2."""
-    (finding,) = doctor.check_dataset(params.from_values({"dataset": "ssv2", "data_root": "ssv2"} | values))
+    found = doctor.check_dataset(params.from_values({"dataset": "ssv2", "data_root": "ssv2"} | values))
+    finding = next(finding for finding in found if finding.subject == "dataset")
     return finding.state, finding.detail, finding.fix
+
+
+def test_a_test_split_without_answers_is_found_before_the_audit(project):
+    """Notebook 01 would refuse it, hours later."""
+    write(project / "ssv2", annotations() | {"test-answers.csv": b""})
+    run = params.from_values({"dataset": "ssv2", "data_root": "ssv2"})
+    found = {finding.subject: finding for finding in doctor.check_dataset(run)}
+    assert found["test split"].state == FAULT
+    assert "test-answers.csv (id;template)" in found["test split"].fix
+    assert not {"train split", "validation split"} & set(found)
 
 
 def test_a_dataset_that_is_not_there_is_said_to_be_missing(project):

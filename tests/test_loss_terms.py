@@ -9,7 +9,7 @@ from scipy import stats
 from test_report import read_table, run_in, write_results
 from token_task import FUSION, run, token_task, tokens
 
-from tcar import params, replicates, report, results, tables
+from tcar import params, replicates, report, results, sentences, tables
 from tcar.params import ParameterError
 from tcar.plots import training as figures
 from tcar.stages import loss_terms as stage
@@ -159,11 +159,11 @@ def test_table_figure_and_sentence_show_the_same_numbers(project):
     assert [dot.get_fillstyle() for dot in dots] == ["full", "none"]
     ends = [line.get_xdata() for line in axis.lines if line.get_marker() == "None" and len(set(line.get_xdata())) == 2]
     assert ends[1] == pytest.approx([100 * mixup["low"], 100 * mixup["high"]])
-    assert report.terms_told(made) == (
+    assert sentences.terms_told(made) == (
         "Of 2 terms, label smoothing raises validation top-1, and no difference can be told of the others"
     )
-    assert report.terms_told({"terms": [mixup], "alpha": 0.05}) == "Of 1 terms, no difference can be told of any"
-    assert report.terms_told({}) == ""
+    assert sentences.terms_told({"terms": [mixup], "alpha": 0.05}) == "Of 1 terms, no difference can be told of any"
+    assert sentences.terms_told({}) == ""
 
 
 def test_the_paper_shows_what_was_measured_with_its_parameters(project):
@@ -175,7 +175,7 @@ def test_the_paper_shows_what_was_measured_with_its_parameters(project):
     report.build(made_for, [])
     assert [row["Term"] for row in read_table(folder / "tables", "loss_terms")] == ["Label smoothing", "Mixup"]
     said = json.loads((folder / "tables" / "numbers.json").read_text())["text"]["loss_terms"]
-    assert said == report.terms_told(values) + "."
+    assert said == sentences.terms_told(values) + "."
     assert (folder / "results" / "loss_terms.meta.json").is_file()
     other = dataclasses.replace(made_for, trainer=dataclasses.replace(made_for.trainer, mixup=0.5))
     report.build(other, [])

@@ -10,7 +10,7 @@ import typst
 from real_results import CLIPS, real_run, write_real_results
 from test_report import draw_figure
 
-from tcar import params, report
+from tcar import params, report, sentences
 
 # What is true of Tabletop, of its small streams or of a finished training only.
 FOREIGN = re.compile(r"twin|synthetic|small networks|miniature|stand-in|renderer|held-out|Ceilings|leak|plateau", re.I)
@@ -112,14 +112,14 @@ def test_a_rehearsal_says_that_it_is_none_of_the_real_dataset(tmp_path):
 def test_a_plateau_needs_time_and_something_that_was_learned(tmp_path, epochs, gain, words):
     run = real_run(tmp_path, seeds=[0], methods=["cross_attention", "motion"])
     results = write_real_results(run, epochs=epochs, gain=gain)
-    assert report.plateaus(results).startswith(words)
-    assert bool(words) == bool(report.plateaus(results))
+    assert sentences.plateaus(results).startswith(words)
+    assert bool(words) == bool(sentences.plateaus(results))
 
 
 def test_a_difference_that_is_shown_as_none_is_not_said_to_be_one():
     gain = {"value": -0.0005, "low": -0.0007, "high": -0.0003}
     results = {"interpretability": {"attention_on_moving": {"motion": {"received gain": gain}}}}
-    assert report.attention_gains(results).startswith("what cannot be told from its share of the area")
+    assert sentences.attention_gains(results).startswith("what cannot be told from its share of the area")
 
 
 def test_the_published_paper_is_of_tabletop():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tcar import params, report, tables
+from tcar import numerals, params, report, sentences, tables
 
 METHODS = {
     "cross_attention": "Cross-attention", "late_concat": "Late concatenation", "motion": "Motion stream",
@@ -188,16 +188,16 @@ def test_a_sentence_says_what_the_interval_allows(built):
     (0.0, 0.1, "not distinguishable from"), (-0.1, 0.0, "not distinguishable from"), (None, None, ""),
 ])
 def test_outcome_follows_the_interval(low, high, words):
-    assert report.outcome({"difference": 0.1, "low": low, "high": high}) == words
+    assert numerals.outcome({"difference": 0.1, "low": low, "high": high}) == words
 
 
 def test_a_spread_names_both_ends_and_whether_intervals_overlap():
     apart = {"a": {"value": 0.5, "low": 0.4, "high": 0.55}, "b": {"value": 0.7, "low": 0.6, "high": 0.8}}
-    assert report.spread(apart) == "from 50.0% (a) to 70.0% (b); not all intervals overlap"
+    assert sentences.spread(apart) == "from 50.0% (a) to 70.0% (b); not all intervals overlap"
     touching = apart | {"a": {"value": 0.5, "low": 0.4, "high": 0.6}}
-    assert report.spread(touching).endswith("; all intervals overlap")
-    assert report.spread({"a": 0.5, "b": 0.25}) == "from 25.0% (b) to 50.0% (a)"
-    assert report.spread({"a": 0.5, "b": None}) == ""
+    assert sentences.spread(touching).endswith("; all intervals overlap")
+    assert sentences.spread({"a": 0.5, "b": 0.25}) == "from 25.0% (b) to 50.0% (a)"
+    assert sentences.spread({"a": 0.5, "b": None}) == ""
 
 
 def test_every_caption_of_a_synthetic_number_says_so(built):
@@ -273,7 +273,7 @@ def test_broken_results_are_one_clear_error(tmp_path):
     (None, ""), (0, "0"), (2048.0, "2048"), (44.12, "44.1"), (0.0712, "0.0712"), (3.44e-6, "3.44e-6"),
 ])
 def test_significant_digits(number, shown):
-    assert tables.significant(number) == shown
+    assert numerals.significant(number) == shown
 
 
 def test_the_same_results_give_the_same_pdf(built):
@@ -348,11 +348,11 @@ def test_replicates_are_told_by_their_corrected_test():
                                "+12.5 [1.0, 24.0]", "0.090"]
     assert methods.rows[0][4:] == ["", ""] and "over 5 replicates" in methods.caption
     assert per_group.rows[0] == ["Cross-attention", "62.5 [50.0, 75.0]"]
-    said = report.over_replicates({"replicates": measured})
+    said = sentences.over_replicates({"replicates": measured})
     # an interval above zero is not enough: the word follows the p that is corrected for the number of rivals
     late = "not distinguishable from late concatenation (+12.5 points [1.0, 24.0], corrected p = 0.090)"
     assert said.startswith(late)
     assert "and above the motion stream" in said
     assert [table.rows for table in tables.replicate_tables(None, "", "95%")] == [[], []]
-    assert report.over_replicates({}) == ""
-    assert report.over_replicates({"replicates": measured}, ("late_concat",)) == late
+    assert sentences.over_replicates({}) == ""
+    assert sentences.over_replicates({"replicates": measured}, ("late_concat",)) == late

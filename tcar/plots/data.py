@@ -13,8 +13,8 @@ from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from PIL import Image
 
+from tcar.numerals import confidence_level
 from tcar.plots import GROUPS, MOTION, NAMED, SEMANTIC, SPLITS, canvas, in_order, side_label, styled, wrap
-from tcar.tables import confidence_level
 
 
 @styled()

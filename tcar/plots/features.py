@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
+from tcar.numerals import confidence_level
 from tcar.plots import canvas, colour, label, side_label, styled, wrap
-from tcar.tables import confidence_level
 
 
 @styled()

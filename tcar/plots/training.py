@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from tcar.numerals import confidence_level
 from tcar.plots import FUSED, METHODS, MOTION, SPLITS, canvas, colour, in_order, label, styled
-from tcar.tables import confidence_level
 
 
 @styled()
