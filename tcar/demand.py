@@ -24,13 +24,16 @@ from tcar.models.streams import count_stream, stream_spec
 from tcar.params import Params, load
 from tcar.params.names import FAMILIES
 from tcar.real_plans import CLASSES, plan_files
+from tcar.stages.methods import ablation_configs, method_configs
+from tcar.stages.trainings import device_of
+from tcar.train.checkpoints import KEPT
+from tcar.train.recipe import epochs_of
 
 PUBLISHED = {"train": 168_913, "validation": 24_777, "test": 27_157}  # clips of the real dataset
 PROCESS = 2**29  # bytes that a process holds which has loaded torch and this package: 490 MB were measured
 STATE = 5 * 4  # bytes a trained parameter: its value, its gradient, two moments of AdamW, its average
 PREFETCHED = 4  # batches of tokens that a training holds at once
 ALIKE = 4  # by so many times may the operations of a fusion differ from those that its speed was measured with
-DRAFTS = 4  # snapshots of a training on the disk at once: the last three, and the one that is being written
 ENDS = 0.5  # of a batch's largest layer: what its neighbours still hold
 
 
@@ -73,21 +76,12 @@ def trainings(run: Params) -> list[Training]:
     """
     sizes = {f"{role}_width": stream_spec(getattr(run.streams, role)).width for role in ROLES}
     sizes["num_classes"] = class_count(run)
-
-    def config(**changes) -> FusionConfig:
-        return FusionConfig(**run.fusion.settings | sizes | changes)
-
-    asked, recipe = run.ablations, run.training
-    levels = [config(heads=heads) for heads in asked.ablation_heads]
-    levels += [config(window=window) for window in asked.ablation_windows]
-    levels += [config(kind=kind) for kind in (*asked.ablation_fusions, *ROLES, run.fusion.fusion)]
     seeds: dict[FusionConfig, set[int]] = {}
-    for fusion, drawn in [(config(kind=kind), recipe.seeds) for kind in recipe.methods] + [
-        (level, asked.ablation_seeds) for level in levels
-    ]:
-        seeds.setdefault(fusion, set()).update(drawn)
-    epochs = recipe.epochs_by_method
-    return [Training(fusion, epochs.get(fusion.kind, recipe.epochs), len(drawn)) for fusion, drawn in seeds.items()]
+    for fusion in method_configs(run, **sizes).values():
+        seeds.setdefault(fusion, set()).update(run.training.seeds)
+    for fusion in ablation_configs(run, **sizes).values():
+        seeds.setdefault(fusion, set()).update(run.ablations.ablation_seeds)
+    return [Training(fusion, epochs_of(fusion, run.training), len(drawn)) for fusion, drawn in seeds.items()]
 
 
 def token_counts(run: Params) -> tuple[int, int]:
@@ -194,11 +188,12 @@ def fusion_width(run: Params, role: str) -> int:
 
 
 def checkpoint_bytes(run: Params) -> int:
-    """What trainings keep on the disk: the weights of each fit, and the snapshots of those that run together."""
+    """What trainings keep on the disk: of each its last snapshots and its best weights, and one that is written."""
     made = trainings(run)
     sizes = [4 * cost(run, training.fusion)["trained_parameters"] for training in made]
+    snapshot = 3 + (run.trainer.weight_averaging > 0)  # weights, two moments, average
     fits = sum(size * training.seeds for size, training in zip(sizes, made, strict=True))
-    return fits + DRAFTS * sum(4 * size for size in sizes)  # weights, two moments, average
+    return fits * (1 + KEPT * snapshot) + sum(sizes) * snapshot
 
 
 @dataclass(frozen=True)
@@ -219,6 +214,9 @@ def hours(run: Params, gpu: str = "", measure: bool = False) -> list[Hours]:
     streams = plan.plan(run, gpu)
     sources = dict.fromkeys(found.source or f"of {found.stream} no extraction was measured" for found in streams)
     found = [Hours("extraction", plan.hours(streams), f"{streams[0].clips:,} clips; {'; '.join(sources)}")]
+    if audit := plan.benchmarked(gpu or plan.gpu_here()).get("reading", {}).get("audit"):
+        words = f"at {audit:.0f} clips/s measured on such a machine"
+        found.append(Hours("audit", streams[0].clips / audit / 3600, words))
     count, made = clips(run)["train"], trainings(run)
     rounds = sum(training.epochs * training.seeds for training in made)
     about = f"{len(made)} configurations, {rounds} epochs with all seeds, of {count:,} clips"
@@ -228,23 +226,25 @@ def hours(run: Params, gpu: str = "", measure: bool = False) -> list[Hours]:
 
 
 def benchmarked_rate(run: Params, gpu: str = "") -> tuple[float | None, str]:
-    """What `measured_rate` gives, as tests/benchmarks/gpu.py measured it with the fusion of params/ssv2.yaml."""
+    """What `measured_rate` gives, as tests/benchmarks/gpu.py measured it with the methods of params/ssv2.yaml."""
     name = gpu or plan.gpu_here()
-    step = plan.benchmarked(name).get("training")
-    if not step:
-        return None, "no training step was measured on such a machine (--measure times some here)"
+    found = plan.benchmarked(name)
+    if not found:
+        return None, "no training was measured on such a machine (--measure times some steps here)"
     real = load(plan_files(Path(__file__).parents[1])["ssv2"])
-    gflops = cost(real, trainings(real)[0].fusion)["gflops"]
-    if not gflops / ALIKE <= cost(run, trainings(run)[0].fusion)["gflops"] <= gflops * ALIKE:
+    costs = [cost(real, each.fusion)["gflops"] for each in trainings(real)[: len(real.training.methods)]]
+    if not costs[0] / ALIKE <= cost(run, trainings(run)[0].fusion)["gflops"] <= costs[0] * ALIKE:
         return None, f"{name} was measured with the fusion of params/ssv2.yaml, which is of another size"
-    return gflops * step["batch"] / step["seconds"], f"steps measured on one {name} by tests/benchmarks/gpu.py"
+    words = f"measured on one {name} by tests/benchmarks/gpu.py"
+    if made := found.get("trainings"):
+        work = made["clips"] * sum(costs) * made["heads"] / len(costs)
+        return work / made["seconds_in_company"], f"{made['heads']} heads in company {words}"
+    return costs[0] * found["training"]["batch"] / found["training"]["seconds"], f"steps {words}"
 
 
 def measured_rate(run: Params, fusion: FusionConfig, seconds: float = 5.0) -> tuple[float, str]:
     """The GFLOPs of the forward pass that training steps on noise do in a second on the run's device, in words too."""
-    device = run.common.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(device_of(run))
     batch = min(run.training.batch_size, 128 if device.startswith("cuda") else 8)
     model = create_fusion(fusion).to(device).train()
     optimiser, inputs = torch.optim.AdamW(model.parameters()), _inputs(run, fusion, batch, device)

@@ -63,7 +63,7 @@ def numbers(results: dict, params: "Params", figures: list[str], captions: dict[
     return {
         "material": params.material, "data": about.data, "split": about.split, "twins": about.twins,
         "looked": results["interpretability"].get("split", "test"), "values": values, "captions": captions,
-        "calibrated_on": calibration.get("fitted_on", "the validation clips"),
+        "calibrated_on": "the validation clips" if about.split == "test" else "half of the clips, scored on the others",
         "many_classes": classes > NAMED, "sheet": count(min(classes, params.data.contact_sheet_clips)),
         "streams": {role: getattr(streams, role) for role in ("semantic", "motion")},
         "packaged": all(getattr(streams, role) in PACKAGED and not getattr(streams, f"{role}_checkpoint")

@@ -44,8 +44,8 @@ class Place:
 
 
 def run_folder(run: Params) -> Place:
-    """Return where a run is written, with what it has not written yet of data, tokens, frames, fits with their
-    checkpoints, and the table of the linear probes, which goes again.
+    """Return where a run is written, with what it has not written yet of data, tokens, frames, trainings and
+    the table of the linear probes, which goes again.
 
     Raises ValueError for a stream or for classes that there are not.
     """
@@ -53,7 +53,7 @@ def run_folder(run: Params) -> Place:
     share = run.data.width * run.data.height / (160 * 120)
     whole = {
         "data": int(own * sum(clips(run).values()) * CLIP * share), "features": tokens(run),
-        "frames": int(1e9 * run.trainer.frame_cache_gb), "fits": checkpoint_bytes(run), "probes": probe_table(run),
+        "frames": int(1e9 * run.trainer.frame_cache_gb), "trainings": checkpoint_bytes(run), "probes": probe_table(run),
     }  # fmt: skip
     left = {name: max(0, size - _bytes(run.run_dir / name)) for name, size in whole.items() if size}
     words = ", ".join(f"{size / 1e9:.1f} GB of {name}" for name, size in left.items() if size >= 5e7)
@@ -105,7 +105,8 @@ def probe_table(run: Params) -> int:
     """Return the bytes of the table that linear probes of one stream are fitted on: each moment of each clip averaged,
     in single precision."""
     widths = [getattr(run.streams, f"{role}_grid")[0] * stream_spec(getattr(run.streams, role)).width for role in ROLES]
-    return 4 * sum(clips(run).values()) * max(widths)
+    found = clips(run)
+    return 4 * (found["train"] + found["validation"]) * max(widths)
 
 
 def _existing(folder: Path) -> Path:

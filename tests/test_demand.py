@@ -129,8 +129,25 @@ def test_memory_grows_with_the_batch_and_lies_where_the_work_is_done(project):
     assert on_card.host < many[1].host
 
 
-def test_a_fit_keeps_its_weights_and_a_training_four_snapshots(project):
-    run = params.from_values({**SMALL, "ablation_heads": [], "seeds": [0], "ablation_seeds": [0]})
+def test_a_training_keeps_three_snapshots_and_its_best_weights(project):
+    """Of weights, two moments and with averaging their average; all begin one more beside those that are kept."""
+    one = {**SMALL, "ablation_heads": [], "seeds": [0], "ablation_seeds": [0]}
+    run = params.from_values(one)
     sizes = [demand.cost(run, each.fusion)["trained_parameters"] for each in demand.trainings(run)]
     assert len(sizes) == 3
-    assert demand.checkpoint_bytes(run) == sum(4 * size + 4 * 16 * size for size in sizes)
+    assert demand.checkpoint_bytes(run) == sum(4 * size * (1 + 4 * 3) for size in sizes)
+    averaged = params.from_values({**one, "weight_averaging": 0.99})
+    assert demand.checkpoint_bytes(averaged) == sum(4 * size * (1 + 4 * 4) for size in sizes)
+
+
+def test_what_a_card_does_in_company_counts_before_single_steps(benchmark):
+    """Five heads, 4,096 clips, an epoch of 8 seconds: the heads of params/ssv2.yaml."""
+    values = json.loads((plan.BENCHMARKS / "A_card.json").read_text())
+    values["from_files"]["together"] = {"clips_per_second": 90.0}
+    values["trainings"] = {"clips": 4096, "heads": 5, "seconds_in_company": 8.0}
+    (plan.BENCHMARKS / "A_card.json").write_text(json.dumps(values | {"reading": {"audit": 250.0}}))
+    run = real(seeds=[0], ablation_heads=[], ablation_fusions=[], ablation_seeds=[0])
+    found = {each.work: each.hours for each in demand.hours(run, benchmark)}
+    assert found["extraction"] == pytest.approx(220_847 / 90 / 3600)
+    assert found["audit"] == pytest.approx(220_847 / 250 / 3600)
+    assert found["training"] == pytest.approx(168_913 * 30 / 4096 * 8 / 3600)  # the five, and no other

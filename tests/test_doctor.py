@@ -191,7 +191,8 @@ def test_a_disk_is_measured_against_what_this_parameter_file_writes(project, fre
         dataset.chosen_families([42, 40]), dict.fromkeys(dataset.SPLITS, 2), 0))  # fmt: skip
     tokens = clips * 2 * (64 * 128 + 32 * 128)  # of the demo's grids and widths, two bytes a number
     fits = demand.checkpoint_bytes(run)
-    table = clips * 4 * 4 * 128  # one stream's moments, four of 128 numbers of four bytes
+    learned = 2 * clips // 3  # of training and validation
+    table = learned * 4 * 4 * 128  # one stream's moments, four of 128 numbers of four bytes
     needed = 10**9 + 40_000 * clips + tokens + fits + table
     free(needed)
     assert disks(run)["disk"].state == OK

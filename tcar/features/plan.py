@@ -22,7 +22,8 @@ from tcar.features.packing import FeatureError, row_type
 from tcar.features.views import SegmentView
 from tcar.models import create_stream, stream_cost
 from tcar.models.streams import stream_spec
-from tcar.params import Params
+from tcar.params import Params, load
+from tcar.real_plans import plan_files
 
 ROLES = ("semantic", "motion")
 # TFLOP/s from the makers' data sheets: fp32 without tensor cores, and dense (not sparse) bf16 with them.
@@ -148,9 +149,16 @@ def _rate(run: Params, stream: str, gpu: str) -> tuple[float | None, str]:
         together = ", both streams together" if len(made.get("stores", ())) > 1 else ""
         words = f"measured on {made['device']} in an earlier extraction of {made['ranks']} process(es){together}"
         return made["clips_per_second"] * made["ranks"], words
-    if found := benchmarked(gpu).get("from_files", {}).get(stream):
-        return found["clips_per_second"] / run.streams.views, f"measured on one {gpu} by tests/benchmarks/gpu.py"
+    found, words = benchmarked(gpu).get("from_files", {}), f"measured on one {gpu} by tests/benchmarks/gpu.py"
+    if "together" in found and _pair(run) == _pair(load(plan_files(Path(__file__).parents[2])["ssv2"])):
+        return found["together"]["clips_per_second"] / run.streams.views, f"{words}, both streams together"
+    if stream in found:
+        return found[stream]["clips_per_second"] / run.streams.views, words
     return None, ""
+
+
+def _pair(run: Params) -> list[str]:
+    return [getattr(run.streams, role) for role in ROLES]
 
 
 def _span(hours: float) -> str:

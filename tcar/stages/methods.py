@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,19 +27,19 @@ if TYPE_CHECKING:
     from tcar.train.tokens import StoredTokens
 
 
-def method_configs(run: Params) -> dict[str, FusionConfig]:
-    """Give the configuration of every method of the run, the headline first."""
+def method_configs(run: Params, **sizes: int) -> dict[str, FusionConfig]:
+    """Give the configuration of every method of the run, the headline first; `sizes` as in `fusion_config`."""
     headline = run.fusion.fusion
-    return {method: fusion_config(run, method) for method in sorted(run.training.methods, key=headline.__ne__)}
+    return {method: fusion_config(run, method, **sizes) for method in sorted(run.training.methods, key=headline.__ne__)}
 
 
-def ablation_configs(run: Params) -> dict[tuple[str, str], FusionConfig]:
+def ablation_configs(run: Params, **sizes: int) -> dict[tuple[str, str], FusionConfig]:
     """Give the configuration of every (factor, level): one factor changes, all else is as in the headline model."""
-    varied = run.ablations
-    configs = {("heads", str(heads)): fusion_config(run, heads=heads) for heads in varied.ablation_heads}
-    configs |= {("fusion", kind): fusion_config(run, kind) for kind in varied.ablation_fusions}
-    configs |= {("window", window): fusion_config(run, window=window) for window in varied.ablation_windows}
-    return configs | {("streams", kind): fusion_config(run, kind) for kind in (*ROLES, run.fusion.fusion)}
+    varied, config = run.ablations, partial(fusion_config, run, **sizes)
+    configs = {("heads", str(heads)): config(heads=heads) for heads in varied.ablation_heads}
+    configs |= {("fusion", kind): config(kind) for kind in varied.ablation_fusions}
+    configs |= {("window", window): config(window=window) for window in varied.ablation_windows}
+    return configs | {("streams", kind): config(kind) for kind in (*ROLES, run.fusion.fusion)}
 
 
 def mean_curve(fits: Sequence[Fit]) -> list[dict]:
