@@ -18,12 +18,13 @@ def coloured_clips(folder: Path, count: int) -> list[Clip]:
     ]
 
 
-def write_clip(path: Path, colour: tuple[int, int, int], frames: int = 8, seed: int = 0) -> Path:
-    """A clip of one colour with some noise, larger than the model wants and not square."""
-    noise = np.random.default_rng(seed).integers(-20, 20, (frames, 48, 64, 3))
+def write_clip(path: Path, colour: tuple[int, int, int], frames: int = 8, seed: int = 0,
+               size: tuple[int, int] = (64, 48)) -> Path:  # fmt: skip
+    """A clip of one colour with some noise, not square; `size` is its width and height."""
+    noise = np.random.default_rng(seed).integers(-20, 20, (frames, size[1], size[0], 3))
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libvpx-vp9", rate=12)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.options = {"crf": "30", "cpu-used": "8"}
         for image in np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))

@@ -23,6 +23,7 @@ WITHOUT_ATTENTION = ("late_concat_raw",)
 HEADLINE = "cross_attention"  # which the paper compares all others with
 WINDOWS = ("joint", "time", "space")
 POSITIONS = ("rotary", "learned", "none")
+VIEWS = ("1", "2x3")  # of a clip, in the protocols of tcar.data.protocol
 TRACKERS = ("csv", "tensorboard", "wandb")
 CONTROLS = ("reversed", "shuffled", "frozen", "background", "noise", "conflict")
 # What `python -m tcar.stages.loss_terms` can take away from a training on stored tokens, or add to it.

@@ -13,6 +13,7 @@ from tcar.params.names import (
     LOSS_TERMS,
     POSITIONS,
     TRACKERS,
+    VIEWS,
     WINDOWS,
 )
 
@@ -232,8 +233,12 @@ class Search:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How certain the numbers are."""
+    """What is scored, and how certain the numbers are."""
 
+    # The published comparison on Something-Something V2 is on validation, as the answers of test are not public.
+    evaluation_split: str = _bounded("test", choices=("test", "validation"))
+    # One view is that of the store; 2x3: two samplings in time, each cut in three along the longer side.
+    evaluation_views: list[str] = _bounded(["1"], choices=VIEWS, shortest=1, distinct=True)
     bootstrap_samples: int = _bounded(1000, minimum=1)
     calibration_bins: int = _bounded(15, minimum=1)
     confidence: float = _bounded(0.95, minimum=0.5, maximum=0.999)
