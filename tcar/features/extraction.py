@@ -104,7 +104,8 @@ def make(
     With builders the streams run in the workers, with modules on a device in this process. Raises FeatureError when a
     stream fails or a worker dies for another reason than a clip.
     """
-    name = " and ".join(job.folder.name for job in jobs)
+    wanted = sorted({number for batch in batches for number in batch.wanted})
+    name = " and ".join(jobs[number].folder.name for number in wanted)
     spent = Spent(name)
 
     def finished() -> Iterator[str]:
