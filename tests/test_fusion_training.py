@@ -234,13 +234,3 @@ def test_models_are_compiled_whatever_was_compiled_before(dynamo):
                 model.train()
         assert counter.frame_count == 2 * 2 * 2
     assert models[0][1].state_dict().keys() == models[0][0].state_dict().keys()
-
-
-def test_two_configurations_after_each_other_in_the_code_that_runs(dynamo):
-    for width, clips in ((10, 3), (14, 2)):
-        config = replace(SMALL, blocks=1, semantic_width=width)
-        plain, compiled = build(config).eval().float(), build(config).eval().float()
-        inputs = batch(config, clips, dtype=torch.float32)
-        compile_alone(compiled)
-        with torch.no_grad():
-            torch.testing.assert_close(compiled(*inputs), plain(*inputs), atol=1e-5, rtol=1e-5)
