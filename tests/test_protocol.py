@@ -171,13 +171,13 @@ def test_frames_of_all_samplings_are_decoded_once(tmp_path, monkeypatch):
                                   read_frames(path, [3, 9]))  # fmt: skip
 
 
-def calibrated(monkeypatch, split: str, index: dict, validation=list):
+def calibrated(monkeypatch, split: str, index: dict, fits=()):
     run = params.from_values({"evaluation_split": split, "bootstrap_samples": 50})
     monkeypatch.setattr(calibration, "ground_truth", lambda run: index)
     rng, labels = np.random.default_rng(0), np.arange(80) % 4
     logits = [rng.normal(size=(80, 4)) + 3 * scale * np.eye(4)[labels] for scale in (1, 2)]
     ids = [str(n) for n in range(80)]
-    return logits, labels, calibration.calibrate(run, logits, labels, ids, validation)
+    return logits, labels, calibration.calibrate(run, logits, labels, ids, fits)
 
 
 def test_temperatures_are_fitted_on_clips_that_are_not_scored(monkeypatch):
@@ -194,10 +194,11 @@ def test_temperatures_are_fitted_on_clips_that_are_not_scored(monkeypatch):
 
 
 def test_test_clips_are_calibrated_by_all_of_validation(monkeypatch):
-    rng = np.random.default_rng(1)
-    apart = [rng.normal(size=(30, 4)) for _ in range(2)], rng.integers(0, 4, 30)
-    _, _, found = calibrated(monkeypatch, "test", {}, lambda: apart)
-    assert found.temperatures == [fit_temperature(one, apart[1]) for one in apart[0]]
-    assert (found.fitted, len(found.rows)) == (30, 80)
+    fits = [SimpleNamespace(calibration={"temperature": given, "clips": 30}) for given in (0.5, 2.0)]
+    logits, labels, found = calibrated(monkeypatch, "test", {}, fits)
+    assert (found.temperatures, found.fitted, len(found.rows)) == ([0.5, 2.0], 30, 80)
+    eces = [metrics(one / fit.calibration["temperature"], labels)["ece"]["value"]
+            for one, fit in zip(logits, fits, strict=True)]  # fmt: skip
+    assert found.after["value"] == pytest.approx(np.mean(eces))
     with pytest.raises(EvaluationError, match="validation has 1 independent clips"):
         calibrated(monkeypatch, "validation", {str(n): {"set": "one"} for n in range(80)})
