@@ -81,10 +81,13 @@ def write_calibration(folder: Path, fitted: dict) -> None:
 def card_facts(run: Params, fit: Fit) -> dict:
     """Give what the card of a kept model tells of its training: clips, epochs, seed, accuracy on validation."""
     best = fit.best
-    named = {"tabletop": "Tabletop, clips that are rendered from seeds", "ssv2": "Something-Something-V2"}
+    named = {
+        "tabletop": "Tabletop, clips that are rendered from seeds", "ssv2": "Something-Something-V2",
+        "rehearsal": "a rendered imitation of Something-Something-V2",
+    }  # fmt: skip
     return {
-        "dataset": f"{named[run.data.dataset]} ({len(class_names(run))} classes)",
-        "synthetic": run.data.dataset == "tabletop",
+        "dataset": f"{named[run.material]} ({len(class_names(run))} classes)",
+        "synthetic": run.material != "ssv2",
         "ranges": training_ranges(run),
         "Epoch kept": f"{fit.best_epoch} of {len(fit.history)}",
         "Seed": fit.seed,
