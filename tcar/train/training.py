@@ -26,6 +26,7 @@ FINISHED, EARLY, NOT_A_NUMBER, INTERRUPTED = "finished", "stopped early", "not a
 _RECIPE = ("epochs", "learning_rate", "weight_decay", "warmup_epochs", "label_smoothing", "clip_norm")
 # Of the parameters of `Trainer`, what changes no number beyond rounding: a training may go on with others.
 _FREE = ("task", "accumulation", "checkpointing", "compiled", "checkpoint_steps", "log_steps", "frame_cache_gb")
+BATCH = "batch_size x accumulation"
 _SUMS = ("loss", "clips", "right", "norm", "steps")
 
 logger = log.get(__name__)
@@ -289,7 +290,8 @@ class Training:
             return
         kept = self.checkpoints.read(found)
         begun, asked = kept.state.pop("made_from"), self.identity
-        if odd := [key for key in {**begun, **asked} if begun.get(key) != asked.get(key)]:
+        # Of the clips of a step the total counts, however many processes share it.
+        if odd := [key for key in {**begun, **asked} if key != BATCH and begun.get(key) != asked.get(key)]:
             some = "; ".join(f"{key} was {_short(begun.get(key))}, is {_short(asked.get(key))}" for key in odd)
             self._meet(odd, some, kept.state["ended"])
         self.stepper.restore(kept)
@@ -318,7 +320,7 @@ def identity(task: Task, run: Params, seed: int) -> dict[str, Any]:
     """What parameters, clips and code decide of a training; how many processes it had is no part of it."""
     settings = {key: value for key, value in asdict(run.trainer).items() if key not in _FREE}
     recipe = {key: getattr(task.recipe, key) for key in _RECIPE}
-    recipe["batch_size x accumulation"] = task.recipe.batch_size * run.trainer.accumulation
+    recipe[BATCH] = task.recipe.batch_size * run.trainer.accumulation
     return {**recipe, **settings, "seed": seed, **code_of(task), **task.identity()}
 
 
