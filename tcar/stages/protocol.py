@@ -191,5 +191,5 @@ class _Scorer:
         """Tokens as an extraction pools them, in single precision."""
         lower = torch.autocast(self.device.type, torch.bfloat16, enabled=self.run.streams.stream_precision == "bf16")
         with lower:
-            pooled = pool_tokens(self.streams[role](frames), getattr(self.run.streams, f"{role}_grid"))
+            pooled = pool_tokens(self.streams[role](frames), tuple(getattr(self.run.streams, f"{role}_grid")))
         return pooled.values.flatten(1, 2).float(), pooled.coordinates.flatten(0, 1).float()
