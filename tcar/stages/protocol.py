@@ -27,11 +27,13 @@ from tcar import files, log, results
 from tcar.data.clip_reader import fingerprint
 from tcar.data.loader import Loaded, Loader
 from tcar.data.protocol import PROTOCOLS, ProtocolReader, cut
-from tcar.evaluate import EvaluationError, annotations, metrics, over_seeds
+from tcar.evaluate import EvaluationError, metrics, over_seeds
 from tcar.models import pool_tokens, weights_digest
 from tcar.models.fusion import create_fusion
-from tcar.stages.clips import ground_truth, healthy_clips
-from tcar.stages.features import ROLES, chosen_device, stores, stream
+from tcar.stages.clips import healthy_clips
+from tcar.stages.features import ROLES, stores, stream
+from tcar.stages.methods import scoring
+from tcar.stages.trainings import device_of
 
 if TYPE_CHECKING:
     from tcar.data.ssv2 import Clip
@@ -43,28 +45,24 @@ _CODE = ("tcar.stages.protocol", "tcar.models.fusion")
 logger = log.get(__name__)
 
 
-def protocol_rows(run: Params, fits: Mapping[str, Sequence[Fit]], one_view: Mapping[str, dict]) -> list[dict]:
+def protocol_rows(
+    run: Params, fits: Mapping[str, Sequence[Fit]], one_view: Mapping[str, dict], ids: Sequence[str]
+) -> list[dict]:
     """Give `views`, `method`, `top1`, `top5` (with intervals) and `clips` of each protocol that the parameters name.
 
-    `one_view` are the scores of each method on the tokens in the store (`tcar.evaluate.over_seeds`);
+    `one_view` are the scores of each method on the tokens of these clips in the store (`tcar.evaluate.over_seeds`);
     methods that have no fusion in `fits` have one view alone.
     """
-    rows, clips = [], healthy_clips(run)[run.evaluation.evaluation_split]
-    clips = [clip for clip in clips if all(clip.id in store.places for store in stores(run).values())]
+    rows = []
     for views in run.evaluation.evaluation_views:
-        means, count = one_view, len(clips)
+        means, count = one_view, len(ids)
         if views != "1":
-            logits, ids = scored_views(run, fits, clips, views)
-            label = {clip.id: clip.label for clip in clips}
-            labels, count = np.array([label[name] for name in ids]), len(ids)
-            asked = {
-                **annotations(ids, ground_truth(run)),
-                "seed": run.common.seed,
-                "bootstrap_samples": run.evaluation.bootstrap_samples,
-                "confidence": run.evaluation.confidence,
-            }
+            by_id = {clip.id: clip for clip in healthy_clips(run)[run.evaluation.evaluation_split]}
+            logits, kept = scored_views(run, fits, [by_id[name] for name in ids], views)
+            labels, settings, count = np.array([by_id[name].label for name in kept]), scoring(run, kept), len(kept)
             means = {
-                method: over_seeds([metrics(one, labels, **asked) for one in some]) for method, some in logits.items()
+                method: over_seeds([metrics(one, labels, **settings) for one in some])
+                for method, some in logits.items()
             }
         rows += [
             {"views": views, "method": method, "top1": mean["top1"], "top5": mean["top5"], "clips": count}
@@ -147,7 +145,7 @@ class _Scorer:
     """The frozen streams and the fusions, on the run's device."""
 
     def __init__(self, run: Params, models: Sequence[nn.Module], views: str):
-        self.run, self.device, self.cuts = run, chosen_device(run), PROTOCOLS[views][1]
+        self.run, self.device, self.cuts = run, device_of(run), PROTOCOLS[views][1]
         self.read = ProtocolReader(
             views, tuple(getattr(run.streams, f"{role}_frames") for role in ROLES), run.data.upright
         )
