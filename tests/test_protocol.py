@@ -18,7 +18,7 @@ from tcar.data.video import probe, read_frames
 from tcar.evaluate import EvaluationError, fit_temperature, metrics, over_seeds
 from tcar.models.fusion import FusionConfig, create_fusion
 from tcar.models.grids import pool_tokens
-from tcar.stages import calibration, protocol
+from tcar.stages import calibration, methods, protocol
 from tcar.stages.features import ROLES, extract, stores, stream
 
 FRAMES = {"semantic": 3, "motion": 4}
@@ -38,8 +38,7 @@ def made(tmp_path_factory):
     turned = write_clip(root / "tall.webm", RED, frames=7, size=(40, 72))
     clips.append(Clip("tall", turned, 0, "", "", ()))
     found = {"train": [], "validation": clips, "test": []}
-    opened = {role: extract(run, role, found) for role in ROLES}
-    names = {role: store.root.name for role, store in opened.items()}
+    names = {role: store.root.name for role, store in extract(run, found).items()}
     results.save(run.results_dir / "extractors.json", {"stores": names}, params=run)
     return run, clips, {"cross_attention": [fit(0), fit(1)], "late_concat": [fit(2, "late_concat")]}
 
@@ -135,9 +134,10 @@ def test_rows_have_each_method_and_protocol(made, monkeypatch):
     run, clips, fits = made
     run = replace(run, evaluation=replace(run.evaluation, evaluation_split="validation", evaluation_views=["1", "2x3"]))
     monkeypatch.setattr(protocol, "healthy_clips", lambda run: {"validation": clips, "test": []})
+    monkeypatch.setattr(methods, "class_names", lambda run: ["red", "blue"])
     labels = np.array([clip.label for clip in clips])
     one_view = {name: over_seeds([metrics(np.eye(2)[labels], labels)]) for name in (*fits, "timesformer_vitb16")}
-    rows = protocol.protocol_rows(run, fits, one_view)
+    rows = protocol.protocol_rows(run, fits, one_view, [clip.id for clip in clips])
     assert [(row["views"], row["method"]) for row in rows] == [
         ("1", "cross_attention"), ("1", "late_concat"), ("1", "timesformer_vitb16"), ("2x3", "cross_attention"),
         ("2x3", "late_concat"),
@@ -171,13 +171,15 @@ def test_frames_of_all_samplings_are_decoded_once(tmp_path, monkeypatch):
                                   read_frames(path, [3, 9]))  # fmt: skip
 
 
-def calibrated(monkeypatch, split: str, index: dict, fits=()):
+KNOWN = [{"temperature": 2.0, "clips": 30}, {"temperature": 3.0, "clips": 30}]
+
+
+def calibrated(monkeypatch, split: str, index: dict):
     run = params.from_values({"evaluation_split": split, "bootstrap_samples": 50})
     monkeypatch.setattr(calibration, "ground_truth", lambda run: index)
     rng, labels = np.random.default_rng(0), np.arange(80) % 4
     logits = [rng.normal(size=(80, 4)) + 3 * scale * np.eye(4)[labels] for scale in (1, 2)]
-    ids = [str(n) for n in range(80)]
-    return logits, labels, calibration.calibrate(run, logits, labels, ids, fits)
+    return logits, labels, calibration.calibrate(run, logits, labels, [str(n) for n in range(80)], KNOWN)
 
 
 def test_temperatures_are_fitted_on_clips_that_are_not_scored(monkeypatch):
@@ -194,11 +196,9 @@ def test_temperatures_are_fitted_on_clips_that_are_not_scored(monkeypatch):
 
 
 def test_test_clips_are_calibrated_by_all_of_validation(monkeypatch):
-    fits = [SimpleNamespace(calibration={"temperature": given, "clips": 30}) for given in (0.5, 2.0)]
-    logits, labels, found = calibrated(monkeypatch, "test", {}, fits)
-    assert (found.temperatures, found.fitted, len(found.rows)) == ([0.5, 2.0], 30, 80)
-    eces = [metrics(one / fit.calibration["temperature"], labels)["ece"]["value"]
-            for one, fit in zip(logits, fits, strict=True)]  # fmt: skip
+    logits, labels, found = calibrated(monkeypatch, "test", {})
+    assert (found.temperatures, found.fitted, len(found.rows)) == ([2.0, 3.0], 30, 80)
+    eces = [metrics(one / t, labels)["ece"]["value"] for one, t in zip(logits, (2, 3), strict=True)]
     assert found.after["value"] == pytest.approx(np.mean(eces))
     with pytest.raises(EvaluationError, match="validation has 1 independent clips"):
         calibrated(monkeypatch, "validation", {str(n): {"set": "one"} for n in range(80)})

@@ -249,10 +249,12 @@ def test_projection_multiplies_what_grows_and_nothing_else(tmp_path):
                  "execution_count": 1} for text, one in (("import x", 30.0), (source, seconds))]  # fmt: skip
         notebook = {"cells": code, "metadata": {}, "nbformat": 4, "nbformat_minor": 4}
         (run.run_dir / "notebooks" / f"{name}.ipynb").write_text(json.dumps(notebook))
+    # Of the cell's 400 seconds, 350 were epochs.
+    results.write(run.results_dir / "training.meta.json", {"extra": {"seconds": {"a": [200.0, 100.0], "b": [50.0]}}})
     share = PUBLISHED_CLIPS / 400
     projected = {name: projection.row(rehearsal, name)["projected"] for name in notes}
     assert projected["02_fusion"] == {"seconds": 20.0, "memory": 10, "disk": 5, "passing": 0}
-    assert projected["03_training"]["seconds"] == pytest.approx(100 + 400 * share * 10)
+    assert projected["03_training"]["seconds"] == pytest.approx(150 + 350 * share * 10)
     # two attempts with 60 seconds each that do not grow
     assert projected["01_extractors"]["seconds"] == pytest.approx(120 + 140 * share)
     # 588 tokens: 392 of 384 numbers, 196 of 2,048, two bytes each

@@ -9,7 +9,7 @@ from typing import Any
 
 import nbformat
 
-from tcar import pipeline, room
+from tcar import pipeline, results, room
 from tcar.data.prepare import FULL_BYTES
 from tcar.features.plan import PUBLISHED_CLIPS
 from tcar.params import Params
@@ -60,7 +60,8 @@ class Rehearsal:
 def row(rehearsal: Rehearsal, name: str) -> dict[str, Any]:
     """What a step has taken, and what follows from it for the published dataset; bytes and seconds.
 
-    What grows is multiplied, what is fixed is not. Tokens and videos are counted instead: their bytes are known.
+    What grows is multiplied, what is fixed is not. The bytes of tokens, videos and the
+    table of linear probes are known, and so they are counted instead.
     """
     found, growing = taken(rehearsal.notes(name)), growing_seconds(rehearsal, name)
     whole, share, small = rehearsal.whole, PUBLISHED_CLIPS / rehearsal.clips, rehearsal.counts
@@ -73,12 +74,16 @@ def row(rehearsal: Rehearsal, name: str) -> dict[str, Any]:
     }
     seconds = found.seconds + sum((factors[kind] - 1) * took for kind, took in growing.items())
     disk, passing = found.disk, max(0, found.most - found.disk)
+    ahead = passing
+    # With no dataset there yet, what a run takes is counted for the published one.
+    there = replace(whole, data=replace(whole.data, data_root="/nonexistent"))
     if name == PREPARE:
         disk = FULL_BYTES
     elif name == "00_data_audit":
         disk += round(occupied(rehearsal.run.run_dir / "audit") * (share - 1))
     elif name == "01_extractors":
-        disk += tokens(whole, PUBLISHED_CLIPS) - tokens(rehearsal.run, rehearsal.clips)
+        disk += round(room.tokens(there) * (1 - 1 / share))
+        ahead = max(passing, room.probe_table(there))
     # Unpacking a few clips is lost in the start of the process.
     told = name != PREPARE or growing[CLIPS] > NOISE * found.seconds
     return {
@@ -90,7 +95,7 @@ def row(rehearsal: Rehearsal, name: str) -> dict[str, Any]:
             "seconds": seconds if told else None,
             "memory": found.memory,
             "disk": disk,
-            "passing": round(passing * share) if CLIPS in growing else passing,
+            "passing": ahead,
         },
     }
 
@@ -98,12 +103,6 @@ def row(rehearsal: Rehearsal, name: str) -> dict[str, Any]:
 def epochs(run: Params) -> int:
     """The epochs of all methods together."""
     return sum(run.training.epochs_by_method.get(method, run.training.epochs) for method in run.training.methods)
-
-
-def tokens(run: Params, clips: int) -> int:
-    """The bytes of the tokens of so many clips."""
-    nowhere = replace(run, data=replace(run.data, data_root="/nonexistent"))  # then it counts the published ones
-    return room.tokens(nowhere) * clips // PUBLISHED_CLIPS
 
 
 def growing_seconds(rehearsal: Rehearsal, name: str) -> dict[str, float]:
@@ -120,9 +119,19 @@ def growing_seconds(rehearsal: Rehearsal, name: str) -> dict[str, float]:
         for cell in nbformat.read(executed, as_version=4).cells:
             if kind := grows_with(cell):
                 growing[kind] = growing.get(kind, 0.0) + cell.metadata.papermill.duration
+    if FITS in growing:
+        growing[FITS] = min(growing[FITS], in_epochs(rehearsal.run, name))
     last = sum(growing.values())
     more = max(1.0, (found.seconds - found.attempts * (found.last - last)) / last) if last else 1.0
     return {kind: seconds * more for kind, seconds in growing.items()}
+
+
+def in_epochs(run: Params, name: str) -> float:
+    """The seconds that the epochs of a step's trainings took, without the start of the processes they ran in."""
+    if name == "03_training":
+        kept = results.load(run.results_dir / "training.meta.json")["extra"]["seconds"]
+        return sum(map(sum, kept.values()))
+    return sum(row["seconds"] for row in results.load(run.results_dir / "ablations.meta.json")["extra"]["rows"])
 
 
 def grows_with(cell: Mapping[str, Any]) -> str:
@@ -154,5 +163,6 @@ def text(rows: list[dict[str, Any]], reduced: tuple[str, ...]) -> str:
         f"at most {max(one['memory'] for one in rows) / GIB:.2f} GiB in a step.",
         "Hours: cells that read clips, times the clips, or as many as the parameter named says; trainings times the "
         "epochs too; all else as measured. What such a cell does once is multiplied too: few clips, too many hours.",
-        "Disk: videos as published, tokens by their shape (tcar.room), findings of the audit times the clips.",
+        "Disk: videos as published, tokens and the passing table of linear probes by their shape (tcar.room), findings "
+        "of the audit times the clips.",
     ])  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,6 @@ from tcar.stages.clips import ground_truth
 
 if TYPE_CHECKING:
     from tcar.params import Params
-    from tcar.stages.trainings import Fit
 
 
 @dataclass(frozen=True)
@@ -36,26 +35,26 @@ def calibrate(
     scored: Sequence[Float[np.ndarray, "n c"]],
     labels: Int[np.ndarray, " n"],
     ids: Sequence[str],
-    fits: Sequence[Fit],
+    known: Sequence[Mapping],
 ) -> Calibration:
-    """Give the temperatures of fits, whose logits are scored, as the trainer fitted them on the validation clips.
+    """Calibrate the scored logits, one array a seed, with temperatures of validation clips.
 
-    Where the scored clips are themselves those of validation, half of them, drawn by the run's seed and by whole twin
-    sets, fit the temperatures anew, and the other half is scored. Raises EvaluationError where there is nothing to
+    `known` are those that each training fitted on all of validation (`tcar.evaluate.calibration`). Where the scored
+    clips are themselves those of validation they are not taken: half of the clips, drawn by the run's seed and by whole
+    twin sets, fit the temperatures, and the other half is scored. Raises EvaluationError where there is nothing to
     halve.
     """
     index = ground_truth(run)
     sets = np.array([index[name]["set"] if index else name for name in ids])
-    rows = np.arange(len(ids))
-    if run.evaluation.evaluation_split == "test":
-        temperatures, fitted = [fit.calibration["temperature"] for fit in fits], fits[0].calibration["clips"]
-    else:
+    rows, fitted = np.arange(len(ids)), known[0]["clips"]
+    temperatures = [one["temperature"] for one in known]
+    if run.evaluation.evaluation_split == "validation":
         chosen = np.random.default_rng(run.common.seed).permutation(np.unique(sets))
         if len(chosen) < 2:
             raise EvaluationError(f"validation has {len(chosen)} independent clips: calibrating and scoring takes two")
         inside = np.isin(sets, chosen[: len(chosen) // 2])
-        temperatures = [fit_temperature(one[inside], labels[inside]) for one in scored]
         rows, fitted = np.flatnonzero(~inside), int(inside.sum())
+        temperatures = [fit_temperature(one[inside], labels[inside]) for one in scored]
 
     def error(divisors: Sequence[float]) -> dict:
         settings = {

@@ -25,12 +25,6 @@ if TYPE_CHECKING:
 ROLES = ("semantic", "motion")
 
 
-def chosen_device(run: Params) -> torch.device:
-    """Give the device that the parameters name; "auto" is a GPU of CUDA where there is one."""
-    name = run.common.device
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-
-
 def stream(run: Params, role: str) -> Stream:
     """Create the frozen stream that the parameters name for a role, with its published or packaged
     weights.

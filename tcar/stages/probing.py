@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from tcar import log
 from tcar.evaluate import metrics
 from tcar.stages.clips import class_groups, ground_truth
-from tcar.stages.features import chosen_device
+from tcar.stages.trainings import device_of
 from tcar.train.linear import Features, Table, fit_linear
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def linear_probes(run: Params, opened: dict[str, FeatureStore], found: dict[str,
     of which training shows one kind alone is left out. Tokens are read once, and pooled to a table in the run's folder
     that ends with this function: 4 bytes a number and moment.
     """
-    groups, rows, device = class_groups(run), [], chosen_device(run)
+    groups, rows, device = class_groups(run), [], device_of(run)
     targets = {"class": lambda clip: clip.label} | (
         {"group": lambda clip: groups[clip.label]} if groups else {}
     )
