@@ -26,8 +26,8 @@ CLIPS, FITS, OPINION, LOOKED = "clips", "clips x epochs", "second_opinion_clips"
 # clips. Two read at most as many clips as a parameter says.
 GROWING = {
     "audited": CLIPS, "second_opinion": OPINION, "extract": CLIPS, "linear_probes": CLIPS, "fit_all": FITS,
-    "train_baselines": FITS, "scored": CLIPS, "baseline_logits": CLIPS, "look": LOOKED, "importance_by_group": LOOKED,
-    "umap_embedding": LOOKED,
+    "train_baselines": FITS, "scored": CLIPS, "protocol_rows": CLIPS, "baseline_logits": CLIPS, "look": LOOKED,
+    "importance_by_group": LOOKED, "umap_embedding": LOOKED,
 }  # fmt: skip
 
 

@@ -48,7 +48,8 @@ BLOCK = 4096  # bytes of a clip that are no hole
 SMALL = {
     "fusion_width": 16, "heads": 1, "fusion_blocks": 1, "cross_width": 0, "epochs": 1, "warmup_epochs": 0,
     "seeds": [0], "methods": ["cross_attention", "semantic"], "full_size_streams": [], "ablation_heads": [2],
-    "ablation_fusions": ["late_concat"], "ablation_seeds": [0], "attention_clips": 2, "attribution_steps": 2,
+    "ablation_fusions": ["late_concat"], "evaluation_views": ["1"], "ablation_seeds": [0], "attention_clips": 2,
+    "attribution_steps": 2,
 }  # fmt: skip
 
 
