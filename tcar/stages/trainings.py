@@ -228,7 +228,10 @@ def _side_by_side(
 ) -> None:  # fmt: skip
     """Do passes in worker processes. What they write down is what is shown: how far they are, and the curves."""
     lifeline, end = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    folders = {folder: epochs_of(job.fusion, job.run.training) for one in passes for folder, job in one.items()}
+    jobs = {folder: job for one in passes for folder, job in one.items()}
+    folders = {folder: epochs_of(job.fusion, job.run.training) for folder, job in jobs.items()}
+    if follow and followed in jobs:
+        follow.start({"name": f"{jobs[followed].fusion.kind}, seed {jobs[followed].seed}"})
     with processes.pool(min(workers, len(passes)), lifeline) as pool:
         try:
             waiting = {pool.submit(_work, one, tokens) for one in passes}
