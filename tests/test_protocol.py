@@ -45,7 +45,7 @@ def made(tmp_path_factory):
 
 def fit(seed: int, kind: str = "cross_attention") -> SimpleNamespace:
     torch.manual_seed(seed)
-    config = FusionConfig(kind, 128, 256, num_classes=2, width=16, heads=2, blocks=1, mlp_ratio=2)
+    config = FusionConfig(kind, 128, 128, num_classes=2, width=16, heads=2, blocks=1, mlp_ratio=2)
     return SimpleNamespace(fusion=config, state_dict=create_fusion(config).state_dict())
 
 
