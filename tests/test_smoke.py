@@ -108,7 +108,7 @@ def test_replicates_are_measured_and_then_shown(smoke):
         for method, scores in measured["replicates"][0].items():
             if method in evaluated:
                 assert scores["top1"] == pytest.approx(evaluated[method]["per_seed"]["top1"][0])
-    assert "0 of them to train" in done.stdout + done.stderr
+    assert "2 trainings, 0 of them to do" in done.stdout + done.stderr
     done = start(smoke / "smoke.yaml")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert done.stdout.count("done in") == 2  # the notebook that draws them, and the paper

@@ -14,6 +14,7 @@ from tcar.data.augment import Mix
 from tcar.losses import contrastive_alignment
 from tcar.models.fusion import create_fusion
 from tcar.models.grids import grid_coordinates
+from tcar.params import ParameterError
 from tcar.train.checkpoints import Checkpoints
 from tcar.train.mixing import TokenMix, mix_frames, partners
 from tcar.train.recipe import parameter_groups, reproducible
@@ -183,9 +184,11 @@ def test_bf16_is_close_and_fp16_wants_a_gpu(tmp_path):
     rough, exact = do(stepper(precision="bf16"), 1)[0], do(stepper(), 1)[0]
     assert rough.loss != exact.loss
     assert rough.loss == pytest.approx(exact.loss, rel=0.02)
-    # Without a word, accelerate would go on in fp32 there.
+    # A parameter file that names a CPU is refused; "auto" is known late, and accelerate would go on in fp32 there.
+    with pytest.raises(ParameterError, match="precision is fp16, which a CPU does not train in"):
+        run(precision="fp16")
     with pytest.raises(TrainingError, match="precision is fp16: a CPU has no such; set it to bf16 or fp32"):
-        stepper(precision="fp16")
+        stepper(precision="fp16", device="auto")
 
 
 def test_a_gradient_too_large_for_fp16_leaves_one_step_out_and_is_tried_at_a_lower_scale():

@@ -72,11 +72,13 @@ class Watch(threading.Thread):
     def run(self) -> None:
         """Look until `stop`."""
         look = 0
-        while not self._ended.wait(INTERVAL):
+        while True:
             self.peak, look = max(self.peak, memory(self.process)), look + 1
             if look % LOOKS == 0:
                 self._disk()
                 self.note(self)
+            if self._ended.wait(INTERVAL):
+                return
 
     def stop(self) -> "Watch":
         """Look at the disk for the last time, and end."""
@@ -93,12 +95,13 @@ class Watch(threading.Thread):
 
 def memory(root: psutil.Process) -> int:
     """Return the bytes of a process and of all that it has started; what ends meanwhile counts nothing."""
-    total = 0
+    total, tree = 0, [root]
     with suppress(psutil.Error):
-        for process in (root, *root.children(recursive=True)):
-            with suppress(psutil.Error):
-                held = process.memory_full_info()
-                total += getattr(held, "pss", held.rss)
+        tree += root.children(recursive=True)
+    for process in tree:
+        with suppress(psutil.Error):
+            held = process.memory_full_info()
+            total += getattr(held, "pss", held.rss)
     return total
 
 
