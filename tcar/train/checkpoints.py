@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from tcar import locks, log
+from tcar import log
 from tcar.data.machine import fault_of
 from tcar.files import foreign, remove_folder, sync_folder
 from tcar.train.watch import TrainingError
@@ -75,15 +75,6 @@ class Checkpoints:
             if None not in meant and int(best.name[5:]) not in meant:
                 _remove(best)
         return path
-
-    def remove(self) -> None:
-        """Delete every checkpoint, and the folders that this empties; nothing that lies behind a link."""
-        if self.root.is_symlink() or self.folder.is_symlink():
-            return
-        for path in (*self._all(), *self._all_best(), *self._drafts()):
-            remove_folder(path, FILES)
-        for folder in (self.folder, self.root):
-            remove_folder(folder, (locks.FILE,))
 
     def clean(self) -> None:
         """Remove what a killed process has left; for the one that is going to write."""
