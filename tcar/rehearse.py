@@ -118,16 +118,6 @@ def write(rehearsal: Rehearsal) -> list[dict[str, Any]]:
     return rows
 
 
-def _change(given: str) -> tuple[str, Any]:
-    key, equals, value = given.partition("=")
-    if not equals:
-        raise ParameterError(f"--set {given}: not of the form key=value")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ParameterError(f"--set {given}: {value!r} is not a value as YAML has it") from None
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command: 0 when all is done, 1 when a step failed, 2 for a request that cannot be met, 130 on Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m tcar.rehearse", description=__doc__.split("\n")[0])
@@ -145,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
         if len(str(scratch)) > room.SOCKET:
             raise ParameterError(f"{folder}: too long a path for the sockets of temporary files in it; at most "
                                  f"{room.SOCKET - 4} characters")  # fmt: skip
-        changes = dict(map(_change, asked.set))
+        changes = params.changes(asked.set)
         params.refuse_secrets(changes, "the command line")
         scratch.mkdir(parents=True, exist_ok=True)
         os.environ["TMPDIR"] = str(scratch)  # so that what passes through it is counted

@@ -14,7 +14,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -362,6 +362,20 @@ def _claim(run: Params, to_the_end: bool) -> None:
 def secrets(values: Mapping[str, typing.Any]) -> dict[str, str]:
     """The secrets among flat parameters, those that are stated themselves rather than as the $NAME of a variable."""
     return {key: values[key] for key in SECRETS if not str(values.get(key, "")).startswith("$") and values.get(key)}
+
+
+def changes(texts: Iterable[str]) -> dict[str, typing.Any]:
+    """Parameters as a command line states them, each `key=value` with a value of YAML; raises ParameterError."""
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ParameterError(f"{text!r} is not of the form key=value")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ParameterError(f"{text!r}: {value!r} is not a value as YAML has it") from None
+    return found
 
 
 def shown(values: Mapping[str, typing.Any]) -> dict[str, typing.Any]:

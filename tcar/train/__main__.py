@@ -7,9 +7,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from tcar import log, params
 from tcar.data.ssv2 import DatasetError
@@ -37,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     first = Ranks.here().rank == 0
     log.configure("INFO" if first else "WARNING")
     try:
-        changes = dict(map(_change, asked.changes))
+        changes = params.changes(asked.changes)
         params.refuse_secrets(changes, "the command line")
         run = params.load(asked.params, **changes)
         for name, fit in _trained(run, asked.other_code):
@@ -87,16 +84,6 @@ def _keep_model(run: Params, task: ClipTask, fit: Fit) -> None:
         write_calibration(fit.folder / "model", fit.calibration)
     elif hasattr(built, "save_pretrained"):
         built.save_pretrained(fit.folder / "model")
-
-
-def _change(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ParameterError(f"{text!r} is not of the form key=value")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ParameterError(f"{text!r}: {value!r} is not a value as YAML has it") from None
 
 
 def _outcome(fit: Fit) -> str:
