@@ -4,10 +4,10 @@
     python -m tcar.rehearse params/ssv2.yaml FOLDER --clips 400 --set device=cuda --until 01_extractors
 
 FOLDER gets an imitation of the dataset as it is downloaded (tcar.rehearsal.imitation: rendered pictures, most labels
-arbitrary), weights of random values in the published layouts, and the parameter file with few epochs and all else
-untouched. With it every step runs: prepare, doctor, the notebooks, the paper. What each takes of time, memory and disk
-is measured and projected to the 220,847 published clips, in FOLDER/rehearsal.json. The scores mean nothing.
-A call that was cut off goes on where it ended when it is given again.
+arbitrary), weights of random values in the published layouts, and the parameter file with few epochs (on a CPU in fp32)
+and all else untouched. With it every step runs: prepare, doctor, the notebooks, the paper. What each takes of time,
+memory and disk is measured and projected to the 220,847 published clips, in FOLDER/rehearsal.json. The scores mean
+nothing. A call that was cut off goes on where it ended when it is given again.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from tcar.processes import usable_cores
 from tcar.rehearsal import imitation, weights
 from tcar.rehearsal.measuring import INTERVAL, measured, memory_kind, taken
 from tcar.rehearsal.projection import AGAIN, PREPARE, STEPS, Rehearsal, row, text
+from tcar.stages.trainings import device_of
 
 EPOCHS, WARMUP = 3, 1
 
@@ -52,6 +53,8 @@ def begin(file: Path, folder: Path, clips: int, seed: int, changes: Mapping[str,
     short = {} if "epochs" in changes else {"epochs": EPOCHS, "epochs_by_method": {}}
     if "warmup_epochs" not in changes:
         short["warmup_epochs"] = min(WARMUP, whole.training.warmup_epochs)
+    if "precision" not in changes and device_of(whole).type == "cpu":
+        short["precision"] = "fp32"  # most CPUs compute in 16 bits at a tenth of the speed
     values = {**given, **own, **short}
     run = params.from_values(values, source=str(file))
     _same(folder, {"clips": clips, "seed": seed, "parameters": values})

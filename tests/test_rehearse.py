@@ -282,7 +282,7 @@ def test_tiny_rehearsal(short, capfd, monkeypatch):
     assert "epochs: 3, not 30" in said
     run = params.load(short / "r" / "ssv2-rehearsal.yaml")
     given = params.load(SSV2, **params.changes(TINY)).as_dict()
-    own = {"name", "runs", "figures", "data_root", "epochs", "warmup_epochs"}
+    own = {"name", "runs", "figures", "data_root", "epochs", "warmup_epochs", "precision"}
     assert {key: value for key, value in run.as_dict().items() if key not in own} == {
         key: value for key, value in given.items() if key not in own
     }

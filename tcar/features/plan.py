@@ -26,15 +26,6 @@ from tcar.params import Params, load
 from tcar.real_plans import plan_files
 
 ROLES = ("semantic", "motion")
-# TFLOP/s from the makers' data sheets: fp32 without tensor cores, and dense (not sparse) bf16 with them.
-PEAKS = {
-    "A10": {"fp32": 31.2, "bf16": 125},
-    "A100": {"fp32": 19.5, "bf16": 312},
-    "H100": {"fp32": 67, "bf16": 989},
-    "H200": {"fp32": 67, "bf16": 989},
-    "L4": {"fp32": 30.3, "bf16": 121},
-    "L40S": {"fp32": 91.6, "bf16": 362},
-}
 BENCHMARKS = Path(__file__).parents[2] / "tests" / "benchmarks" / "results"
 PUBLISHED_CLIPS = 220_847  # of all splits, where the dataset is not here yet
 MEASURED_CLIPS = 64

@@ -6,14 +6,12 @@ checkpoint of that layout loads key by key, without a renaming in between.
 """
 
 from collections import OrderedDict
-from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 Triple = tuple[int, int, int]
 
@@ -213,22 +211,6 @@ class I3D(nn.Module):
                 "this I3D has no classifier: build it with num_classes > 0, or call .features(clips)"
             )
         return self.blocks[-1](self.features(clips))
-
-    def folded(self) -> "I3D":
-        """Return a copy whose batch norms are part of the convolutions before them, for inference alone.
-
-        The same features but for rounding, 1e-5 of the largest in float32, and half of the passes over them. Its
-        weights are no longer the published ones: a digest is to be taken of the network before. Source: Jacob et al.
-        2018, Quantization and training of neural networks.
-        """
-        network = deepcopy(self).eval()
-        for block in list(network.modules()):
-            for name, norm in list(block.named_children()):
-                if isinstance(norm, nn.BatchNorm3d):
-                    before = name.replace("norm", "conv")
-                    setattr(block, before, fuse_conv_bn_eval(getattr(block, before), norm))
-                    setattr(block, name, nn.Identity())
-        return network
 
     def without_classifier(self) -> "I3D":
         """Drop the classifier in place and return the network, for use as a feature extractor."""
