@@ -60,16 +60,6 @@ def probe(path: str | Path) -> VideoInfo:
         return video.info
 
 
-def iterate_frames(path: str | Path) -> Iterator[av.VideoFrame]:
-    """Decode a video from its first frame to its last, strictly; the frames are as they are stored, not turned.
-
-    Raises VideoError, undecodable and out of order among its reasons, at the first packet or frame that is
-    damaged, has another size than the rest, or is not the one that should be shown next.
-    """
-    with Video(path) as video:
-        yield from video.frames()
-
-
 def read_frames(
     path: str | Path, indices: Sequence[int], size: int | tuple[int, int] | None = None, *, upright: bool = True
 ) -> UInt8[np.ndarray, "t h w 3"]:
