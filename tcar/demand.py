@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tcar.data.protocol import PROTOCOLS
 from tcar.data.ssv2 import SPLITS, DatasetError, load_labels, load_split
 from tcar.data.tabletop.dataset import chosen_families, plan_sets
 from tcar.features import plan
@@ -213,7 +214,13 @@ def hours(run: Params, gpu: str = "", measure: bool = False) -> list[Hours]:
     """
     streams = plan.plan(run, gpu)
     sources = dict.fromkeys(found.source or f"of {found.stream} no extraction was measured" for found in streams)
-    found = [Hours("extraction", plan.hours(streams), f"{streams[0].clips:,} clips; {'; '.join(sources)}")]
+    extraction = plan.hours(streams)
+    found = [Hours("extraction", extraction, f"{streams[0].clips:,} clips; {'; '.join(sources)}")]
+    for protocol in set(run.evaluation.evaluation_views) - {"1"}:  # one view is that of the store
+        scored, views = clips(run)[run.evaluation.evaluation_split], prod(map(len, PROTOCOLS[protocol]))
+        share = scored * views / (streams[0].clips * run.streams.views)
+        words = f"{scored:,} clips, {views} views each, as the extraction"
+        found.append(Hours(f"{protocol} views", None if extraction is None else extraction * share, words))
     if audit := plan.benchmarked(gpu or plan.gpu_here()).get("reading", {}).get("audit"):
         words = f"at {audit:.0f} clips/s measured on such a machine"
         found.append(Hours("audit", streams[0].clips / audit / 3600, words))

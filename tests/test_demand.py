@@ -63,7 +63,8 @@ def test_hours_are_work_over_measured_speed(benchmark):
     alone = {"methods": ["cross_attention"], "seeds": [0], "ablation_seeds": [0], "ablation_heads": [],
              "ablation_fusions": []}  # fmt: skip
     run = real(**alone)
-    extraction, training = demand.hours(run, benchmark)
+    extraction, views, training = demand.hours(run, benchmark)
+    assert views.hours == pytest.approx(extraction.hours * 6 * 24_777 / 220_847)
     assert extraction.hours == pytest.approx(220_847 * (1 / 200 + 1 / 100) / 3600)
     costs = {each.fusion.kind: demand.cost(run, each.fusion)["gflops"] for each in demand.trainings(run)}
     assert set(costs) == {"cross_attention", "semantic", "motion"}  # the streams alone are an ablation always
@@ -73,12 +74,13 @@ def test_hours_are_work_over_measured_speed(benchmark):
     assert "A card" in extraction.source and "A card" in training.source
     twice = demand.hours(dataclasses.replace(run, streams=dataclasses.replace(run.streams, views=2)), benchmark)
     assert twice[0].hours == pytest.approx(2 * extraction.hours)
+    assert twice[1].hours == pytest.approx(views.hours)
 
 
 def test_what_nobody_measured_is_unknown(benchmark, project):
     for found in demand.hours(real(), "another card"):
         assert found.hours is None
-        assert "measured" in found.source
+        assert "measured" in found.source or found.work == "2x3 views"
     vjepa = params.load(ROOT / "params" / "ssv2_vjepa2.yaml", data_root="not/there")
     assert demand.hours(vjepa, benchmark)[0].hours is None  # of one of its streams nothing is known
     small = dataclasses.replace(params.from_values({}), root=ROOT)
