@@ -5,9 +5,9 @@
 
 Sizes count training and validation; test clips come on top, as published. Feature stores are files with holes that have
 one block of numbers a clip (8 kB a clip on the disk instead of 1.1 MB); all other numbers are zero. Videos are links to
-one rendered file. The fusion is tiny and trained for an epoch, and the solver of linear probes ends after a few steps:
-this is about reading, not about computing. Each notebook is run as the pipeline runs it; of 01 the extraction is left
-out.
+one rendered file. The fusion is tiny and trained for an epoch of at most 200 steps (`few_steps`), and the solver of
+linear probes ends after three: this is about reading, not about computing. All else of each notebook is run as the
+pipeline runs it; of 01 the extraction is left out.
 
 Writes tests/benchmarks/results/memory-<machine>.json. Exit status 1 where a notebook takes more than 8 GiB in all its
 processes, or its memory grows by more than a tenth with the number of clips.
@@ -24,6 +24,7 @@ import time
 from math import prod
 from pathlib import Path
 
+import few_steps
 import nbformat
 import numpy as np
 import torch
@@ -99,14 +100,14 @@ def store(run: params.Params, role: str, ids: list[str]) -> str:
 def execute(name: str, run: params.Params, folder: Path) -> None:
     """Run a notebook as the pipeline does."""
     notebook = notebooks.read(ROOT / "notebooks" / f"{name}.ipynb")
-    source = notebook.path
+    content = nbformat.read(notebook.path, as_version=4)
     if name == "01_extractors":
-        content = nbformat.read(source, as_version=4)
         (cell,) = (one for one in content.cells if one.cell_type == "code" and " extract(run" in one.source)
         cell.source = (f"from tcar.stages import features\nfrom tcar.train import linear\n\nlinear.STEPS = {STEPS}\n"
                        "stores, seconds = features.stores(run), 0.0")  # fmt: skip
-        source = folder / f"{name}.ipynb"
-        nbformat.write(content, source)
+    content.cells.insert(0, nbformat.v4.new_code_cell("import few_steps"))
+    source = folder / f"{name}.ipynb"
+    nbformat.write(content, source)
     target = run.run_dir / "notebooks" / f"{name}.ipynb"
     execution.execute(source, target, pipeline._injected(notebook, run), run.logs_dir / f"{name}.log")
 
@@ -153,7 +154,9 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     log.configure()
     os.environ |= pipeline.OFFLINE
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        map(str, (ROOT, Path(__file__).parent, os.environ.get("PYTHONPATH", "")))
+    )
     rows: list[dict] = []
     with tempfile.TemporaryDirectory(prefix="tcar-memory-", dir=asked.folder) as name:
         for size in asked.sizes:
@@ -166,7 +169,8 @@ def main(arguments: list[str] | None = None) -> int:
                 rows.append({"notebook": notebook, "clips": size, **measured(notebook, run, folder)})
                 print(json.dumps(rows[-1]), flush=True)
                 how = f"{memory_kind()} of all processes, looked at every {INTERVAL:g} s"
-                about = {"memory": how, "device": asked.device, "cores": usable_cores(), "torch": torch.__version__}
+                about = {"memory": how, "device": asked.device, "cores": usable_cores(), "torch": torch.__version__,
+                         "most_steps_an_epoch": few_steps.MOST, "steps_of_the_linear_solver": STEPS}  # fmt: skip
                 asked.out.write_text(json.dumps({**about, "rows": rows, "claims": claims(rows)}, indent=1) + "\n")
     for notebook, claim in claims(rows).items():
         print(f"{notebook}: {claim}")
