@@ -11,7 +11,7 @@ from tcar.stages.trainings import Job
 from tcar.train.stepping import Slice, Stepper
 from tcar.train.tokens import StoredTokens
 
-MOST = 200
+MOST = 100
 whole, plain = Stepper.slices, trainings._work
 
 

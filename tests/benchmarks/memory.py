@@ -5,7 +5,7 @@
 
 Sizes count training and validation; test clips come on top, as published. Feature stores are files with holes that have
 one block of numbers a clip (8 kB a clip on the disk instead of 1.1 MB); all other numbers are zero. Videos are links to
-one rendered file. The fusion is tiny and trained for an epoch of at most 200 steps (`few_steps`), and the solver of
+one rendered file. The fusion is tiny and trained for an epoch of at most 100 steps (`few_steps`), and the solver of
 linear probes ends after three: this is about reading, not about computing. All else of each notebook is run as the
 pipeline runs it; of 01 the extraction is left out.
 
