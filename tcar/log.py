@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-INTERVAL = 5.0  # seconds between two lines of progress
+# Between two lines of progress: at least so many seconds, and of what lasts, this share of its time up to so many more.
+# An executed notebook keeps them all, of a night too.
+INTERVAL, SHARE, LONGEST = 5.0, 0.05, 120.0
 
 
 class _CurrentStream(logging.StreamHandler):
@@ -51,9 +53,7 @@ def get(name: str) -> logging.Logger:
     return logging.getLogger(name if name.partition(".")[0] == "tcar" else f"tcar.{name}")
 
 
-def progress(
-    iterable: Iterable[T], total: int | None = None, description: str = "", unit: str = ""
-) -> Iterator[T]:
+def progress(iterable: Iterable[T], total: int | None = None, description: str = "", unit: str = "") -> Iterator[T]:
     """Go through `iterable` and show how far it is: a bar where somebody sees it move, else lines.
 
     total: how many items there are; taken from the iterable where it knows. unit: what an item is ("clips").
@@ -73,7 +73,7 @@ def progress(
         yield item
         done += 1
         now = time.monotonic()
-        if now - told >= INTERVAL and done != total:
+        if now - told >= max(INTERVAL, min(LONGEST, SHARE * (now - began))) and done != total:
             logger.info(progress_line(description, done, total, now - began, unit))
             told = now
     seconds = time.monotonic() - began

@@ -55,6 +55,15 @@ def test_progress_speaks_while_it_runs(monkeypatch, capsys):
     assert len(lines) == 4
 
 
+def test_progress_of_a_night_is_not_thousands_of_lines(monkeypatch, capsys):
+    clock = iter(range(0, 10**6, 3))
+    monkeypatch.setattr(log.time, "monotonic", lambda: float(next(clock)))
+    log.configure("INFO")
+    list(log.progress(range(9600), description="training", unit="epochs"))
+    lines = capsys.readouterr().err.splitlines()
+    assert 8 * 30 < len(lines) < 8 * 50  # of eight hours: two minutes apart, and closer at first
+
+
 def test_on_a_terminal_progress_is_a_bar(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
@@ -80,9 +89,7 @@ def test_a_line_of_progress(done, total, seconds, expected):
     assert log.progress_line("x", done, total, seconds) == expected
 
 
-@pytest.mark.parametrize(
-    ("seconds", "expected"), [(4.24, "4.2 s"), (59.7, "1:00"), (65, "1:05"), (7390, "2:03:10")]
-)
+@pytest.mark.parametrize(("seconds", "expected"), [(4.24, "4.2 s"), (59.7, "1:00"), (65, "1:05"), (7390, "2:03:10")])
 def test_durations(seconds, expected):
     assert log.duration(seconds) == expected
 

@@ -33,7 +33,7 @@ from tcar.features.store import DESCRIPTION, note, records
 BATCH_LIMIT, CLIP_LIMIT = 3600.0, 60.0
 # Batches between two steps: enough to bridge an uneven one, few enough for the memory.
 AHEAD = 2
-REPORT_INTERVAL = 10.0  # seconds
+REPORT_INTERVAL = 60.0  # seconds
 POLL = 0.5  # seconds between two looks for what other ranks have made
 
 logger = log.get(__name__)
