@@ -77,7 +77,7 @@ class Spent:
     told: float = field(default_factory=time.monotonic)
 
     def add(self, clips: int, seconds: Counter) -> None:
-        """Count a finished batch and, every few seconds, tell where the time went so far."""
+        """Count a finished batch and, every minute, tell where the time went so far."""
         self.clips += clips
         self.seconds.update(seconds)
         if time.monotonic() - self.told >= REPORT_INTERVAL:
