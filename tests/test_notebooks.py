@@ -103,6 +103,21 @@ def test_every_used_stage_of_parameters_is_declared(notebook):
                     assert node.attr in declared, f"{cell.id} reads run.{of.attr}.{node.attr}"
 
 
+def kept(node: ast.AST) -> set[str]:
+    """The variables that a cell leaves behind."""
+    if isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp | ast.Lambda | ast.FunctionDef):
+        return set()
+    own = {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else set()
+    return own.union(*map(kept, ast.iter_child_nodes(node)))
+
+
+def test_run_again_in_the_same_kernel_a_notebook_has_the_same_parameters(notebook):
+    """A variable that a later cell leaves under the name of a parameter would be read as one."""
+    declared = kept(ast.parse(parameters_cell(notebook).source))
+    left = set().union(*(kept(ast.parse(cell.source)) for cell in code_cells(notebook)))
+    assert left & params.FIELDS.keys() <= declared
+
+
 def test_cells_are_short_and_functions_shorter(notebook):
     for cell in code_cells(notebook):
         compile(cell.source, cell.id, "exec")

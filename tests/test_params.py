@@ -1,5 +1,6 @@
 """Parameters: every way a file can be wrong is one error that names the key, the file and the fix."""
 
+import ast
 import dataclasses
 import os
 from pathlib import Path
@@ -168,8 +169,12 @@ class TestNotebook:
     def test_a_wrong_type_is_an_error(self, project):
         with pytest.raises(ParameterError, match="learning_rate.*write 1.0e-4"):
             params.from_notebook(self.namespace(learning_rate="1e-4"))
-        with pytest.raises(ParameterError, match="epochs is <module"):
-            params.from_notebook(self.namespace(epochs=params))
+        with pytest.raises(ParameterError, match="epochs is <class"):
+            params.from_notebook(self.namespace(epochs=Path))
+
+    def test_a_notebook_can_be_run_again_in_the_same_kernel(self, project):
+        """Its imports are then there before its parameters are read."""
+        assert params.from_notebook(self.namespace("epochs = 5", epochs=5, figures=ast)).training.epochs == 5
 
     def test_an_unknown_name_is_an_error_only_when_papermill_passed_it(self, project):
         assert params.from_notebook(self.namespace("epohcs = 5", epohcs=5)) == params.Params()

@@ -222,6 +222,8 @@ def from_notebook(namespace: Mapping[str, typing.Any]) -> Params:
     none.
     """
     stem = source = os.environ.get("TCAR_STAGE") or Path(os.environ.get("JPY_SESSION_NAME", "notebook")).stem
+    # Of a notebook that is run again in the same kernel, what it has imported under such a name (`figures`) is none.
+    namespace = {name: value for name, value in namespace.items() if not isinstance(value, types.ModuleType)}
     passed = {name: namespace[name] for name in log.injected(namespace) if name in namespace and name != FILE}
     values = {key: namespace[key] for key in FIELDS if key in namespace and key not in passed}
     if file := namespace.get(FILE):
