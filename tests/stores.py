@@ -23,12 +23,12 @@ def write_store(root: Path, tokens: np.ndarray, grid: tuple[int, int, int], ids:
 
 def sparse_store(
     root: Path, ids: Sequence[str], grid: tuple[int, int, int], width: int, *, token_type: TokenType = "fp16",
-    views: int = 1, name: str = "sparse",
+    views: int = 1, name: str = "sparse", frames: int = 0,
 ) -> FeatureStore:  # fmt: skip
     """A complete store whose tokens are all zero: of any number of clips it takes no room on the disk, but its list of
-    clips. `verify` finds nothing to read in it.
+    clips. `verify` finds nothing to read in it. `frames` are those its stream was given, 0: as many as the grid has.
     """
-    made = _made(grid, token_type, 32, views, name)
+    made = _made(grid, token_type, 32, views, name) | {"frames": frames or grid[0]}
     folder = _begun(root, made, width, ids)
     return _completed(folder, made, width, ids, [""] * -(-len(ids) // 32))
 

@@ -87,7 +87,8 @@ def prepared(folder: Path, size: int, device: str) -> params.Params:
 def store(run: params.Params, role: str, ids: list[str]) -> str:
     """A store of holes, and a block of random numbers in each clip; returns the name of its folder."""
     grid, width = tuple(getattr(run.streams, f"{role}_grid")), stream_spec(getattr(run.streams, role)).width
-    made = sparse_store(run.run_dir / "features", ids, grid, width, name=getattr(run.streams, role))
+    name, frames = getattr(run.streams, role), getattr(run.streams, f"{role}_frames")
+    made = sparse_store(run.run_dir / "features", ids, grid, width, name=name, frames=frames)
     row, rng = prod(grid) * width * 2, np.random.default_rng(1)
     with (made.root / "tokens.npy").open("r+b") as file:
         begin = file.seek(0, os.SEEK_END) - len(ids) * row
