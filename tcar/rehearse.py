@@ -31,6 +31,7 @@ from tcar.rehearsal.projection import AGAIN, PREPARE, STEPS, Rehearsal, row, tex
 from tcar.stages.trainings import device_of
 
 EPOCHS, WARMUP = 3, 1
+SHORT = ("epochs", "epochs_by_method", "warmup_epochs", "precision")  # what a rehearsal has of its own, or is given
 
 
 def begin(file: Path, folder: Path, clips: int, seed: int, changes: Mapping[str, Any]) -> Rehearsal:
@@ -38,8 +39,10 @@ def begin(file: Path, folder: Path, clips: int, seed: int, changes: Mapping[str,
 
     Raises ParameterError: a wrong parameter or change, another rehearsal in the folder, a stream that is not imitated.
     """
-    given = params.overlaid(params.read_yaml(file), changes)
-    whole = params.from_values(given, source=str(file))
+    asked = params.read_yaml(file)
+    given = params.overlaid(asked, changes)
+    kept = {key: value for key, value in changes.items() if key not in SHORT}
+    whole = params.from_values(params.overlaid(asked, kept), source=str(file))
     if whole.data.dataset != "ssv2":
         raise ParameterError(f"{file}: dataset is {whole.data.dataset!r}; a rehearsal is for `dataset: ssv2`, all "
                              "others run as they are")  # fmt: skip
@@ -63,8 +66,8 @@ def begin(file: Path, folder: Path, clips: int, seed: int, changes: Mapping[str,
         f"{clips:,} clips of {PUBLISHED_CLIPS:,}, {len(shown)} of {imitation.CLASSES} classes among those of training",
         "pictures: rendered; labels: arbitrary but for the 32 classes that Tabletop draws",
         f"weights: random, {', '.join(weights.imitate(run, seed)) or 'but for the streams of the package'}",
-        *(f"{key}: {value}, not {whole.as_dict()[key]}" for key, value in short.items()
-          if value != whole.as_dict()[key]),
+        *(f"{key}: {run.as_dict()[key]}, not {whole.as_dict()[key]}" for key in SHORT
+          if run.as_dict()[key] != whole.as_dict()[key]),
     )  # fmt: skip
     files.write_text(folder / f"{run.common.name}.yaml", yaml.safe_dump(values, sort_keys=False))
     return Rehearsal(folder, clips, seed, whole, run, reduced)

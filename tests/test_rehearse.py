@@ -302,6 +302,14 @@ def test_tiny_rehearsal(short, capfd, monkeypatch):
     assert "holds another rehearsal" in capfd.readouterr().err
 
 
+def test_epochs_that_are_asked_for_are_the_rehearsal_s_and_not_what_is_projected_to(short):
+    changes = params.changes([*TINY, "epochs=2", "learning_rate=1.0e-3"])
+    made = rehearse.begin(SSV2, short, 10, 0, changes)
+    assert (made.run.training.epochs, made.run.training.warmup_epochs, made.whole.training.epochs) == (2, 1, 30)
+    assert {"epochs: 2, not 30", "warmup_epochs: 1, not 3"} <= set(made.reduced)
+    assert made.whole.training.learning_rate == made.run.training.learning_rate == 1e-3
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (["params/smoke.yaml", "{}"], "dataset is 'tabletop'"),
     (["params/ssv2.yaml", "{}", "--clips", "4"], "--clips 4: each split needs one"),
