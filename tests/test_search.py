@@ -326,7 +326,7 @@ def deeds(project: Path, what: str, seed: int = 100) -> list[tuple[str, str]]:
 
 
 def test_twenty_trials_killed_twice_and_resumed_by_two_workers_are_each_done_once(here):
-    """A worker is killed, then the whole command; the trainings' own log is the witness, not the study."""
+    """A worker is killed, then the whole command; the trainings' own log is the witness of what is done again."""
     file(here, "sampler: random\npruner: none\ntrials: 20\nfinalists: 1\nseeds: [0, 1]\n")
     (here / "script.py").write_text(SCRIPT)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -347,18 +347,16 @@ def test_twenty_trials_killed_twice_and_resumed_by_two_workers_are_each_done_onc
     until(8)
     command.kill()
     command.communicate()
-    before = len(deeds(here, "done"))
-    assert before < 20
+    assert len(deeds(here, "done")) < 20
     resumed = start()
     output, _ = resumed.communicate(timeout=240)
     assert resumed.returncode == 0
     assert output.split() == ["20", "20"]
-    done = [rate for rate, _ in deeds(here, "done")]
-    assert len(done) == len(set(done)) == 20
-    # Begun twice is only what a kill cut off: at most one trial of the worker, and two of the command.
-    begun = [rate for rate, _ in deeds(here, "begun")]
-    assert set(begun) == set(done)
-    assert 20 <= len(begun) <= 23
+    done, begun = ([rate for rate, _ in deeds(here, what)] for what in ("done", "begun"))
+    assert set(begun) == set(done) and len(set(done)) == 20
+    # Twice is only what a kill cut off before it was kept, be it when all was done but that: at most one trial of the
+    # worker, and two of the command.
+    assert 20 <= len(done) <= len(begun) <= 23
     assert len({process for _, process in deeds(here, "done")}) >= 3
     for seed in (0, 1):  # the base and one finalist with each seed
         assert len(deeds(here, "done", seed)) == 2
