@@ -216,10 +216,10 @@ def hours(run: Params, gpu: str = "", measure: bool = False) -> list[Hours]:
     sources = dict.fromkeys(found.source or f"of {found.stream} no extraction was measured" for found in streams)
     extraction = plan.hours(streams)
     found = [Hours("extraction", extraction, f"{streams[0].clips:,} clips; {'; '.join(sources)}")]
-    for protocol in set(run.evaluation.evaluation_views) - {"1"}:  # one view is that of the store
+    for protocol in (each for each in run.evaluation.evaluation_views if each != "1"):  # one view is the store's
         scored, views = clips(run)[run.evaluation.evaluation_split], prod(map(len, PROTOCOLS[protocol]))
         share = scored * views / (streams[0].clips * run.streams.views)
-        words = f"{scored:,} clips, {views} views each, as the extraction"
+        words = f"{scored:,} clips, {views} views each, at the speed of the extraction, if that was measured"
         found.append(Hours(f"{protocol} views", None if extraction is None else extraction * share, words))
     if audit := plan.benchmarked(gpu or plan.gpu_here()).get("reading", {}).get("audit"):
         words = f"at {audit:.0f} clips/s measured on such a machine"

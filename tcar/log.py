@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-# Between two lines of progress: at least so many seconds, and of what lasts, this share of its time up to so many more.
+# Between two lines of progress: so many seconds, or this share of the time so far, but never more than so many seconds.
 # An executed notebook keeps them all, of a night too.
 INTERVAL, SHARE, LONGEST = 5.0, 0.05, 120.0
 

@@ -347,16 +347,21 @@ def test_twenty_trials_killed_twice_and_resumed_by_two_workers_are_each_done_onc
     until(8)
     command.kill()
     command.communicate()
+    gone = {process for _, process in deeds(here, "begun")}
     assert len(deeds(here, "done")) < 20
     resumed = start()
     output, _ = resumed.communicate(timeout=240)
     assert resumed.returncode == 0
     assert output.split() == ["20", "20"]
-    done, begun = ([rate for rate, _ in deeds(here, what)] for what in ("done", "begun"))
-    assert set(begun) == set(done) and len(set(done)) == 20
-    # Twice is only what a kill cut off before it was kept, be it when all was done but that: at most one trial of the
-    # worker, and two of the command.
+    done, begun = deeds(here, "done"), deeds(here, "begun")
+    assert {rate for rate, _ in begun} == {rate for rate, _ in done} and len({rate for rate, _ in done}) == 20
+    # Twice is only what a kill cut off before it was kept, be it when all was done but that: the last trial of a killed
+    # process; so at most one of the worker, and two of the command.
     assert 20 <= len(done) <= len(begun) <= 23
+    last = {process: rate for rate, process in begun}
+    for place, (rate, process) in enumerate(begun):
+        if rate in [other for other, _ in begun[place + 1 :]]:
+            assert process in gone and last[process] == rate
     assert len({process for _, process in deeds(here, "done")}) >= 3
     for seed in (0, 1):  # the base and one finalist with each seed
         assert len(deeds(here, "done", seed)) == 2

@@ -131,9 +131,10 @@ def claims(rows: list[dict]) -> dict[str, dict]:
     found = {}
     for name in dict.fromkeys(row["notebook"] for row in rows):
         taken = {row["clips"]: row["bytes"] for row in rows if row["notebook"] == name}
-        most, growth = max(taken.values()), max(taken.values()) / min(taken.values()) - 1
-        found[name] = {"bytes": most, "growth": round(growth, 4), "sizes": sorted(taken),
-                       "holds": most <= LIMIT and growth <= FLAT}  # fmt: skip
+        most = max(taken.values())
+        growth = round(most / min(taken.values()) - 1, 4) if len(taken) > 1 else None  # one size says nothing of it
+        found[name] = {"bytes": most, "growth": growth, "sizes": sorted(taken),
+                       "holds": most <= LIMIT and growth is not None and growth <= FLAT}  # fmt: skip
     return found
 
 
