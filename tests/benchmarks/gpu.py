@@ -208,6 +208,8 @@ def main(arguments: list[str] | None = None) -> int:
         trainer=replace(asked.trainer, compiled=False, precision=precision),
         streams=replace(asked.streams, stream_precision=precision),
     )  # fmt: skip
+    if quick:
+        run = replace(run, training=replace(run.training, batch_size=4))  # an epoch has several steps
     streams = run.streams
     pair = {
         getattr(streams, role): (getattr(streams, f"{role}_frames"), tuple(getattr(streams, f"{role}_grid")))
