@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tcar.data.augment import Augment, AugmentConfig, Mix, three_crops, view_seed
+from tcar.data.augment import Augment, AugmentConfig, Mix, three_crops
+from tcar.data.seeds import view_seed
 
 MIRRORED = {1: 2, 2: 1}
 EVERYTHING = AugmentConfig(32, flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), operations=2, magnitude=9, erase=0.5)

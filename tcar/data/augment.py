@@ -5,7 +5,6 @@ alike, and from a seed made of the clip's id, the epoch and the number of the vi
 another order sees the same views.
 """
 
-import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,6 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
+
+from tcar.data.seeds import view_seed
 
 # Mean and deviation of red, green and blue over ImageNet's images, of 255: noise of these is what normalisation takes
 # to standard normal noise.
@@ -61,12 +62,6 @@ class AugmentConfig:
             raise ValueError(
                 f"AugmentConfig: size at least 1, operations and jitter at least 0, hue at most 0.5: {some}"
             )
-
-
-def view_seed(seed: int, *names: str | int) -> int:
-    """Return the seed of one view, 63 bits of the SHA-256 of all that names it (clip, epoch, number of the view)."""
-    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
-    return int.from_bytes(digest[:8]) >> 1
 
 
 class Augment:

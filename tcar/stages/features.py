@@ -14,7 +14,6 @@ from tcar.data.ssv2 import SPLITS, Clip
 from tcar.data.video import read_segments
 from tcar.features import FeatureStore
 from tcar.features.views import SegmentView
-from tcar.models import create_stream, stream_cost
 from tcar.params import ParameterError
 from tcar.stages.clips import rotated_clips
 
@@ -29,6 +28,8 @@ def stream(run: Params, role: str) -> Stream:
     """Create the frozen stream that the parameters name for a role, with its published or packaged
     weights.
     """
+    from tcar.models import create_stream  # the libraries of streams take seconds, and most steps read tokens alone
+
     return create_stream(
         getattr(run.streams, role), pretrained=True, checkpoint=run.stream_checkpoints[f"{role}_checkpoint"]
     )
@@ -38,6 +39,8 @@ def describe(made: Stream, frames: int | None = None) -> dict:
     """Tell a stream's dimensions and cost for one clip; GFLOPs count a multiplication and an addition as
     two.
     """
+    from tcar.models import stream_cost
+
     return {
         "name": made.name,
         "role": made.role,

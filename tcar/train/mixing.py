@@ -4,14 +4,14 @@ The clips of a total batch are mixed in pairs by their place in it: the first wi
 fourth. A clip whose partner cannot be read, or is not there, stays as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tcar.data.augment import Mix, view_seed
+from tcar.data.seeds import view_seed
 from tcar.losses import soft_targets
 
 
@@ -22,7 +22,7 @@ def partners(places: Sequence[int]) -> Int[Tensor, "b"]:
 
 
 def mix_frames(
-    mix: Mix, frames: Tensor, labels: Int[Tensor, "b"], places: Sequence[int], epoch: int, step: int
+    mix: Callable, frames: Tensor, labels: Int[Tensor, "b"], places: Sequence[int], epoch: int, step: int
 ) -> tuple[Float[Tensor, "b t h w 3"], Float[Tensor, "b c"]]:
     """Mix frames as `tcar.data.augment.Mix` does, but pair by pair; return them in [0, 1], and class probabilities."""
     groups = [sorted({row, other}) for row, other in enumerate(partners(places).tolist()) if row <= other]

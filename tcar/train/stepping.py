@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tcar.data.augment import view_seed
+from tcar.data.seeds import view_seed
 from tcar.models.compiling import compile_alone
 from tcar.params import Params
 from tcar.processes import end_with_launcher

@@ -27,8 +27,8 @@ from bright import Brightness  # noqa: E402
 from videos import write_video  # noqa: E402
 
 from tcar import log, params  # noqa: E402
-from tcar.data.augment import view_seed  # noqa: E402
 from tcar.data.loader import Loader  # noqa: E402
+from tcar.data.seeds import view_seed  # noqa: E402
 from tcar.data.ssv2 import Clip, load_labels, load_split  # noqa: E402
 from tcar.features import FeatureStore, extract, verify  # noqa: E402
 from tcar.train.clip_tasks import BaselineTask  # noqa: E402
