@@ -14,13 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import (
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    VideoMAEConfig,
-    VideoMAEForVideoClassification,
-    VideoMAEModel,
-)
+from transformers import CLIPVisionConfig, VideoMAEConfig
 
 from tcar.models import pretrained
 from tcar.models.attention import Record
@@ -105,8 +99,8 @@ class CAST(nn.Module):
         self.config, self.checkpointing, self.seed, self.pretrained = config, checkpointing, seed, False
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.clip = pretrained.build(CLIPVisionModel, clip_config(config))
-            self.videomae = pretrained.build(VideoMAEModel, videomae_config(config))
+            self.clip = pretrained.build("CLIPVisionModel", clip_config(config))
+            self.videomae = pretrained.build("VideoMAEModel", videomae_config(config))
             rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
             self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
             self.head = Head(config)
@@ -199,9 +193,9 @@ class CAST(nn.Module):
         the model is then unchanged.
         """
         clip = pretrained.load(
-            CLIPVisionModel, clip_config(self.config), clip_checkpoint, left_out=TEXT_KEYS, local_files_only=True
+            "CLIPVisionModel", clip_config(self.config), clip_checkpoint, left_out=TEXT_KEYS, local_files_only=True
         )
-        kind, left_out = (VideoMAEForVideoClassification, ()) if fill_head else (VideoMAEModel, HEAD_KEYS)
+        kind, left_out = ("VideoMAEForVideoClassification", ()) if fill_head else ("VideoMAEModel", HEAD_KEYS)
         try:
             videomae = pretrained.load(
                 kind, videomae_config(self.config), videomae_checkpoint, left_out=left_out, local_files_only=True

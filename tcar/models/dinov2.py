@@ -1,19 +1,7 @@
 """The published DINOv2 and DINOv3 vision transformers, and the configuration of the miniature of the demo."""
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-from transformers import (
-    Dinov2Config,
-    Dinov2Model,
-    Dinov2WithRegistersConfig,
-    DINOv3ViTConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
-from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings
-
-OFFSET = 0.1  # patches by which the published DINOv2 lengthens a side before it resamples its positions
+from torch import nn
+from transformers import Dinov2Config, Dinov2WithRegistersConfig, DINOv3ViTConfig, PreTrainedConfig
 
 DINOV2_TINY = Dinov2Config(
     hidden_size=128,
@@ -27,29 +15,11 @@ DINOV2_TINY = Dinov2Config(
 )
 
 
-class OffsetEmbeddings(Dinov2Embeddings):
-    """Embeddings whose positions are resampled for another size of image as those of the published DINOv2 are.
-
-    The library resamples to the size alone, which changes tokens by up to 6%. DINOv2 with registers has no offset, and
-    the library's own class is the published network. Source: facebookresearch/dinov2, `interpolate_offset`.
-    """
-
-    def interpolate_pos_encoding(self, embeddings: Tensor, height: int, width: int) -> Tensor:
-        """Return the positions [1 1+n d] of an image of that many pixels, class token first."""
-        first, rest = self.position_embeddings.tensor_split([1], dim=1)
-        side = round(rest.shape[1] ** 0.5)
-        sides = (height // self.patch_size, width // self.patch_size)
-        if sides == (side, side):
-            return self.position_embeddings
-        square = rest.float().unflatten(1, (side, side)).movedim(-1, 1)
-        scales = tuple((new + OFFSET) / side for new in sides)
-        resampled = F.interpolate(square, scale_factor=scales, mode="bicubic").flatten(2).transpose(1, 2)
-        return torch.cat([first, resampled.to(first.dtype)], dim=1)
-
-
-def as_published(model: PreTrainedModel) -> PreTrainedModel:
+def as_published(model: nn.Module) -> nn.Module:
     """Make the library's DINOv2 without registers the published network; every other model is left as it is."""
-    if isinstance(model, Dinov2Model):
+    if type(model.config) is Dinov2Config:
+        from tcar.models.dinov2_positions import OffsetEmbeddings  # of a class that takes seconds to import
+
         model.embeddings.__class__ = OffsetEmbeddings  # a class of its own would not find the library's names of keys
     return model
 

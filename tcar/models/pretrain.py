@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import Dinov2Model
 
 from .. import files, locks, log
 from ..data.tabletop import standin
@@ -88,7 +87,7 @@ def train_semantic(scenes: int, epochs: int, seed: int) -> tuple[nn.Module, dict
     make = partial(standin.make_still, size=config.image_size, grid=grid, detail=DETAIL)
     data = _generate(make, range(seed * 10**6, seed * 10**6 + scenes))
     torch.manual_seed(seed)
-    model = pretrained.build(Dinov2Model, config)
+    model = pretrained.build("Dinov2Model", config)
     head = DenseHead(config.hidden_size, {"category": DETAIL**2 * len(standin.CATEGORIES), "colour": 3, "offset": 2,
                                           "shape": len(standin.SHAPE_NAMES), "pattern": len(standin.PATTERN_NAMES)})
 

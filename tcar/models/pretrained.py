@@ -8,6 +8,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
+import transformers
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
@@ -27,13 +28,20 @@ def is_hub_name(checkpoint: str | Path) -> bool:
     return not Path(checkpoint).exists() and HUB_NAME.fullmatch(str(checkpoint)) is not None
 
 
-def build(model_class: type, config: PreTrainedConfig) -> nn.Module:
-    """Build a model with random weights, on a configuration of its own: switching attention would edit a shared one."""
-    return model_class(deepcopy(config))
+def build(model_class: type | str, config: PreTrainedConfig) -> nn.Module:
+    """Build a model with random weights, on a configuration of its own: switching attention would edit a shared one.
+
+    `model_class` is a class of transformers or its name: importing one takes seconds, which naming it does not.
+    """
+    return _named(model_class)(deepcopy(config))
+
+
+def _named(model_class: type | str) -> type:
+    return getattr(transformers, model_class) if isinstance(model_class, str) else model_class
 
 
 def load(
-    model_class: type,
+    model_class: type | str,
     config: PreTrainedConfig,
     checkpoint: str | Path,
     *,
@@ -41,7 +49,7 @@ def load(
     names: Names | None = None,
     local_files_only: bool = False,
 ) -> nn.Module:
-    """Load a model strictly from a checkpoint folder, a weights file, or a Hub name.
+    """Load a model (`build`) strictly from a checkpoint folder, a weights file, or a Hub name.
 
     `left_out` are patterns of keys that do not matter: the file may hold them or not, and in any shape (the head of
     another task). `names` are those of the files that Meta publishes itself, which are read too; so are files with the
@@ -59,7 +67,7 @@ def load(
     def attempt(name: str | None, given: dict[str, Tensor] | None) -> tuple[Mismatch, nn.Module]:
         # Misshapen keys are reported with the others instead of raising, so that one error can list them all.
         with _silent():
-            model, report = model_class.from_pretrained(
+            model, report = _named(model_class).from_pretrained(
                 name,
                 config=deepcopy(config),
                 state_dict=given if given is None or names is None else from_meta(given, names),

@@ -38,7 +38,9 @@ def list_streams() -> list[str]:
 def stream_spec(name: str) -> StreamSpec:
     """Return what is registered under a name; raises ValueError with the closest names otherwise."""
     if name.startswith(TIMM):
-        return image_streams.timm_spec(name)
+        from tcar.models.timm_streams import timm_spec  # takes seconds, and few runs name one
+
+        return timm_spec(name)
     if name not in _REGISTRY:
         close = difflib.get_close_matches(name, _REGISTRY, n=3, cutoff=0.4) or list_streams()
         raise ValueError(f"unknown stream {name!r}; did you mean {', '.join(close)}? list_streams() has them all")

@@ -7,10 +7,12 @@ On Something-Something-V2, 8 frames, 1 x 3 views: 59.1 top-1 as published, train
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from transformers import TimesformerConfig, TimesformerForVideoClassification
+from transformers import TimesformerConfig
 
 from tcar.models import pretrained
 from tcar.models.stream import KINETICS
+
+NETWORK = "TimesformerForVideoClassification"  # of transformers
 
 Clip = UInt8[Tensor, "b t h w 3"] | Float[Tensor, "b t h w 3"]
 
@@ -27,7 +29,7 @@ class TimeSformer(nn.Module):
         self.seed = seed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network = pretrained.build(TimesformerForVideoClassification, config)
+            self.network = pretrained.build(NETWORK, config)
         for name, values in KINETICS.items():
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
@@ -49,7 +51,7 @@ class TimeSformer(nn.Module):
         CheckpointError where nothing is found, or listing the keys that do not match.
         """
         config = type(self.network.config).from_dict(self.network.config.to_dict() | {"num_labels": classes})
-        found = pretrained.load(TimesformerForVideoClassification, config, checkpoint, local_files_only=True)
+        found = pretrained.load(NETWORK, config, checkpoint, local_files_only=True)
         whole = classes == self.network.config.num_labels
         if not whole:
             found.classifier = self.network.classifier

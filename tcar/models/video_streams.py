@@ -5,14 +5,7 @@ from collections.abc import Iterator
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import (
-    TimesformerConfig,
-    TimesformerModel,
-    VideoMAEConfig,
-    VideoMAEModel,
-    VJEPA2Config,
-    VJEPA2Model,
-)
+from transformers import TimesformerConfig, VideoMAEConfig, VJEPA2Config
 
 from tcar.models import i3d, meta_names, pretrained, vjepa2_1
 from tcar.models.checkpoints import load_strict, read_state
@@ -234,7 +227,7 @@ def _vjepa2(name: str) -> StreamSpec:
     def load(source: Source) -> tuple[nn.Module, dict]:
         # Files tuned on a labelled set hold a probe beside the encoder; the predictor is of the pre-training.
         model = pretrained.load(
-            VJEPA2Model,
+            "VJEPA2Model",
             config(source.input_size),
             source.checkpoint,
             left_out=("pooler", "classifier", "predictor"),
@@ -247,7 +240,7 @@ def _vjepa2(name: str) -> StreamSpec:
         name,
         "motion",
         VJepa2Stream,
-        lambda pixels: pretrained.build(VJEPA2Model, config(pixels)).encoder,
+        lambda pixels: pretrained.build("VJEPA2Model", config(pixels)).encoder,
         load,
         hub,
         width=width,
@@ -291,7 +284,7 @@ def _of_one_length() -> Iterator[StreamSpec]:
     models = {
         "videomae_vitb16": (
             VideoMAEStream,
-            VideoMAEModel,
+            "VideoMAEModel",
             VideoMAEConfig(layer_norm_eps=1e-6),
             "MCG-NJU/videomae-base-finetuned-kinetics",
             ("fc_norm", "classifier"),
@@ -300,7 +293,7 @@ def _of_one_length() -> Iterator[StreamSpec]:
         ),
         "timesformer_vitb16": (
             TimesformerStream,
-            TimesformerModel,
+            "TimesformerModel",
             TimesformerConfig(),
             "facebook/timesformer-base-finetuned-k400",
             ("classifier",),

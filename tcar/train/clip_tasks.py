@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tcar.data.augment import AugmentConfig, Mix
+from tcar.data.augment_config import AugmentConfig
 from tcar.data.clip_reader import fingerprint
 from tcar.data.frame_cache import FrameCache
 from tcar.data.loader import Loaded, Loader
@@ -31,6 +31,9 @@ from tcar.train.mixing import mix_frames
 from tcar.train.recipe import parameter_groups
 from tcar.train.tasks import Batch, Slice, check_labels
 from tcar.train.watch import TrainingError
+
+if TYPE_CHECKING:
+    from tcar.data.augment import Mix
 
 AHEAD = 2  # batches decoded before they are asked for
 
@@ -79,7 +82,6 @@ class ClipTask:
         upright, mirrored = run.data.upright, flip_pairs(list(class_names))
         cache = FrameCache.open(run.run_dir / "frames", limit, upright=upright) if limit else None
         self.views = ClipViews(frames, size, crop, augment, mirrored, seed, cache, upright)
-        self._mix = Mix(self.num_classes, settings.mixup, settings.cutmix, settings.mix_probability, seed)
 
     def _read_from(self) -> dict[str, Any]:
         """What the clips decide of a training."""
@@ -96,6 +98,13 @@ class ClipTask:
         with closing(self.loader.groups(groups, epoch if split == "train" else 0)) as stream:
             for part, loaded in zip(slices, stream, strict=True):
                 yield self._batch(split, part, loaded)
+
+    @cached_property
+    def _mix(self) -> Mix:
+        from tcar.data.augment import Mix  # takes seconds to import, which what only names a task need not wait for
+
+        settings = self.run.trainer
+        return Mix(self.num_classes, settings.mixup, settings.cutmix, settings.mix_probability, self.views.seed)
 
     @cached_property
     def loader(self) -> Loader:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from tcar.data.augment import Augment, AugmentConfig
+from tcar.data.augment_config import AugmentConfig
 from tcar.data.clip_reader import square
 from tcar.data.frame_cache import FrameCache
 from tcar.data.machine import reason_of
@@ -58,6 +58,8 @@ class ClipViews:
     def _cut(self, frames: np.ndarray, clip: Clip, epoch: int) -> tuple[np.ndarray, int]:
         if not epoch:
             return square(frames, self.size, self.crop), clip.label
+        from tcar.data.augment import Augment  # takes seconds to import, in the processes that vary alone
+
         vary = Augment(self.augment, self.mirrored, self.seed)
         varied, labels = vary([torch.from_numpy(frames)], torch.tensor([clip.label]), [clip.id], epoch)
         return varied[0].numpy(), int(labels[0])
