@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tcar.data.augment import Augment, AugmentConfig, Mix, three_crops
+from tcar.data.augment import Augment, AugmentConfig, Mix
 from tcar.data.seeds import view_seed
 
 MIRRORED = {1: 2, 2: 1}
@@ -145,19 +145,6 @@ def test_a_mirrored_clip_brings_its_new_class_into_a_mixture():
     views, classes = Augment(config, MIRRORED)(clips(2), labels(1, 0), ["a", "b"], epoch=0)
     _, targets = Mix(3, mixup=0.8)(views, classes, epoch=0, step=0)
     assert targets[0, 1] == 0 and targets[0, 2] > 0 and targets[1, 2] > 0
-
-
-@pytest.mark.parametrize(("height", "width"), [(60, 90), (90, 60), (60, 60)])
-def test_three_crops_against_pillow(height, width):
-    clip = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    crops = three_crops(clip, 30)
-    assert crops.shape == (3, 2, 30, 30, 3)
-    small = (round(30 * width / min(height, width)), round(30 * height / min(height, width)))
-    image = np.asarray(Image.fromarray(clip[1].numpy()).resize(small, Image.Resampling.BILINEAR)).astype(int)
-    room = max(small) - 30
-    for crop, start in zip(crops, (0, room // 2, room), strict=True):
-        part = image[start : start + 30] if height > width else image[:, start : start + 30]
-        assert np.abs(crop[1].numpy() - part).max() <= 2
 
 
 def test_seeds_of_views_differ_and_stay():

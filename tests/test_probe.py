@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tcar.models.fusion import trained_parameters
-from tcar.models.probe import AttentiveProbe, ProbeConfig, average_views, probe_width_within
+from tcar.models.probe import AttentiveProbe, ProbeConfig, probe_width_within
 
 SMALL = ProbeConfig(width=24, num_classes=5, depth=4, heads=4)
 TIGHT = {"atol": 1e-10, "rtol": 1e-10}
@@ -245,23 +245,6 @@ def test_the_rival_on_vit_l_tokens_within_20_million():
 def test_a_budget_that_nothing_fits_is_refused():
     with pytest.raises(ValueError, match="no probe of depth 4 on tokens of width 1024 has at most 20,000 trained"):
         probe_width_within(20_000, 1024)
-
-
-def test_views_are_averaged_as_probabilities():
-    logits = clips(n=3, size=2, width=5) * 3
-    for b in range(2):
-        for c in range(5):
-            shares = [logits[b, v, c].exp() / logits[b, v].exp().sum() for v in range(3)]
-            assert average_views(logits)[b, c].item() == pytest.approx(sum(shares).item() / 3, rel=1e-12)
-    assert not torch.allclose(average_views(logits), logits.mean(dim=1).softmax(dim=-1), atol=1e-2)
-    half = average_views(logits.half())
-    assert half.dtype == torch.float32
-    torch.testing.assert_close(half.sum(dim=1), torch.ones(2))
-
-
-def test_no_view_is_refused():
-    with pytest.raises(ValueError, match="1 or more views"):
-        average_views(torch.zeros(2, 0, 5))
 
 
 @pytest.mark.parametrize(

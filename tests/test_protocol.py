@@ -11,7 +11,6 @@ from scipy.special import log_softmax, softmax
 
 from tcar import params, results
 from tcar.data import protocol as views
-from tcar.data.augment import three_crops
 from tcar.data.protocol import ProtocolReader, cut
 from tcar.data.ssv2 import Clip
 from tcar.data.video import probe, read_frames
@@ -68,6 +67,13 @@ def test_one_view_is_that_of_the_store(made):
             np.testing.assert_allclose(logits, log_softmax(scores(one, *tokens, xyz), axis=1), atol=5e-3)
 
 
+def three_crops(clip):
+    """The squares at the beginning, middle and end of the longer side of a clip [t h w 3]."""
+    side, longer = min(clip.shape[1:3]), max(clip.shape[1:3])
+    starts = (0, (longer - side) // 2, longer - side)
+    return torch.stack([clip[:, s : s + side] if clip.shape[1] == longer else clip[:, :, s : s + side] for s in starts])
+
+
 def test_six_views_are_decoded_cut_and_averaged_as_published(made):
     run, clips, fits = made
     found, _ = protocol.scored_views(run, fits, clips, "2x3")
@@ -80,7 +86,7 @@ def test_six_views_are_decoded_cut_and_averaged_as_published(made):
                 for role in ROLES:
                     times = [int((part + first) * count / FRAMES[role]) for part in range(FRAMES[role])]
                     frames = torch.from_numpy(read_frames(clip.path, times))
-                    square = three_crops(frames, min(frames.shape[1:3]))[place]
+                    square = three_crops(frames)[place]
                     pooled = pool_tokens(streams[role](square[None]), tuple(getattr(run.streams, f"{role}_grid")))
                     tokens.append(pooled.values.flatten(1, 2))
                     xyz[role] = pooled.coordinates.flatten(0, 1)
@@ -152,7 +158,7 @@ def test_rows_have_each_method_and_protocol(made, monkeypatch):
 @pytest.mark.parametrize("size", [(6, 10), (9, 4), (5, 5)])
 def test_a_cut_is_a_crop_of_testing(size):
     frames = torch.arange(2 * 3 * size[0] * size[1] * 3).remainder(256).to(torch.uint8).view(2, 3, *size, 3)
-    wanted = torch.stack([three_crops(clip, min(size)) for clip in frames], dim=1)
+    wanted = torch.stack([three_crops(clip) for clip in frames], dim=1)
     np.testing.assert_array_equal(torch.stack([cut(frames, place) for place in range(3)]), wanted)
     assert cut(frames, None) is frames
 

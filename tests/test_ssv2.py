@@ -12,7 +12,6 @@ from tcar.data.ssv2 import (
     DatasetError,
     check_label_order,
     class_names,
-    class_statistics,
     flip_pairs,
     load_labels,
     load_split,
@@ -105,9 +104,6 @@ def test_lists_with_numbers_of_classes(tmp_path):
     train, validation = (load_split(root, split) for split in ("train", "validation"))
     counts = Counter(clip.label for clip in train)
     assert counts == {index: 2 + index % 9 for index in range(174)}
-    found = class_statistics(train, 174)
-    assert (found.largest, found.smallest, found.imbalance) == (8, 0, pytest.approx(10 / 2))
-    assert (dict(enumerate(found.counts)), found.unlabelled) == (counts, 0)
     assert {clip.template for clip in train if clip.label == 93} == {"Pushing something from left to right"}
     with (root / "validation.csv").open() as file:
         assert [(clip.id, str(clip.label)) for clip in validation] == [
@@ -201,19 +197,6 @@ def test_a_split_that_is_not_there(tmp_path):
     (root / "test-answers.csv").write_text("11;Holding something\n12,Holding something\n")
     with pytest.raises(DatasetError, match="test-answers.csv, line 2"):
         load_split(root, "test")
-
-
-def clips(*labels: int | None) -> list[Clip]:
-    return [Clip(str(i), Path(f"{i}.webm"), label, "", "", ()) for i, label in enumerate(labels)]
-
-
-def test_class_statistics_where_classes_are_empty_or_clips_have_none():
-    found = class_statistics(clips(2, None, 2, 0, None), 4)
-    assert (found.counts, found.unlabelled) == ((1, 0, 2, 0), 2)
-    assert (found.largest, found.smallest, found.imbalance) == (2, 1, None)
-    assert class_statistics([], 2).counts == (0, 0)
-    with pytest.raises(DatasetError, match="up to 2, but classes=2"):
-        class_statistics(clips(2), 2)
 
 
 def as_a_checkpoint_has_it(root: Path) -> dict[str, str]:

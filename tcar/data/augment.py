@@ -138,18 +138,3 @@ class Mix:
             if self.kinds and mixed:
                 videos, targets = self.kinds[kind](videos, labels.long())
         return videos.as_subclass(Tensor).movedim(-3, -1), targets
-
-
-def three_crops(clip: UInt8[Tensor, "t h w 3"], size: int) -> UInt8[Tensor, "3 t s s 3"]:
-    """Return the squares at the beginning, middle and end of the longer side, after the shorter one became `size`.
-
-    The crops of testing with 3 views of space (Wang et al. 2018, Non-local neural networks).
-    """
-    video = v2.functional.resize(clip.movedim(-1, -3), [size], InterpolationMode.BILINEAR, antialias=True)
-    height, width = video.shape[-2:]
-    room = max(height, width) - size
-    crops = []
-    for start in (0, room // 2, room):
-        top, left = (start, 0) if height > width else (0, start)
-        crops.append(video[..., top : top + size, left : left + size])
-    return torch.stack(crops).movedim(-3, -1)

@@ -2,8 +2,7 @@
 
 import gc
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,30 +28,6 @@ class Clip:
     template: str
     caption: str
     placeholders: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ClassStatistics:
-    """How the clips of one split fall on the classes; `unlabelled` clips have no known class."""
-
-    counts: tuple[int, ...]  # by class index
-    unlabelled: int
-
-    @property
-    def largest(self) -> int:
-        """The index of the class with most clips, the first of several."""
-        return self.counts.index(max(self.counts))
-
-    @property
-    def smallest(self) -> int:
-        """The index of the class with fewest clips, the first of several."""
-        return self.counts.index(min(self.counts))
-
-    @property
-    def imbalance(self) -> float | None:
-        """Clips of the largest class over those of the smallest; None where a class has no clip."""
-        fewest = min(self.counts)
-        return max(self.counts) / fewest if fewest else None
 
 
 def find_annotation(root: str | Path, name: str) -> Path | None:
@@ -285,19 +260,6 @@ def _mirrored(name: str) -> str:
     opposite = {"left": "right", "right": "left"}
     # What is pulled right out is pulled out entirely, to whatever side.
     return re.sub(r"\b(left|right)\b(?! out\b)", lambda word: opposite[word[0]], name)
-
-
-def class_statistics(clips: Sequence[Clip], classes: int) -> ClassStatistics:
-    """Count the clips of a split by class.
-
-    classes: how many there are, so that one without a clip counts too. Raises DatasetError where there are none, or a
-    clip is of none of them.
-    """
-    found = Counter(clip.label for clip in clips)
-    unlabelled = found.pop(None, 0)
-    if classes < 1 or any(label >= classes for label in found):
-        raise DatasetError(f"the clips have class indices up to {max(found, default=0)}, but classes={classes}")
-    return ClassStatistics(tuple(found[label] for label in range(classes)), unlabelled)
 
 
 def check_label_order(labels: Mapping[str, int | str], id2label: Mapping[int | str, str]) -> None:

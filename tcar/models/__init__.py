@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tcar.models.grids import Tokens, pool_tokens
     from tcar.models.i3d import I3D, I3DConfig
     from tcar.models.i3d_layouts import LAYOUTS, inflate_resnet50, load_i3d
-    from tcar.models.probe import AttentiveProbe, ProbeConfig, average_views, probe_width_within
+    from tcar.models.probe import AttentiveProbe, ProbeConfig, probe_width_within
     from tcar.models.stream import Stream, StreamSpec
     from tcar.models.streams import (
         create_stream,
@@ -39,7 +39,6 @@ __all__ = [
     "StreamSpec",
     "Tokens",
     "add_adapters",
-    "average_views",
     "create_fusion",
     "create_stream",
     "inflate_resnet50",
@@ -71,7 +70,6 @@ _HOMES = {
     "load_i3d": "i3d_layouts",
     "AttentiveProbe": "probe",
     "ProbeConfig": "probe",
-    "average_views": "probe",
     "probe_width_within": "probe",
     "TCA": "tca",
 }

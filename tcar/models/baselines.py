@@ -62,11 +62,6 @@ class Baseline:
     groups: Callable[[nn.Module, float, float], list[dict]] | None = None
 
 
-def list_baselines() -> list[str]:
-    """Return the names that `create_baseline` knows."""
-    return list(BASELINES)
-
-
 def find_baseline(name: str) -> Baseline:
     """Return a registered baseline; raises ValueError with the closest name otherwise."""
     if name not in BASELINES:

@@ -141,16 +141,6 @@ class AttentiveProbe(nn.Module):
         self.cross.feed_forward[-1].weight.div_((2 * max(1, len(self.blocks))) ** 0.5)
 
 
-def average_views(logits: Float[Tensor, "b views c"]) -> Float[Tensor, "b c"]:
-    """Return class probabilities: the mean over a video's views of the softmax of each one's logits.
-
-    Worked out in float32 at least. Raises ValueError where there is no view.
-    """
-    if logits.ndim != 3 or logits.shape[1] == 0:
-        raise ValueError(f"logits {list(logits.shape)}: [batch, 1 or more views, classes] expected")
-    return logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32)).mean(dim=1)
-
-
 def probe_width_within(
     budget: int, stream_width: int, num_classes: int = 174, depth: int = 4, heads: int = HEADS
 ) -> int:
