@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from PIL import Image
 
 from tcar.numerals import confidence_level
@@ -98,8 +99,11 @@ def class_balance(counts: dict[str, dict[str, int]]) -> Figure:
 def _ranked_balance(counts: dict[str, dict[str, int]], names: list[str]) -> Figure:
     fig, axes = canvas()
     for split, classes in counts.items():
-        axes[0, 0].plot([classes.get(name, 0) for name in names], color=SPLITS[split], label=split)
-    axes[0, 0].set(xlabel="class, ranked by number of clips", ylabel="clips", yscale="log")
+        ranked = sorted((classes.get(name, 0) for name in names), reverse=True)
+        axes[0, 0].plot(ranked, color=SPLITS[split], label=split)
+    axes[0, 0].set(xlabel="class, ranked by its clips in the split", ylabel="clips", yscale="log")
+    axes[0, 0].yaxis.set_major_formatter(LogFormatter())  # plain numbers
+    axes[0, 0].yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))  # where there are few others
     fig.legend(loc="outside lower center", ncols=3)
     return fig
 
