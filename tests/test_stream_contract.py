@@ -39,10 +39,12 @@ def frames(*shape: int, seed: int = 0) -> torch.Tensor:
 def shallow(monkeypatch):
     """Build transformers of one block: what a stream does with frames and tokens does not depend on the depth."""
 
+    whole = pretrained.build
+
     def build(model_class, config):
         config = deepcopy(config)
         config.num_hidden_layers = 1
-        return model_class(config)
+        return whole(model_class, config)
 
     encoder = vjepa2_1.VJepa21Encoder
     monkeypatch.setattr(pretrained, "build", build)
