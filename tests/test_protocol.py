@@ -139,7 +139,7 @@ def test_streams_of_other_weights_are_refused(made, monkeypatch):
 def test_rows_have_each_method_and_protocol(made, monkeypatch):
     run, clips, fits = made
     run = replace(run, evaluation=replace(run.evaluation, evaluation_split="validation", evaluation_views=["1", "2x3"]))
-    monkeypatch.setattr(protocol, "healthy_clips", lambda run: {"validation": clips, "test": []})
+    monkeypatch.setattr(protocol, "healthy_clips", lambda run, split: {split: clips})
     monkeypatch.setattr(methods, "class_names", lambda run: ["red", "blue"])
     labels = np.array([clip.label for clip in clips])
     one_view = {name: over_seeds([metrics(np.eye(2)[labels], labels)]) for name in (*fits, "timesformer_vitb16")}

@@ -69,8 +69,8 @@ def monitored(run: Params) -> Path:
     return run.run_dir / "audit"
 
 
-def healthy_clips(run: Params) -> dict[str, list[Clip]]:
-    """Read the clips of every split that no audit quarantined and whose class is known.
+def healthy_clips(run: Params, *splits: str) -> dict[str, list[Clip]]:
+    """Read the clips of splits, all by default, that no audit quarantined and whose class is known.
 
     Those of notebook 00 count, and those of a later `python -m tcar.data.audit` of the run.
     Raises ResultError before the audit has run, DatasetError where a split has no clip with a known class.
@@ -78,7 +78,7 @@ def healthy_clips(run: Params) -> dict[str, list[Clip]]:
     quarantined = {clip["id"] for clip in results.load(run.results_dir / "audit.json")["quarantined"]}
     if (later := monitored(run) / "quarantine.json").is_file():
         quarantined |= load_quarantine(later).keys()
-    listed = {split: load_split(run.data_root, split) for split in SPLITS}
+    listed = {split: load_split(run.data_root, split) for split in splits or SPLITS}
     healthy = {
         split: [clip for clip in found if clip.id not in quarantined] for split, found in listed.items()
     }

@@ -57,7 +57,8 @@ def protocol_rows(
     for views in run.evaluation.evaluation_views:
         means, count = one_view, len(ids)
         if views != "1":
-            by_id = {clip.id: clip for clip in healthy_clips(run)[run.evaluation.evaluation_split]}
+            split = run.evaluation.evaluation_split
+            by_id = {clip.id: clip for clip in healthy_clips(run, split)[split]}
             logits, kept = scored_views(run, fits, [by_id[name] for name in ids], views)
             labels, settings, count = np.array([by_id[name].label for name in kept]), scoring(run, kept), len(kept)
             means = {

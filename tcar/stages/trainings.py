@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from tcar import log, processes, results
-from tcar.data.ssv2 import SPLITS
 from tcar.features.extraction import Ranks
 from tcar.models.fusion import FusionConfig, fusion_cost
 from tcar.stages.clips import class_names, healthy_clips
@@ -100,9 +99,9 @@ class Fit:
 
 def tokens_of(run: Params, *splits: str) -> dict[str, StoredTokens]:
     """Open the tokens of splits, all by default; they stay on the disk."""
-    opened, found, names = stores(run), healthy_clips(run), class_names(run)
+    opened, found, names = stores(run), healthy_clips(run, *splits), class_names(run)
     return {
-        split: StoredTokens.of(opened["semantic"], opened["motion"], found[split], names) for split in splits or SPLITS
+        split: StoredTokens.of(opened["semantic"], opened["motion"], clips, names) for split, clips in found.items()
     }
 
 

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _trained(run: Params, other_code: bool) -> Iterator[tuple[str, Fit]]:
     """Train what the parameters ask for, those of `task: tokens` as notebooks 03 and 05 do; give it as it ends."""
     if run.trainer.task == "clips":
-        clips = {split: healthy_clips(run)[split] for split in LEARNING}
+        clips = healthy_clips(run, *LEARNING)
         for seed in run.training.seeds:
             task = StreamTask(clips, class_names(run), run, seed)
             fit = replace(train_on_clips(run, task, seed, other_code), fusion=task.config.fusion)
