@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-# Weights of one block of resamples stay below this many entries (16 MB), however many clips there are.
-_BLOCK_ENTRIES = 2**21
+# Weights of one block of resamples stay below this many entries (128 MB), however many clips there are.
+_BLOCK_ENTRIES = 2**24
 _TEMPERATURES = (0.05, 20.0)
 
 
