@@ -3,7 +3,8 @@
 Clips of one twin set are rendered from one seed and differ in one factor, so they are not independent: every
 interval here comes from a bootstrap over whole sets (a clip without a set is a set of its own). Every metric
 is a ratio of sums over sets, or the calibration error, which is a sum of absolute sums; a resample is then a
-row of integer weights, and thousands of resamples are one matrix product.
+row of integer weights, and thousands of resamples are one matrix product. A clip counts for one class of 174: what
+counts is kept as a sparse matrix, whose sums of integers are exact in any order.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import sparse
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-# Weights of one block of resamples stay below this many entries (128 MB), however many clips there are.
-_BLOCK_ENTRIES = 2**24
+# Weights of one block of resamples stay below this many entries (16 MB), however many clips there are.
+_BLOCK_ENTRIES = 2**21
 _TEMPERATURES = (0.05, 20.0)
 
 
@@ -37,8 +39,8 @@ class Tally:
     """Sums over each set `g`: all that a resample needs. Column `m` is the metric at `paths[m]`."""
 
     paths: tuple[tuple[str, ...], ...]
-    hits: Float[np.ndarray, "g m"]
-    counts: Float[np.ndarray, "g m"]
+    hits: Float[sparse.csr_array, "g m"]
+    counts: Float[sparse.csr_array, "g m"]
     gaps: Float[np.ndarray, "g bins"]  # sum of (confidence - correct) in each confidence bin
     clips: Float[np.ndarray, " g"]
     sets: tuple[str, ...]
@@ -287,8 +289,9 @@ def _tally(columns, logits, labels, sets, bins) -> Tally:
     confidence, correct, bin_of = _confidence(logits, labels, bins)
     gaps = np.zeros((len(unique), bins))
     np.add.at(gaps, (set_of, bin_of), confidence - correct)
+    of_set = sparse.csr_array((np.ones(len(set_of)), (set_of, np.arange(len(set_of)))))
     counts, hits = (
-        np.stack([np.bincount(set_of, weights=column, minlength=len(unique)) for column in part], axis=1)
+        of_set @ sparse.hstack([sparse.csc_array(column[:, None]) for column in part], format="csr")
         for part in zip(*columns.values(), strict=True)
     )
     clips = np.bincount(set_of).astype(np.float64)
@@ -302,7 +305,7 @@ def _comparable(runs: Sequence[Metrics]) -> list[Tally]:
     one = tallies[0]
     for tally in tallies[1:]:
         same = (tally.sets, tally.paths) == (one.sets, one.paths)
-        if not (same and np.array_equal(tally.counts, one.counts)):
+        if not same or (tally.counts != one.counts).nnz:
             raise EvaluationError("the runs were scored on different clips or classes")
     return tallies
 
