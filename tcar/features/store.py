@@ -20,7 +20,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +83,10 @@ class FeatureStore:
             root, described["key"], made["stream"], made["frames"], tuple(made["grid"]), described["width"],
             coordinates, list(places), broken, places, views, made["token_type"], flips, described["content"], start,
         )  # fmt: skip
+
+    def only(self, ids: list[str]) -> "FeatureStore":
+        """The same store of these clips alone, for who has to remember where 24,777 clips are and not 220,847."""
+        return replace(self, ids=ids, places={name: self.places[name] for name in ids})
 
     def load(self, ids: Sequence[str] | None = None, view: int | Sequence[int] = 0) -> Float[np.ndarray, "clips n d"]:
         """The tokens of these clips (all by default), in this order; fp16 as it is, others in single precision.

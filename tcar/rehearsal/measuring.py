@@ -57,8 +57,12 @@ class Watch(threading.Thread):
     what is resident (RSS), which counts shared pages once for each.
     """
 
-    def __init__(self, process: int, folder: Path | None = None, note: Callable[["Watch"], None] = lambda _: None):
+    def __init__(
+        self, process: int, folder: Path | None = None, note: Callable[["Watch"], None] = lambda _: None,
+        interval: float = INTERVAL,
+    ):  # fmt: skip
         super().__init__(daemon=True, name="watch")
+        self.interval = interval
         self.process, self.folder, self.note = psutil.Process(process), folder, note
         self.began, self.peak = time.monotonic(), 0
         self.at_first = self.disk = self.largest = occupied(folder) if folder else 0
@@ -77,7 +81,7 @@ class Watch(threading.Thread):
             if look % LOOKS == 0:
                 self._disk()
                 self.note(self)
-            if self._ended.wait(INTERVAL):
+            if self._ended.wait(self.interval):
                 return
 
     def stop(self) -> "Watch":

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tcar.params import Params
     from tcar.train.tokens import StoredTokens
 
+SCORED_AT_ONCE = 32  # clips at most: several batches are read ahead, and larger ones score no faster
+
 
 def method_configs(run: Params, **sizes: int) -> dict[str, FusionConfig]:
     """Give the configuration of every method of the run, the headline first; `sizes` as in `fusion_config`."""
@@ -111,7 +113,7 @@ def scored(
                 models[fit.folder] = model.to(device).eval()
                 found[fit.folder] = np.empty((len(tokens), fit.fusion.num_classes), np.float32)
         lower = torch.autocast(device.type, kinds.get(run.trainer.precision), run.trainer.precision in kinds)
-        size = run.training.batch_size
+        size = min(run.training.batch_size, SCORED_AT_ONCE)
         batches = log.progress(tokens.batches(size), -(-len(tokens) // size), "scoring", "batches")
         for rows, parts in batches:
             inputs = [unpacked(tuple(part.to(device) for part in stream)) for stream in parts]

@@ -74,7 +74,11 @@ class StoredTokens:
         labels = np.array([clip.label for clip in kept], dtype=np.int64)
         if semantic.flips or motion.flips:
             _check_mirrors(semantic if semantic.flips else motion, labels, list(class_names))
-        return cls(semantic, motion, [clip.id for clip in kept], labels, flip_pairs(list(class_names)))
+        # The store's own strings: those of the clips lie among all that an annotation file holds, and whoever keeps
+        # some of them keeps the memory of all.
+        own = {name: name for name in semantic.places}
+        ids = [own[clip.id] for clip in kept]
+        return cls(semantic.only(ids), motion.only(ids), ids, labels, flip_pairs(list(class_names)))
 
     @property
     def views(self) -> int:

@@ -38,7 +38,7 @@ from tcar.data.tabletop.dataset import entry, write_annotations  # noqa: E402
 from tcar.models.streams import stream_spec  # noqa: E402
 from tcar.processes import usable_cores  # noqa: E402
 from tcar.rehearsal import imitation, weights  # noqa: E402
-from tcar.rehearsal.measuring import INTERVAL, Watch, memory_kind  # noqa: E402
+from tcar.rehearsal.measuring import Watch, memory_kind  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
@@ -46,6 +46,7 @@ NOTEBOOKS = ("01_extractors", "03_training", "04_evaluation", "05_ablations", "0
 SIZES = (2_000, 20_000, 193_690)
 READ = imitation.PUBLISHED["train"] + imitation.PUBLISHED["validation"]
 LIMIT, FLAT = 8 * 2**30, 0.1
+INTERVAL = 0.2  # seconds between two looks: a small run has its peak within a second
 BLOCK = 4096  # bytes of a clip that are no hole
 STEPS = 3  # of the solver of linear probes
 SMALL = {
@@ -117,7 +118,7 @@ def measured(name: str, run: params.Params, folder: Path) -> dict:
     """Bytes and seconds of a notebook and of all that it starts."""
     process = multiprocessing.get_context("spawn").Process(target=execute, args=(name, run, folder))
     process.start()
-    watch = Watch(process.pid)
+    watch = Watch(process.pid, interval=INTERVAL)
     watch.start()
     process.join()
     watch.stop()
