@@ -208,8 +208,10 @@ def same_class_neighbours(features: Float[np.ndarray, "n d"], labels: np.ndarray
     """Give the mean share of a clip's nearest neighbours (cosine) that are of its class; None for no neighbours."""
     if not neighbours:
         return None
+    from sklearn import config_context
     from sklearn.neighbors import NearestNeighbors
 
     nearest = NearestNeighbors(n_neighbors=neighbours + 1, metric="cosine").fit(features)
-    places = nearest.kneighbors(features, return_distance=False)[:, 1:]
+    with config_context(working_memory=64):  # MiB of distances at once, not those between all clips
+        places = nearest.kneighbors(features, return_distance=False)[:, 1:]
     return float((labels[places] == labels[:, None]).mean())
