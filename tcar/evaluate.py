@@ -18,6 +18,7 @@ from scipy.special import log_softmax, softmax
 
 # Weights of one block of resamples stay below this many entries (16 MB), however many clips there are.
 _BLOCK_ENTRIES = 2**21
+_ROWS = 4096  # clips whose probabilities are in memory at once
 _TEMPERATURES = (0.05, 20.0)
 
 
@@ -103,7 +104,7 @@ def metrics(
     Raises:
         EvaluationError: sizes or labels that do not fit, logits that are not finite, twins in different sets.
     """
-    logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+    logits, labels = np.asarray(logits), np.asarray(labels)
     n, classes = logits.shape
     names = [str(k) for k in range(classes)] if names is None else list(names)
     sets = [f"clip-{i}" for i in range(n)] if sets is None else list(sets)
@@ -279,7 +280,8 @@ def _columns(rank, labels, groups, twins, names) -> dict[tuple, tuple[np.ndarray
 
 
 def _confidence(logits, labels, bins) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    confidence = softmax(logits, axis=1).max(axis=1)
+    parts = (logits[start : start + _ROWS] for start in range(0, len(logits), _ROWS))
+    confidence = np.concatenate([softmax(part.astype(np.float64), axis=1).max(axis=1) for part in parts])
     bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
     return confidence, np.argmax(logits, axis=1) == labels, bin_of
 

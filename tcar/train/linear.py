@@ -155,8 +155,8 @@ def _moments(features: Features, rows: range) -> tuple[Tensor, Tensor]:
 
     def moments(values: Tensor, _: slice) -> tuple[int, np.ndarray, np.ndarray]:
         values = values.cpu().double().numpy()
-        mean = values.mean(0)
-        return len(values), mean, np.square(values - mean).sum(0)
+        values -= (mean := values.mean(0))
+        return len(values), mean, np.square(values, out=values).sum(0)
 
     count, mean, squares = 0, np.zeros(features.width), np.zeros(features.width)
     for more, other, spread in features.over(rows, moments):

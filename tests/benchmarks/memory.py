@@ -6,8 +6,9 @@
 Sizes count training and validation; test clips come on top, as published. Feature stores are files with holes that have
 one block of numbers a clip (8 kB a clip on the disk instead of 1.1 MB); all other numbers are zero. Videos are links to
 one rendered file. The fusion is tiny and trained for an epoch of at most 100 steps (`few_steps`), and the solver of
-linear probes ends after three: this is about reading, not about computing. All else of each notebook is run as the
-pipeline runs it; of 01 the extraction is left out.
+linear probes ends after three: this is about reading, not about computing. Of the extraction, which lists all clips,
+the first batches are made (`few_steps`), and what follows reads the stores above. All else of each notebook is run as
+the pipeline runs it.
 
 Writes tests/benchmarks/results/memory-<machine>.json. Exit status 1 where a notebook takes more than 8 GiB in all its
 processes, or its memory grows by more than a tenth with the number of clips.
@@ -53,7 +54,8 @@ SMALL = {
     "fusion_width": 16, "heads": 1, "fusion_blocks": 1, "cross_width": 0, "epochs": 1, "warmup_epochs": 0,
     "seeds": [0], "methods": ["cross_attention", "semantic"], "full_size_streams": [], "ablation_heads": [2],
     "ablation_fusions": ["late_concat"], "evaluation_views": ["1"], "ablation_seeds": [0], "attention_clips": 2,
-    "attribution_steps": 2, "precision": "fp32",  # CPUs are slow at 16 bits, and take more memory at 32
+    "attribution_steps": 2,
+    "precision": "fp32", "stream_precision": "fp32",  # CPUs are slow at 16 bits, and take more memory at 32
 }  # fmt: skip
 
 
@@ -105,8 +107,8 @@ def execute(name: str, run: params.Params, folder: Path) -> None:
     content = nbformat.read(notebook.path, as_version=4)
     if name == "01_extractors":
         (cell,) = (one for one in content.cells if one.cell_type == "code" and " extract(run" in one.source)
-        cell.source = (f"from tcar.stages import features\nfrom tcar.train import linear\n\nlinear.STEPS = {STEPS}\n"
-                       "stores, seconds = features.stores(run), 0.0")  # fmt: skip
+        cell.source = (f"from tcar.train import linear\n\nlinear.STEPS = {STEPS}\n"
+                       "stores, seconds = few_steps.extract(run, clips), 0.0")  # fmt: skip
     content.cells.insert(0, nbformat.v4.new_code_cell("import few_steps"))
     source = folder / f"{name}.ipynb"
     nbformat.write(content, source)
