@@ -237,11 +237,13 @@ def versions() -> dict[str, str]:
 
 
 def _device() -> str:
-    """The accelerator torch has in use in this process, else the kind of processor."""
+    """The accelerator torch has in use in this process, else the kind of processor and the instructions it adds with."""
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
+    if torch is None:
+        return f"cpu ({platform.machine()})"
+    if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"cpu ({platform.machine()})"
+    return f"cpu ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
 
 
 def revision(root: Path) -> dict[str, Any]:

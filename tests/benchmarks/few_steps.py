@@ -19,7 +19,7 @@ from tcar.train.stepping import Slice, Stepper
 from tcar.train.tokens import StoredTokens
 
 MOST = 100
-BATCHES = 4  # of clips whose tokens are extracted
+BATCHES = 2  # of clips whose tokens are extracted: one for each of two workers
 whole, plain, make = Stepper.slices, trainings._work, stores.make
 
 
