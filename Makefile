@@ -14,8 +14,8 @@ wanted := { echo "$(CURDIR)"; cat pyproject.toml; }
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-# Wider instructions add up in another order, and a training makes much of the last digit: with those of AVX2 every x86
-# processor finds the same numbers.
+# Wider instructions add up in another order, and a training makes much of the last digit: with those of AVX2 a processor
+# that has AVX-512 finds the numbers of one that has not.
 ifeq ($(shell grep -cm1 avx512f /proc/cpuinfo 2>/dev/null),1)
 paper replicates terms: export ATEN_CPU_CAPABILITY := avx2
 paper replicates terms: export ONEDNN_MAX_CPU_ISA := AVX2
