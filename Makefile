@@ -22,6 +22,8 @@ paper replicates terms: export ONEDNN_MAX_CPU_ISA := AVX2
 paper replicates terms: export MKL_ENABLE_INSTRUCTIONS := AVX2
 paper replicates terms: export OPENBLAS_CORETYPE := Zen
 paper replicates terms: export NPY_DISABLE_CPU_FEATURES := X86_V4 AVX512_ICL AVX512_SPR
+paper replicates terms: export NUMBA_CPU_NAME := znver3
+paper replicates terms: export NUMBA_CPU_FEATURES := -sse4a
 endif
 
 .PHONY: help setup doctor test paper replicates terms streams lab lint benchmark clean clean-venv
