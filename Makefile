@@ -15,7 +15,8 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 # Wider instructions add up in another order, and a training makes much of the last digit: with those of AVX2 a processor
-# that has AVX-512 finds the numbers of one that has not.
+# that has AVX-512 finds the numbers of one that has not. (What is compiled here is so for a Zen 3, without what no other
+# maker's processor has.)
 ifeq ($(shell grep -cm1 avx512f /proc/cpuinfo 2>/dev/null),1)
 paper replicates terms: export ATEN_CPU_CAPABILITY := avx2
 paper replicates terms: export ONEDNN_MAX_CPU_ISA := AVX2
