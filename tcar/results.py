@@ -237,7 +237,7 @@ def versions() -> dict[str, str]:
 
 
 def _device() -> str:
-    """The accelerator torch has in use in this process, else the kind of processor and the instructions it adds with."""
+    """The accelerator torch has in use in this process, else the processor and the instructions it adds with."""
     torch = sys.modules.get("torch")
     if torch is None:
         return f"cpu ({platform.machine()})"

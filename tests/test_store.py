@@ -71,6 +71,14 @@ def test_the_first_of_several_views_is_the_only_one_of_a_plain_store(make):
         several.load(view=3)
 
 
+def test_a_part_of_a_store_reads_the_same_tokens_and_knows_no_other_clip(make):
+    whole = make(views=2)
+    part = whole.only(whole.ids[4:1:-1])
+    np.testing.assert_array_equal(part.load(view=1), whole.load(whole.ids[4:1:-1], view=1))
+    with pytest.raises(FeatureError, match=f"clip {whole.ids[0]} has no features"):
+        part.load(whole.ids[:3])
+
+
 def test_random_views_draw_one_frame_of_each_segment():
     view = SegmentView(FRAMES)
     seen = [view.places("5", 24, number, 0) for number in range(1, 60)]  # segments of 6
