@@ -116,8 +116,15 @@ def execute(name: str, run: params.Params, folder: Path) -> None:
     execution.execute(source, target, pipeline._injected(notebook, run), run.logs_dir / f"{name}.log")
 
 
-def measured(name: str, run: params.Params, folder: Path) -> dict:
-    """Bytes and seconds of a notebook and of all that it starts."""
+def measured(name: str, run: params.Params, folder: Path, repeats: int) -> dict:
+    """The most bytes, over so many runs, that a notebook and all that it starts hold, and the seconds of the last."""
+    runs = [watched(name, run, folder) for _ in range(repeats)]
+    found = [watch.peak for watch in runs]
+    return {"bytes": max(found), "runs": found, "seconds": round(runs[-1].seconds, 1)}
+
+
+def watched(name: str, run: params.Params, folder: Path) -> Watch:
+    """Run a notebook and watch it to its end."""
     process = multiprocessing.get_context("spawn").Process(target=execute, args=(name, run, folder))
     process.start()
     watch = Watch(process.pid, interval=INTERVAL)
@@ -126,7 +133,7 @@ def measured(name: str, run: params.Params, folder: Path) -> dict:
     watch.stop()
     if process.exitcode:
         raise SystemExit(f"{name} failed, see {run.logs_dir / name}.log")
-    return {"bytes": watch.peak, "seconds": round(watch.seconds, 1)}
+    return watch
 
 
 def claims(rows: list[dict]) -> dict[str, dict]:
@@ -154,6 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="clips of training and validation")
     parser.add_argument("--notebooks", nargs="+", default=NOTEBOOKS, choices=NOTEBOOKS)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each, of which the most counts")
     parser.add_argument("--folder", type=Path, help="where to work; a temporary one if left out")
     parser.add_argument("--out", type=Path, default=RESULTS / f"memory-{machine()}.json")
     asked = parser.parse_args(arguments)
@@ -171,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
             run = prepared(folder, size, asked.device)
             print(f"{size:,} clips: prepared in {time.monotonic() - began:.0f} s", flush=True)
             for notebook in asked.notebooks:
-                rows.append({"notebook": notebook, "clips": size, **measured(notebook, run, folder)})
+                rows.append({"notebook": notebook, "clips": size, **measured(notebook, run, folder, asked.repeats)})
                 print(json.dumps(rows[-1]), flush=True)
                 how = f"{memory_kind()} of all processes, looked at every {INTERVAL:g} s"
                 about = {"memory": how, "device": asked.device, "cores": usable_cores(), "torch": torch.__version__,
