@@ -77,6 +77,8 @@ def test_a_part_of_a_store_reads_the_same_tokens_and_knows_no_other_clip(make):
     np.testing.assert_array_equal(part.load(view=1), whole.load(whole.ids[4:1:-1], view=1))
     with pytest.raises(FeatureError, match=f"clip {whole.ids[0]} has no features"):
         part.load(whole.ids[:3])
+    with pytest.raises(FeatureError, match="clip lost has no features"):
+        whole.only(["lost"])
 
 
 def test_random_views_draw_one_frame_of_each_segment():

@@ -85,8 +85,11 @@ class FeatureStore:
         )  # fmt: skip
 
     def only(self, ids: list[str]) -> "FeatureStore":
-        """The same store of these clips alone, for who has to remember where 24,777 clips are and not 220,847."""
-        return replace(self, ids=ids, places={name: self.places[name] for name in ids})
+        """The same store of these clips alone, for who has to remember where 24,777 clips are and not 220,847.
+
+        Raises FeatureError as `read` does.
+        """
+        return replace(self, ids=ids, places={name: self._row(name, 0) for name in ids})
 
     def load(self, ids: Sequence[str] | None = None, view: int | Sequence[int] = 0) -> Float[np.ndarray, "clips n d"]:
         """The tokens of these clips (all by default), in this order; fp16 as it is, others in single precision.

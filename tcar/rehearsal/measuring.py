@@ -51,7 +51,8 @@ class Taken:
 
 
 class Watch(threading.Thread):
-    """Looks at a process tree, and at a folder where one is given, until it is stopped; `note` is told now and then.
+    """Looks at a process tree every `interval` seconds, and at a folder where one is given, until it is stopped; `note`
+    is told now and then.
 
     The memory of a process is its share of what it holds together with others (PSS) where the system tells it, else
     what is resident (RSS), which counts shared pages once for each.
