@@ -14,19 +14,6 @@ wanted := { echo "$(CURDIR)"; cat pyproject.toml; }
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-# Wider instructions add up in another order, and a training makes much of the last digit: with those of AVX2 a processor
-# that has AVX-512 finds the numbers of one that has not. (What is compiled here is so for a Zen 3, without what no other
-# maker's processor has.)
-ifeq ($(shell grep -cm1 avx512f /proc/cpuinfo 2>/dev/null),1)
-paper replicates terms: export ATEN_CPU_CAPABILITY := avx2
-paper replicates terms: export ONEDNN_MAX_CPU_ISA := AVX2
-paper replicates terms: export MKL_ENABLE_INSTRUCTIONS := AVX2
-paper replicates terms: export OPENBLAS_CORETYPE := Zen
-paper replicates terms: export NPY_DISABLE_CPU_FEATURES := X86_V4 AVX512_ICL AVX512_SPR
-paper replicates terms: export NUMBA_CPU_NAME := znver3
-paper replicates terms: export NUMBA_CPU_FEATURES := -sse4a
-endif
-
 .PHONY: help setup doctor test paper replicates terms streams lab lint benchmark clean clean-venv
 
 help:
@@ -67,25 +54,25 @@ setup:
 	fi
 
 paper: setup
-	@$(py) -m tcar.pipeline "$(PARAMS)"
+	@$(venv)/bin/tcar paper "$(PARAMS)"
 
 replicates: setup
-	@$(py) -m tcar.stages.replicates "$(PARAMS)"
+	@$(venv)/bin/tcar replicates "$(PARAMS)"
 
 terms: setup
-	@$(py) -m tcar.stages.loss_terms "$(PARAMS)"
+	@$(venv)/bin/tcar terms "$(PARAMS)"
 
 test: setup
 	OMP_NUM_THREADS=1 $(py) -m pytest tests --ignore=tests/benchmarks $(PYTEST_FLAGS)
 
 doctor: setup
-	@$(py) -m tcar.doctor "$(PARAMS)"
+	@$(venv)/bin/tcar doctor "$(PARAMS)"
 
 streams: setup
-	$(py) -m tcar.models.pretrain
+	$(venv)/bin/tcar streams
 
 lab: setup
-	@$(py) -m tcar.lab
+	@$(venv)/bin/tcar notebooks
 
 lint: setup
 	$(py) -m ruff check .

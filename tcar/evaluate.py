@@ -16,13 +16,15 @@ from scipy import sparse
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
+from tcar.ground.errors import TcarError
+
 # Weights of one block of resamples stay below this many entries (16 MB), however many clips there are.
 _BLOCK_ENTRIES = 2**21
 _ROWS = 4096  # clips whose probabilities are in memory at once
 _TEMPERATURES = (0.05, 20.0)
 
 
-class EvaluationError(ValueError):
+class EvaluationError(TcarError, ValueError):
     """Predictions that cannot be scored; the message names what does not fit."""
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
-from tcar.models.exchange import BOTTLENECK
+from tcar.fusion.exchange import BOTTLENECK
 
 UMAP_CLIPS = 4  # the fewest that UMAP lays out: its spectral start needs more points than it takes eigenvectors
 Grid = tuple[int, int, int]

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-import tcar  # noqa: E402, F401  tests may import timm first, which needs a torchvision that works (tcar.compat)
+import tcar  # noqa: E402, F401  tests may import timm first, which needs a torchvision that works (tcar.ground.compat)
 
 
 @pytest.fixture

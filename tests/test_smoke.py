@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tcar import pipeline, results
+from tcar.lab import pipeline, results
 
 ROOT = Path(__file__).parents[1]
 
 
 def start(params: Path, *arguments: str) -> subprocess.CompletedProcess:
     """Run the pipeline with one thread a process, as many tests share the cores."""
-    command = [sys.executable, "-m", "tcar.pipeline", str(params), *arguments]
+    command = [sys.executable, "-m", "tcar", "paper", str(params), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
@@ -96,7 +96,7 @@ def test_the_second_run_does_nothing(smoke):
 
 
 def test_replicates_are_measured_and_then_shown(smoke):
-    command = [sys.executable, "-m", "tcar.stages.replicates", str(smoke / "smoke.yaml")]
+    command = [sys.executable, "-m", "tcar", "replicates", str(smoke / "smoke.yaml")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for _ in range(2):  # the second time nothing is made again, and nothing comes out differently
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from tcar.ground.errors import TcarError
+
 _INSTEAD = {
     b"<!doctype": "a web page, saved in its place; sign in and fetch the file again",
     b"<html": "a web page, saved in its place; sign in and fetch the file again",
@@ -16,7 +18,7 @@ _INSTEAD = {
 }
 
 
-class DatasetError(ValueError):
+class DatasetError(TcarError, ValueError):
     """A dataset folder or one of its files is not what the reader needs."""
 
 

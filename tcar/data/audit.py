@@ -1,22 +1,21 @@
 """The health of a dataset: every video decoded to its end before anything is trained on it.
 
-`python -m tcar.data.audit DATASET` (a folder, or a parameter file) does it for a whole dataset, keeps what it
+`tcar audit DATASET` (a folder, or a parameter file) does it for a whole dataset, keeps what it
 found, and says what has changed since the last time (`tcar.data.monitor`).
 """
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tcar import files
 from tcar.data.health import ClipHealth, check_within_limits, mend, note, read_journal, stamp
 from tcar.data.ssv2 import Clip, DatasetError
 from tcar.data.workers import Failure, isolated_map
-from tcar.log import progress
+from tcar.ground import files
+from tcar.ground.log import progress
 
 
 def audit(
@@ -126,9 +125,3 @@ def _summary(values: list[float] | list[int]) -> dict[str, float] | None:
         "maximum": float(max(values)),
         "total": float(sum(values)),
     }
-
-
-if __name__ == "__main__":
-    from tcar.data.monitor import main
-
-    sys.exit(main())

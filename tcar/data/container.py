@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import av
 import numpy as np
 
+from tcar.ground.errors import TcarError
+
 REASONS = ("missing", "empty", "not a video", "no video stream", "truncated", "undecodable", "out of order")
 
 # libav's own decoder of VP9 invents pixels where bytes are damaged, and says nothing; libvpx notices when the
@@ -23,7 +25,7 @@ _CONTAINER_STARTS = ((0, b"\x1aE\xdf\xa3"), (4, b"ftyp"), (8, b"AVI "))
 _STILL_FORMATS = ("_pipe", "image2", "tty")
 
 
-class VideoError(Exception):
+class VideoError(TcarError):
     """A video file that cannot give the frames asked of it; `reason` is one of `REASONS`."""
 
     def __init__(self, path: str | Path, reason: str, detail: str = ""):

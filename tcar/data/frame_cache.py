@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from tcar import log
 from tcar.data.video import Video
-from tcar.files import drafted, drop_drafts
+from tcar.ground import log
+from tcar.ground.files import drafted, drop_drafts
 
 USED = "used"  # the file with the bytes taken, under a lock: workers share one limit
 

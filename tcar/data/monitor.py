@@ -5,23 +5,20 @@ Four files are kept, in `audit/` of the dataset or run: `findings.jsonl` (every 
 from which the next one goes on. An audit of some splits keeps in all of them what was known of the others.
 """
 
-import argparse
 import datetime
 import json
-import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tcar import files, locks, log
 from tcar.data import census
-from tcar.data.audit import audit, require_healthy, save_quarantine, statistics
+from tcar.data.audit import audit, save_quarantine, statistics
 from tcar.data.health import ClipHealth, note, read_journal
 from tcar.data.ssv2 import SPLITS, Clip, DatasetError, load_split
 from tcar.data.video_files import SUFFIXES
-from tcar.params import ParameterError, load
+from tcar.ground import files, locks, log
 
 LOG = log.get(__name__)
 THRESHOLD = 0.02  # share of broken clips that is borne with, where no parameter file says another
@@ -187,7 +184,7 @@ def summary(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _readable(root: Path, names: Collection[str]) -> dict[str, list[Clip]]:
+def readable(root: Path, names: Collection[str]) -> dict[str, list[Clip]]:
     """The splits that nobody has asked for, where there are lists of them."""
     found = {}
     for split in sorted(names):
@@ -196,44 +193,3 @@ def _readable(root: Path, names: Collection[str]) -> dict[str, list[Clip]]:
         except DatasetError as error:
             LOG.info(f"{split} is not looked at: {error}")
     return found
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the audit from the command line; 0: within the threshold, 1: beyond it, 2: it could not be made."""
-    parser = argparse.ArgumentParser(prog="python -m tcar.data.audit", description=__doc__.split("\n")[0])
-    parser.add_argument("dataset", type=Path, help="the folder of a dataset, or a parameter file")
-    parser.add_argument("--threshold", type=float, help="share of broken clips beyond which the exit status is 1")
-    parser.add_argument("--workers", type=int, help="processes; 0 = one for every core")
-    parser.add_argument("--time-limit", type=float, default=60.0, help="seconds for one file")
-    parser.add_argument("--splits", nargs="+", default=list(SPLITS), choices=SPLITS)
-    parser.add_argument("--into", type=Path, help="where to keep the findings; left out: audit/ of the dataset or run")
-    parser.add_argument("--accept", action="store_true", help="take altered files that decode for sound")
-    chosen = parser.parse_args(arguments)
-    log.configure()
-    try:
-        root, folder, workers, threshold = chosen.dataset, chosen.dataset / "audit", 0, THRESHOLD
-        if root.suffix in (".yaml", ".yml") and not root.is_dir():
-            run = load(root)
-            root, folder = run.data_root, run.run_dir / "audit"
-            workers, threshold = run.common.workers, run.data.quarantine_threshold
-        workers = workers if chosen.workers is None else chosen.workers
-        threshold = threshold if chosen.threshold is None else chosen.threshold
-        if not 0 <= threshold <= 1:
-            raise DatasetError(f"--threshold is {threshold:g}; it is a share, from 0 to 1")
-        folder = chosen.into or folder
-        splits = {split: load_split(root, split) for split in chosen.splits}
-        report = monitor(
-            splits, folder, others=_readable(root, set(SPLITS) - set(splits)), workers=workers,
-            time_limit=chosen.time_limit, accept=chosen.accept,
-        )  # fmt: skip
-    except (DatasetError, ParameterError, ValueError, OSError) as error:
-        print(f"the audit could not be made: {error}", file=sys.stderr)
-        return 2
-    print(summary(report))
-    print(f"kept in {folder}")
-    try:
-        require_healthy([found for found, _ in read_journal(folder / "findings.jsonl").values()], threshold)
-    except DatasetError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0

@@ -1,6 +1,6 @@
 """Make a dataset folder of what Qualcomm's page hands out for Something-Something-V2.
 
-    python -m tcar.data.prepare DOWNLOADS DATASET
+    tcar prepare DOWNLOADS DATASET
 
 DOWNLOADS is the folder with the downloaded files, in any form: the parts of the archive, bare or in zips, the whole
 archive, zips of videos, or the unpacked videos (these are linked, not copied), and the label files, in their zip or out
@@ -11,24 +11,22 @@ Exit status: 0 when every listed video is there (with --allow-missing: as many a
 when nothing could be done, 130 when it was interrupted.
 """
 
-import argparse
 import hashlib
 import json
 import math
 import os
 import shutil
 import stat
-import sys
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tcar import files, locks, log
 from tcar.data.archives import ANNOTATIONS, Archive, Downloads, Source, survey
 from tcar.data.ssv2 import SPLITS, DatasetError, find_annotation, load_labels, load_split
 from tcar.data.unpack import DRAFT, MEGABYTE, ArchiveError, CutShortError, Joined, Zipped, store_videos, video_name
 from tcar.data.video_files import other_names
+from tcar.ground import files, locks, log
 
 LOG = log.get(__name__)
 REPORT, LOCK = "prepare.json", ".prepare.lock"
@@ -312,33 +310,9 @@ def _printable(text: str) -> str:
     return text.encode(errors=UNPRINTABLE).decode()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; the exit status is in the description of the module."""
-    parser = argparse.ArgumentParser(prog="python -m tcar.data.prepare", description=__doc__.split("\n")[0])
-    parser.add_argument("downloads", type=Path, help="the folder of the downloaded files")
-    parser.add_argument("dataset", type=Path, help="the folder to make")
-    parser.add_argument("--allow-missing", action="store_true", help="take a part of the dataset for what it is")
-    asked = parser.parse_args(arguments)
-    log.configure()
-    try:
-        report = prepare(asked.downloads, asked.dataset, asked.allow_missing)
-    except DatasetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        subject = error.filename or asked.dataset
-        print(f"error: {subject}: {error.strerror}; mend this and run the same command again", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: what is there is kept; run the same command again to go on", file=sys.stderr)
-        return 130
-    print(_printable(_summary(report, asked.dataset)))
-    if report.complete or (asked.allow_missing and (not report.unread or report.cut_short)):
-        return 0
-    return 1
 
-
-def _summary(report: Report, dataset: Path) -> str:
+def summary(report: Report, dataset: Path) -> str:
+    """What a dataset folder holds and lacks, in lines that any terminal can print."""
     listed = sum(report.listed.values())
     lines = [f"{dataset}: {report.videos:,} videos, {report.bytes / 1e9:.2f} GB; {listed:,} are listed"]
     kinds = {"missing": report.missing, "surplus": report.surplus, "refused": report.refused}
@@ -348,8 +322,4 @@ def _summary(report: Report, dataset: Path) -> str:
             lines.append(f"{len(ids):,} {name}: {', '.join(ids[:5])}{more}")
     if report.problem and not report.complete:
         lines.append(report.problem)
-    return "\n".join([*lines, "complete" if report.complete else "not complete"])
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return _printable("\n".join([*lines, "complete" if report.complete else "not complete"]))

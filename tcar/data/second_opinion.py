@@ -14,7 +14,7 @@ from tcar.data.sampling import segment_indices
 from tcar.data.ssv2 import Clip
 from tcar.data.video import probe, read_segments, resize
 from tcar.data.workers import Failure, isolated_map
-from tcar.log import progress
+from tcar.ground.log import progress
 
 SEGMENTS = 8  # at whose middles pictures are compared
 CELLS, TOLERANCE = (24, 32), 2.0  # rows and columns of a picture whose means are compared, and by how much, of 255

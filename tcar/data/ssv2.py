@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tcar import log
 from tcar.data.annotation_files import DatasetError, read_json, read_rows
 from tcar.data.video_files import SUFFIXES, other_names
+from tcar.ground import log
 
 LOG = log.get(__name__)
 SPLITS = ("train", "validation", "test")

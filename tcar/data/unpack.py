@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tcar import log
 from tcar.data.archives import HEAD, VIDEO, Source, kind_of, last_component
 from tcar.data.machine import refuse_fault
 from tcar.data.ssv2 import DatasetError
+from tcar.ground import log
 
 LOG = log.get(__name__)
 DRAFT = ".draft"  # ends the name of a file, hidden as well, that is not whole yet

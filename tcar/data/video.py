@@ -11,14 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tcar.data.codecs import pictures_of
-from tcar.data.container import (
-    VideoError,
-    declared_duration,
-    open_container,
-    pauses,
-    strict_decoder,
-    video_stream,
-)
+from tcar.data.container import VideoError, declared_duration, open_container, pauses, strict_decoder, video_stream
 from tcar.data.orientation import Orientation, orientation
 from tcar.data.sampling import segment_indices
 from tcar.data.structure import SELF_CHECKED, check_structure

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import psutil
 
 from tcar.data.machine import MachineError, fault_of
-from tcar.processes import end_with_parent, usable_cores
+from tcar.ground.processes import end_with_parent, usable_cores
 
 # How the libraries that share their work out over all cores are told not to: there is a process for every core.
 _ONE_THREAD = {"cv2": "setNumThreads", "torch": "set_num_threads"}

@@ -1,10 +1,10 @@
 """The feature store: the tokens of a frozen stream for every clip, computed once and kept on disk.
 
-    python -m tcar.features plan params/ssv2.yaml                 bytes and hours, before anything starts
-    python -m tcar.features extract params/ssv2.yaml              both streams of a run, or what is missing of them
-    torchrun --nproc-per-node 2 -m tcar.features extract params/ssv2.yaml
-    python -m tcar.features extract params/ssv2.yaml --remake     also what other code made, which is deleted
-    python -m tcar.features verify runs/ssv2/features/STORE       every byte read again
+    tcar plan params/ssv2.yaml                 bytes and hours, before anything starts
+    tcar extract params/ssv2.yaml              both streams of a run, or what is missing of them
+    torchrun --nproc-per-node 2 -m tcar extract params/ssv2.yaml
+    tcar extract params/ssv2.yaml --remake     also what other code made, which is deleted
+    tcar verify runs/ssv2/features/STORE       every byte read again
 
 What a store holds is in `tcar.features.store`, how it is filled in `tcar.features.extraction`. Its name carries the
 digest of what made it: stream, weights, sampling, views, pooling, type, and the ids and sizes of the clips. Streams
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tcar import locks, log, models
+from tcar import models
 from tcar.data.ssv2 import Clip
 from tcar.features.batches import Batch, Builder, Job, Precision, one_place_each
 from tcar.features.extraction import Ranks, Spent, await_ranks, make
@@ -47,7 +47,8 @@ from tcar.features.store import (
     verify,
 )
 from tcar.features.views import SegmentView, View
-from tcar.files import drop_drafts, replace_file
+from tcar.ground import locks, log
+from tcar.ground.files import drop_drafts, replace_file
 
 __all__ = ["FeatureError", "FeatureStore", "Wanted", "extract", "extract_together", "unpacked", "verify"]
 

@@ -29,7 +29,7 @@ from tcar.features.frames import Frames, Stacked
 from tcar.features.packing import FeatureError, TokenType, packed, parts_of, row_type, unpacked, untyped
 from tcar.features.store import COORDINATES, TOKENS, header
 from tcar.features.views import View, read_views
-from tcar.files import replace_file
+from tcar.ground.files import replace_file
 
 Precision = Literal["fp32", "bf16"]
 SAME_PLACE = 1e-4  # of the frame: devices differ by less in a coordinate, frames of another shape by more

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from tcar import log
 from tcar.data.workers import Failure, isolated_map, worker_count
 from tcar.features.batches import Batch, Builder, Decoded, Extractor, Job, Piece, Reader, compute, write
 from tcar.features.frames import Frames, Stacked
 from tcar.features.packing import FeatureError
 from tcar.features.store import DESCRIPTION, note, records
+from tcar.ground import log
 
 # Reading and computing one batch takes seconds to minutes; beyond these a process hangs.
 BATCH_LIMIT, CLIP_LIMIT = 3600.0, 60.0

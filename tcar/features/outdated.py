@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from tcar import log
 from tcar.data.video import VideoError
 from tcar.features.batches import Batch, Job, pooled_tokens, rows_of
 from tcar.features.extraction import POLL, Ranks
 from tcar.features.packing import FeatureError, parts_of, typed, unpacked
 from tcar.features.store import DESCRIPTION, FILES, TOKENS, FeatureStore, records
-from tcar.files import foreign, remove_folder
+from tcar.ground import log
+from tcar.ground.files import foreign, remove_folder
 
 # Devices and batch sizes differ by about 1e-3 in fp16, another way to read or scale frames by more than 1e-2. In
 # bf16, eight times as coarse, so do devices.
@@ -35,7 +35,7 @@ def make_way(job: Job, model: nn.Module, batches: list[Batch], ranks: Ranks, pat
         if not remake:
             raise FeatureError(
                 f"{job.folder}: {difference}: the code, a library, the device or the video has changed since it was "
-                "made. It is left as it is; to have it made again, delete it, or call python -m tcar.features extract "
+                "made. It is left as it is; to have it made again, delete it, or call tcar extract "
                 "PARAMS --remake (from Python: remake=True)"
             )
         if ranks.rank == 0:

@@ -8,13 +8,15 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from tcar.ground.errors import TcarError
+
 TokenType = Literal["fp16", "bf16", "int8"]
 TOKEN_TYPES = ("fp16", "bf16", "int8")
 _HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _LEVELS = 127  # of int8 on each side of zero: -128 has no counterpart
 
 
-class FeatureError(RuntimeError):
+class FeatureError(TcarError, RuntimeError):
     """Features that are not in the store, or could not be computed."""
 
 

@@ -27,10 +27,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from tcar import locks, log
 from tcar.features.buffers import Buffers
 from tcar.features.packing import FeatureError, TokenType, row_type, typed, unpacked
-from tcar.files import replace_file, sync_folder
+from tcar.ground import locks, log
+from tcar.ground.files import replace_file, sync_folder
 
 TOKENS, COORDINATES, DESCRIPTION, META = "tokens.npy", "coordinates.npy", "store.json", "store.meta.json"
 FILES = (TOKENS, COORDINATES, DESCRIPTION, META, "done-[0-9]*.jsonl", locks.FILE)

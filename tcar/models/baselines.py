@@ -16,10 +16,10 @@ from transformers import TimesformerConfig
 
 from tcar.models.cast import CAST, cast_parameter_groups
 from tcar.models.cast_blocks import CASTConfig
-from tcar.models.checkpoints import CheckpointError, read_state
-from tcar.models.pretrained import locate
-from tcar.models.stream import Source
 from tcar.models.timesformer import TimeSformer
+from tcar.streams.pretrained import locate
+from tcar.streams.stream import Source
+from tcar.streams.weights import CheckpointError, read_state
 
 SSV2_CLASSES = 174
 Checkpoints = Mapping[str, str]

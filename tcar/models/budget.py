@@ -1,27 +1,25 @@
 """What a model costs, part by part: parameters, memory of its weights, and FLOPs of one clip."""
 
 from math import prod
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tcar.models.fusion import Fusion, FusionConfig, create_fusion, trained_parameters
-from tcar.models.stream import Stream
-from tcar.models.streams import count_stream
-
-if TYPE_CHECKING:
-    from tcar.models.tca import TCAConfig
+from tcar.fusion.kinds import Fusion, FusionConfig, create_fusion, trained_parameters
+from tcar.ground.errors import TcarError
+from tcar.models.tca_config import TCAConfig
+from tcar.streams.registry import count_stream
+from tcar.streams.stream import Stream
 
 Row = dict[str, str | int | float | None]
 
 
-class BudgetError(ValueError):
+class BudgetError(TcarError, ValueError):
     """A model with more trained parameters than its configuration allows; the message holds the table."""
 
 
-def cost_table(config: "TCAConfig", semantic: Stream, motion: Stream, fusion: Fusion) -> list[Row]:
+def cost_table(config: TCAConfig, semantic: Stream, motion: Stream, fusion: Fusion) -> list[Row]:
     """Return a row for each part and last their sum: `part`, `total` and `trained` parameters, `megabytes`, `gflops`.
 
     `megabytes` (10^6 bytes) are of the weights with their batch-norm statistics, `gflops` of one clip forward, two a
@@ -101,7 +99,7 @@ def table_text(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def check_budget(config: "TCAConfig", semantic: Stream, motion: Stream, fusion: Fusion) -> None:
+def check_budget(config: TCAConfig, semantic: Stream, motion: Stream, fusion: Fusion) -> None:
     """Raise BudgetError with the table where more is trained than `config.max_trained_parameters`."""
     trained, allowed = sum(map(trained_parameters, (semantic, motion, fusion))), config.max_trained_parameters
     if trained > allowed:

@@ -1,16 +1,15 @@
 """The model card that is kept beside a model: what it is made of, what it costs, and what is known of its training."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 from huggingface_hub import ModelCardData
 
-from tcar.models.stream import Stream
-from tcar.models.streams import weights_digest
+from tcar.models.budget import Row
+from tcar.models.tca_config import TCAConfig
 from tcar.models.training_data import TrainingData
-
-if TYPE_CHECKING:
-    from tcar.models.tca import TCA
+from tcar.streams.registry import weights_digest
+from tcar.streams.stream import Stream
 
 SYNTHETIC = (
     "**The clips are synthetic.** The numbers below say how well the model names actions in them; they are no result "
@@ -19,7 +18,19 @@ SYNTHETIC = (
 RANDOM = "Random weights: without training streams, the classes that this model gives mean nothing."
 
 
-def model_card(model: "TCA", facts: Mapping[str, Any] | None = None) -> str:
+@runtime_checkable
+class Described(Protocol):
+    """What a card tells of a model: a TCA is one."""
+
+    config: TCAConfig
+    semantic: Stream
+    motion: Stream
+
+    def parameter_table(self) -> list[Row]:
+        """Return what each part costs, as `tcar.models.budget.cost_table` does."""
+
+
+def model_card(model: "Described", facts: Mapping[str, Any] | None = None) -> str:
     """Return the text of a model card in the format of the Hub; of the training it tells only the facts that are given.
 
     facts: `dataset` (text), `synthetic` (whether its clips are), `ranges` (of its training clips, as `TrainingData` has
@@ -38,7 +49,7 @@ def model_card(model: "TCA", facts: Mapping[str, Any] | None = None) -> str:
     return "\n\n".join(section for section in [*sections, _use(), _licences(model, licence)] if section) + "\n"
 
 
-def _summary(model: "TCA") -> str:
+def _summary(model: "Described") -> str:
     config, adapters = model.config, ""
     if config.semantic_adapters:
         adapters = (
@@ -53,7 +64,7 @@ def _summary(model: "TCA") -> str:
     )
 
 
-def _streams(model: "TCA") -> str:
+def _streams(model: "Described") -> str:
     rows = []
     for role in ("semantic", "motion"):
         stream, grid = getattr(model, role), getattr(model.config, f"{role}_grid")
@@ -72,7 +83,7 @@ def _streams(model: "TCA") -> str:
     return f"## Streams\n\n{_table(rows)}" + (f"\n\n{RANDOM}" if random else "")
 
 
-def _costs(model: "TCA") -> str:
+def _costs(model: "Described") -> str:
     rows = [
         {
             "part": row["part"],
@@ -115,7 +126,7 @@ def _use() -> str:
     )
 
 
-def _licences(model: "TCA", licence: str | None) -> str:
+def _licences(model: "Described", licence: str | None) -> str:
     own = f"The fusion: {licence}. " if licence else ""
     rest = "; ".join(f"{stream.name}: {_licence(stream)}" for stream in (model.semantic, model.motion))
     return f"## Licences\n\n{own}The weights of the streams are their publishers': {rest}."

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPVisionConfig, VideoMAEConfig
 
-from tcar.models import pretrained
-from tcar.models.attention import Record
+from tcar.fusion.blocks import Record
 from tcar.models.cast_blocks import CLIP_EPS, VIDEOMAE_EPS, Block, CASTConfig, Head, initialise
-from tcar.models.checkpoints import CheckpointError, load_strict, read_state, state_digest
 from tcar.models.keeping import CONFIG_FILE, WEIGHTS_FILE, keep
-from tcar.models.stream import IMAGENET
+from tcar.streams import pretrained
+from tcar.streams.stream import IMAGENET
+from tcar.streams.weights import CheckpointError, load_strict, read_state, state_digest
 
 Clip = UInt8[Tensor, "b t h w 3"] | Float[Tensor, "b t h w 3"]
 
@@ -222,7 +222,7 @@ class CAST(nn.Module):
         Raises CheckpointError where the folder has files of these names that it did not write.
         """
         experts = {"pretrained": self.pretrained, "seed": self.seed, "digest": self._digest()}
-        saved = {"model": "tcar.models.CAST", "config": asdict(self.config), "experts": experts}
+        saved = {"model": "tcar.models.cast.CAST", "config": asdict(self.config), "experts": experts}
         keep(Path(folder), saved, self._trained_parts().state_dict())
 
     @classmethod

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tcar.models.attention import Record, Residual, attend
+from tcar.fusion.blocks import Record, Residual, attend
 
 # Two experts, two habits: CLIP's norms and those of everything that comes from VideoMAE's side.
 CLIP_EPS, VIDEOMAE_EPS = 1e-5, 1e-6

@@ -9,8 +9,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tcar import files
-from tcar.models.checkpoints import CheckpointError
+from tcar.ground import files
+from tcar.streams.weights import CheckpointError
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 

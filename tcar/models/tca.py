@@ -11,19 +11,19 @@ from huggingface_hub import snapshot_download
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from tcar.models import pretrained
-from tcar.models.adapters import add_adapters
-from tcar.models.attention import Record
+from tcar.fusion.blocks import Record
+from tcar.fusion.kinds import create_fusion
 from tcar.models.budget import BudgetError, Row, check_budget, cost_table
 from tcar.models.card import model_card
-from tcar.models.checkpoints import CheckpointError, load_strict, read_state
-from tcar.models.fusion import create_fusion
-from tcar.models.grids import pool_tokens
 from tcar.models.keeping import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, keep
-from tcar.models.stream import Stream
-from tcar.models.streams import create_stream, weights_digest
 from tcar.models.tca_config import TCAConfig
 from tcar.models.training_data import TrainingData
+from tcar.streams import pretrained
+from tcar.streams.adapters import add_adapters
+from tcar.streams.grids import pool_tokens
+from tcar.streams.registry import create_stream, weights_digest
+from tcar.streams.stream import Stream
+from tcar.streams.weights import CheckpointError, load_strict, read_state
 
 __all__ = ["TCA", "BudgetError", "TCAConfig", "locate", "segment_middles"]
 
@@ -148,7 +148,7 @@ class TCA(nn.Module):
             for role, stream in (("semantic", self.semantic), ("motion", self.motion))
         }
         known = TrainingData.of(card or {}) or self.training_data
-        config = {"model": "tcar.models.TCA", "config": asdict(self.config), "streams": streams}
+        config = {"model": "tcar.models.tca.TCA", "config": asdict(self.config), "streams": streams}
         config |= {"training_data": asdict(known)} if known else {}
         trained, names = self._trained()
         state = {names[key]: value for key, value in trained.state_dict().items()}

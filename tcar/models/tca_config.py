@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from tcar.models.fusion import FusionConfig
-from tcar.models.streams import stream_spec
-from tcar.params import Params
+from tcar.fusion.kinds import FusionConfig
+from tcar.fusion.settings import FusionSettings
+from tcar.streams.registry import stream_spec
+from tcar.streams.settings import StreamSettings
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,11 @@ class TCAConfig:
         return _from_dict(cls, values | {"fusion": _from_dict(FusionConfig, values["fusion"])})
 
     @classmethod
-    def from_params(cls, run: Params, class_names: Sequence[str]) -> "TCAConfig":
-        """Build what the parameters of a run say, with the widths that the streams are registered with.
+    def of(cls, streams: StreamSettings, fusion: FusionSettings, class_names: Sequence[str]) -> "TCAConfig":
+        """Build what settings say, with the widths that the streams are registered with.
 
         Raises ValueError for a stream that is not registered.
         """
-        streams = run.streams
         return cls(
             streams.semantic,
             streams.motion,
@@ -65,9 +65,9 @@ class TCAConfig:
                 semantic_width=stream_spec(streams.semantic).width,
                 motion_width=stream_spec(streams.motion).width,
                 num_classes=len(class_names),
-                **run.fusion.settings,
+                **fusion.settings,
             ),
-            run.fusion.max_trained_parameters,
+            fusion.max_trained_parameters,
             streams.semantic_adapters,
             streams.adapter_width,
         )

@@ -9,8 +9,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from transformers import TimesformerConfig
 
-from tcar.models import pretrained
-from tcar.models.stream import KINETICS
+from tcar.streams import pretrained
+from tcar.streams.stream import KINETICS
 
 NETWORK = "TimesformerForVideoClassification"  # of transformers
 

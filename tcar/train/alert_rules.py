@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from tcar.params import Watching
+from tcar.train.settings import WatchSettings
 
 # Normal noise goes so many deviations beyond its median once in 10^9 rows.
 DEVIATIONS = 6.0
@@ -42,7 +42,7 @@ class Rule(Protocol):
         """What is wrong after this row, and what helps; empty while nothing is."""
 
 
-def step_rules(limits: Watching, folder: Path, trained_parameters: int = 0) -> list[Rule]:
+def step_rules(limits: WatchSettings, folder: Path, trained_parameters: int = 0) -> list[Rule]:
     """The rules over step rows. folder: where checkpoints are written; its disk is watched."""
     checkpoint = trained_parameters * BYTES_A_PARAMETER
     return [
@@ -54,7 +54,7 @@ def step_rules(limits: Watching, folder: Path, trained_parameters: int = 0) -> l
     ]
 
 
-def epoch_rules(limits: Watching) -> list[Rule]:
+def epoch_rules(limits: WatchSettings) -> list[Rule]:
     """The rules over epoch rows."""
     return [
         NotANumber(),

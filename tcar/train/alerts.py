@@ -17,9 +17,10 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from tcar import log, results
-from tcar.params import ParameterError, Watching
+from tcar.ground import log, records
+from tcar.ground.errors import ParameterError
 from tcar.train.alert_rules import Rule, epoch_rules, step_rules
+from tcar.train.settings import WatchSettings
 from tcar.train.watch import StopTraining
 
 FILE = "alerts.jsonl"
@@ -50,7 +51,7 @@ class Alarm:
 
     def __init__(
         self,
-        limits: Watching,
+        limits: WatchSettings,
         folder: str | Path,
         senders: Sequence[Callable[[Alert], None]] = (),
         earlier: Callable[[int], tuple[Iterable[dict], Iterable[dict]]] | None = None,
@@ -170,10 +171,10 @@ def raised(folder: str | Path) -> list[Alert]:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
         return [Alert(**json.loads(line)) for line in lines if line.endswith("\n")]  # a kill cuts the last one short
     except (ValueError, TypeError) as error:
-        raise results.ResultError(f"{path}: not a list of alerts ({error}); move it away") from None
+        raise records.ResultError(f"{path}: not a list of alerts ({error}); move it away") from None
 
 
-def review(rows: Iterable[Mapping[str, float]], limits: Watching, run: str = "") -> list[Alert]:
+def review(rows: Iterable[Mapping[str, float]], limits: WatchSettings, run: str = "") -> list[Alert]:
     """The alerts that a finished training would have raised by its epochs: what was not watched, looked at later.
 
     rows: its epoch rows; `step` may be absent and counts as 0. Nothing is logged, kept or sent.

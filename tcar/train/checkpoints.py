@@ -22,9 +22,9 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from tcar import log
 from tcar.data.machine import fault_of
-from tcar.files import foreign, remove_folder, sync_folder
+from tcar.ground import log
+from tcar.ground.files import foreign, remove_folder, sync_folder
 from tcar.train.watch import TrainingError
 
 KEPT = 3

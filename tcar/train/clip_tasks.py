@@ -23,12 +23,12 @@ from tcar.data.frame_cache import FrameCache
 from tcar.data.loader import Loaded, Loader
 from tcar.data.ssv2 import Clip, check_label_order, flip_pairs, without_mirror_image
 from tcar.models.baselines import Built, create_baseline, find_baseline
-from tcar.models.streams import stream_spec, weights_digest
 from tcar.models.tca import TCA, TCAConfig
-from tcar.params import Params
+from tcar.streams.registry import stream_spec, weights_digest
 from tcar.train.clip_views import ClipViews
 from tcar.train.mixing import mix_frames
 from tcar.train.recipe import parameter_groups
+from tcar.train.settings import Run
 from tcar.train.tasks import Batch, Slice, check_labels
 from tcar.train.watch import TrainingError
 
@@ -57,7 +57,7 @@ class ClipTask:
     reverse = None
     partly_used = False
 
-    def __init__(self, name: str, clips: Mapping[str, Sequence[Clip]], class_names: Sequence[str], run: Params,
+    def __init__(self, name: str, clips: Mapping[str, Sequence[Clip]], class_names: Sequence[str], run: Run,
                  seed: int, frames: tuple[int, ...], size: int, crop: bool):  # fmt: skip
         self.name, self.num_classes, self.class_names, self.seed = name, len(class_names), tuple(class_names), seed
         self.clips = {split: list(some) for split, some in clips.items()}
@@ -109,7 +109,7 @@ class ClipTask:
     @cached_property
     def loader(self) -> Loader:
         """What reads the clips; its processes end with `close`, or with the task."""
-        pin = self.run.common.device != "cpu" and torch.cuda.is_available()
+        pin = self.run.device != "cpu" and torch.cuda.is_available()
         return Loader(self.views, workers=self._workers, ahead=AHEAD * self.recipe.batch_size, pin=pin)
 
     def close(self) -> None:
@@ -120,7 +120,7 @@ class ClipTask:
     @property
     def _workers(self) -> int:
         """Worker processes of this process: as stated, or its share of the cores of its machine."""
-        return self.run.common.workers or max(1, self.run.workers // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        return self.run.stated_workers or max(1, self.run.workers // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
     def _batch(self, split: str, part: Slice, loaded: Loaded) -> Batch:
         broken = {self.clips[split][part.places[offset]].id: reason for offset, reason in loaded.broken.items()}
@@ -146,8 +146,8 @@ class ClipTask:
 class StreamTask(ClipTask):
     """Streams and fusion from clips: the streams stay frozen, but for adapters in the semantic one."""
 
-    def __init__(self, clips: Mapping[str, Sequence[Clip]], class_names: Sequence[str], run: Params, seed: int):
-        self.config = TCAConfig.from_params(run, class_names)
+    def __init__(self, clips: Mapping[str, Sequence[Clip]], class_names: Sequence[str], run: Run, seed: int):
+        self.config = TCAConfig.of(run.streams, run.fusion, class_names)
         streams = self.config.semantic, self.config.motion
         size = max(stream_spec(name).input_size for name in streams)
         frames = self.config.semantic_frames, self.config.motion_frames
@@ -182,7 +182,7 @@ class BaselineTask(ClipTask):
 
     partly_used = True  # in CAST, as published, the last block's patches are read by nothing
 
-    def __init__(self, name: str, clips: Mapping[str, Sequence[Clip]], class_names: Sequence[str], run: Params,
+    def __init__(self, name: str, clips: Mapping[str, Sequence[Clip]], class_names: Sequence[str], run: Run,
                  seed: int):  # fmt: skip
         self.baseline = find_baseline(name)
         frames = (self.baseline.frames,)

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tcar.losses import OrderHead, build_loss, contrastive_alignment, temporal_order
-from tcar.models.attention import STREAMS
+from tcar.fusion.blocks import STREAMS
+from tcar.train.losses import OrderHead, build_loss, contrastive_alignment, temporal_order
 from tcar.train.watch import TrainingError
 
 Inputs = tuple[Shaped[Tensor, "b ..."], ...]

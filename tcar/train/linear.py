@@ -22,8 +22,8 @@ from jaxtyping import Float, Int
 from scipy.optimize import minimize
 from torch import Tensor
 
-from tcar import log
 from tcar.data.workers import worker_count
+from tcar.ground import log
 
 CHUNK = 2**25  # bytes of the table that are read at once: enough for a matrix product, little beside a model
 STEPS = 1000

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tcar.data.seeds import view_seed
-from tcar.losses import soft_targets
+from tcar.train.losses import soft_targets
 
 
 def partners(places: Sequence[int]) -> Int[Tensor, "b"]:

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from tcar.models.fusion import FusionConfig
-    from tcar.params import Training
+    from tcar.fusion.kinds import FusionConfig
+    from tcar.train.settings import Recipe
 
 
-def epochs_of(fusion: FusionConfig, recipe: Training) -> int:
+def epochs_of(fusion: FusionConfig, recipe: Recipe) -> int:
     """The recipe's number of epochs for this kind of fusion."""
     return recipe.epochs_by_method.get(fusion.kind, recipe.epochs)
 

@@ -26,12 +26,12 @@ from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tcar.data.seeds import view_seed
-from tcar.models.compiling import compile_alone
-from tcar.params import Params
-from tcar.processes import end_with_launcher
+from tcar.ground.processes import end_with_launcher
 from tcar.train.checkpoints import Snapshot
+from tcar.train.compiling import compile_alone
 from tcar.train.learner import Learner, checkpoint_blocks
 from tcar.train.recipe import parameter_groups, rate_factor
+from tcar.train.settings import Run
 from tcar.train.tasks import Batch, Slice, Task
 from tcar.train.watch import TrainingError
 
@@ -53,9 +53,9 @@ class Measured:
 class Processes:
     """The processes of a training, one or many, and what they tell one another."""
 
-    def __init__(self, run: Params, partly_used: bool):
+    def __init__(self, run: Run, partly_used: bool):
         """Raises TrainingError for a device or a precision that is not to be had here."""
-        settings, device = run.trainer, run.common.device
+        settings, device = run.trainer, run.device
         end_with_launcher()  # else a rank would wait for ever for those that went with it
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise TrainingError(f"device is {device}, and no such is found; set it to auto or cpu")
@@ -117,7 +117,7 @@ class Processes:
 class Stepper:
     """Model and optimiser of a training; `rate` is the peak of the learning rate, `total` the clips of a step."""
 
-    def __init__(self, task: Task, run: Params, seed: int, processes: Processes):
+    def __init__(self, task: Task, run: Run, seed: int, processes: Processes):
         self.task, self.seed, self.processes = task, seed, processes
         self.accelerator = processes.accelerator_of_one()
         self.recipe, self.settings, recipe = task.recipe, run.trainer, task.recipe

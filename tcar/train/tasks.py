@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from tcar.data.seeds import view_seed
 from tcar.features import unpacked
-from tcar.models.fusion import FusionConfig, create_fusion
+from tcar.fusion.kinds import FusionConfig, create_fusion
 from tcar.train.mixing import TokenMix
 from tcar.train.recipe import epochs_of, parameter_groups
 from tcar.train.tokens import StoredTokens, ahead, not_finite
 from tcar.train.watch import TrainingError
 
 if TYPE_CHECKING:
-    from tcar.params import Params, Training
+    from tcar.train.settings import Recipe, Run
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Task(Protocol):
     name: str
     num_classes: int
     labels: dict[str, Int[np.ndarray, " n"]]
-    recipe: Training
+    recipe: Recipe
     reverse: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] | None
     partly_used: bool
 
@@ -108,7 +108,7 @@ class TokenTask:
     reverse = None
     partly_used = False
 
-    def __init__(self, fusion: FusionConfig, train: StoredTokens, validation: StoredTokens, run: Params, seed: int):
+    def __init__(self, fusion: FusionConfig, train: StoredTokens, validation: StoredTokens, run: Run, seed: int):
         self.fusion, self.seed, self.name, self.num_classes = fusion, seed, fusion.kind, fusion.num_classes
         self.splits = {"train": train, "validation": validation}
         self.labels = {split: tokens.labels for split, tokens in self.splits.items()}

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from tcar import log, results
 from tcar.data.ssv2 import flip_pairs, without_mirror_image
 from tcar.features import unpacked
+from tcar.ground import log, records
 from tcar.train.watch import TrainingError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class StoredTokens:
         content = {"stores": (self.semantic.content, self.motion.content), "ids": self.ids, "labels": self.labels}
         if self.semantic.flips or self.motion.flips:
             content["mirrored"] = sorted(self.mirrored.items())
-        return results.digest(content)
+        return records.digest(content)
 
     @property
     def coordinates(self) -> dict[str, Float[Tensor, "_ 3"]]:

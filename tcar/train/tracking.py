@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from tcar import files, log, results
-from tcar.params import ParameterError, Watching, shown
+from tcar.ground import files, log, records
+from tcar.ground.errors import ParameterError
 from tcar.train.alerts import Alarm, Alert, Webhook
+from tcar.train.settings import TRACKERS, WatchSettings
 from tcar.train.watch import Watcher
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
 RUN, STEPS, EPOCHS = "run.json", "steps.csv", "epochs.csv"
-TRACKERS = ("csv", "tensorboard", "wandb")
 
 
-def watchers(limits: Watching, folder: str | Path) -> list[Watcher]:
+def watchers(limits: WatchSettings, folder: str | Path) -> list[Watcher]:
     """Everything that follows a training by its parameters: CSV, the other trackers, and the alarm behind them.
 
     folder: the run's own. The alarm comes last, so that what stops a training is written down before it does.
@@ -74,7 +74,7 @@ class Table:
                 for row in csv.DictReader(io.StringIO(whole))
             ]
         except (ValueError, TypeError, AttributeError) as error:
-            raise results.ResultError(f"{self.path}: not a table of numbers ({error}); move it away") from None
+            raise records.ResultError(f"{self.path}: not a table of numbers ({error}); move it away") from None
 
     def keep(self, step: int) -> None:
         """Drop the rows after a step; the training that goes on from there writes them anew."""
@@ -128,10 +128,10 @@ class CsvTracker:
         step = run.get("step", 0)
         for table in self.tables.values():
             table.keep(step)
-        before = results.load(self.folder / RUN).get("parts", []) if step and (self.folder / RUN).is_file() else []
+        before = records.load(self.folder / RUN).get("parts", []) if step and (self.folder / RUN).is_file() else []
         part = {"after_step": step, "started": _now(), "ended": None, "reason": None}
-        self.about = {**_shareable(run), "parts": [*before, part | {"commit": run.get("commit")}]}
-        results.write(self.folder / RUN, self.about)
+        self.about = {**run, "parts": [*before, part | {"commit": run.get("commit")}]}
+        records.write(self.folder / RUN, self.about)
 
     def step(self, row: Mapping[str, float]) -> None:
         """Append to steps.csv."""
@@ -147,7 +147,7 @@ class CsvTracker:
             return
         self.about["parts"][-1] |= {"ended": _now(), "reason": reason}
         try:
-            results.write(self.folder / RUN, self.about)
+            records.write(self.folder / RUN, self.about)
         except OSError as error:
             log.get(__name__).warning(f"{self.folder / RUN}: how the run ended could not be written: {error}")
 
@@ -173,7 +173,7 @@ class LibraryTracker:
     def start(self, run: Mapping[str, Any]) -> None:
         """Open it, with the parameters and the commit; rows after the step that the run goes on from are hidden."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._safely(lambda: self._open(_shareable(run)))
+        self._safely(lambda: self._open(dict(run)))
 
     def step(self, row: Mapping[str, float]) -> None:
         """Send a step row, its keys under `step/`."""
@@ -255,11 +255,6 @@ def wandb_mode() -> str:
         except (netrc.NetrcParseError, OSError) as error:
             log.get(__name__).warning(f"{path} is not readable ({error}): Weights & Biases finds no key there")
     return "offline"
-
-
-def _shareable(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The run with its parameters as others may see them: whoever has a webhook's address can post there."""
-    return {**run, "parameters": shown(run.get("parameters", {}))}
 
 
 def _flat(run: Mapping[str, Any]) -> dict[str, Any]:

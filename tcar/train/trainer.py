@@ -1,9 +1,9 @@
 """The trainer of large runs, thin over accelerate: on one process or many, and resumed as if it had never stopped.
 
-    python -m tcar.train params/ssv2.yaml                             one process
-    python -m tcar.train params/ssv2.yaml task=clips batch_size=8     with other parameters
-    torchrun --nproc-per-node 8 -m tcar.train params/ssv2.yaml        one process a GPU, or so many on a CPU
-    accelerate launch --multi_gpu --num_processes 8 -m tcar.train …   the same (--cpu starts one, unless under MPI)
+    tcar train params/ssv2.yaml                             one process
+    tcar train params/ssv2.yaml task=clips batch_size=8     with other parameters
+    torchrun --nproc-per-node 8 -m tcar train params/ssv2.yaml        one process a GPU, or so many on a CPU
+    accelerate launch --multi_gpu --num_processes 8 -m tcar train …   the same (--cpu starts one, unless under MPI)
     accelerate.notebook_launcher(train, (task, run, folder, seed), 8)   the same from a notebook
 
 A notebook that launches processes must neither have used a GPU nor have trained before: they are forks of it. They
@@ -28,9 +28,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tcar import locks, log
-from tcar.params import Params
+from tcar.ground import locks, log
 from tcar.train.recipe import reproducible
+from tcar.train.settings import Run
 from tcar.train.stepping import Processes, on_device, predict
 from tcar.train.tasks import Task
 from tcar.train.training import INTERRUPTED, Head, Trained, Training
@@ -38,7 +38,7 @@ from tcar.train.watch import TrainingError, Watcher
 
 
 def train(
-    task: Task, run: Params, folder: str | Path, seed: int, watchers: Sequence[Watcher] = (),
+    task: Task, run: Run, folder: str | Path, seed: int, watchers: Sequence[Watcher] = (),
     facts: dict[str, Any] | None = None, other_code: bool = False,
 ) -> Trained:  # fmt: skip
     """Train with AdamW, linear warm-up and a cosine to zero; go on where an interrupted training in `folder` ended.
@@ -84,7 +84,7 @@ def _check_company(heads: Sequence[Head]) -> None:
     first = heads[0]
     for other in heads[1:]:
         ours, theirs = ((head.task.recipe.batch_size, head.run.trainer.accumulation, head.run.trainer.precision,
-                         head.run.common.device) for head in (first, other))  # fmt: skip
+                         head.run.device) for head in (first, other))  # fmt: skip
         if ours != theirs or getattr(first.task, "splits", first) != getattr(other.task, "splits", other):
             raise TrainingError(
                 f"{first.task.name} and {other.task.name} cannot be trained in one pass: batch_size, accumulation, "

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tcar import log, results
 from tcar.evaluate import calibration
-from tcar.params import Params
+from tcar.ground import log, sources
 from tcar.train.checkpoints import Checkpoints
+from tcar.train.settings import Run
 from tcar.train.stepping import Measured, Processes, Stepper, on_device, validation_row
 from tcar.train.tasks import Batch, Slice, Task, unsound
 from tcar.train.watch import StopTraining, TrainingError, Watcher
@@ -59,7 +59,7 @@ class Head:
     """One of the trainings that read the same batches: what is trained, with which parameters, and where it is kept."""
 
     task: Task
-    run: Params
+    run: Run
     folder: Path
     watchers: Sequence[Watcher] = ()
 
@@ -128,7 +128,7 @@ class Training:
 
     def _facts(self) -> dict[str, Any]:
         return {
-            "name": self.name, "parameters": self.run.as_dict(), "seed": self.seed,
+            "name": self.name, "parameters": self.run.shown(), "seed": self.seed,
             "clips": {split: len(labels) for split, labels in self.task.labels.items()},
             "trained_parameters": sum(p.numel() for p in self.stepper.trained.values()),
             "total_batch": self.stepper.total, "learning_rate": self.stepper.rate, "processes": self.processes.count,
@@ -316,7 +316,7 @@ class Training:
         logger.warning(f"{self.name}: {'was trained' if ended else 'goes on that was begun'} by other code ({some})")
 
 
-def identity(task: Task, run: Params, seed: int) -> dict[str, Any]:
+def identity(task: Task, run: Run, seed: int) -> dict[str, Any]:
     """What parameters, clips and code decide of a training; how many processes it had is no part of it."""
     settings = {key: value for key, value in asdict(run.trainer).items() if key not in _FREE}
     recipe = {key: getattr(task.recipe, key) for key in _RECIPE}
@@ -328,7 +328,7 @@ def code_of(task: Task) -> dict[str, str]:
     """What computes a training: a digest of the code of trainer and task, and the version of torch."""
     own = type(task).__module__
     modules = ["tcar.train.trainer", *([own] if own.startswith("tcar.") else [])]
-    return {"code": results.code_digest(*modules), "torch": torch.__version__}
+    return {"code": sources.code_digest(*modules), "torch": torch.__version__}
 
 
 def _score(row: dict) -> tuple[float, float]:

@@ -5,8 +5,10 @@ The trainer calls its watchers on the main process only and knows nothing more o
 
 from typing import Any, Protocol, runtime_checkable
 
+from tcar.ground.errors import TcarError
 
-class TrainingError(RuntimeError):
+
+class TrainingError(TcarError, RuntimeError):
     """A training that cannot start or go on; the message names it and the cause."""
 
 

@@ -12,9 +12,9 @@ from unittest import mock
 from tcar import features as stores
 from tcar.data.ssv2 import Clip
 from tcar.features import FeatureStore
-from tcar.params import Params
-from tcar.stages import features, trainings
-from tcar.stages.trainings import Job
+from tcar.lab.params import Params
+from tcar.lab.steps import features, trainings
+from tcar.lab.steps.trainings import Job
 from tcar.train.stepping import Slice, Stepper
 from tcar.train.tokens import StoredTokens
 

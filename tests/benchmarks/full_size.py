@@ -21,16 +21,17 @@ import numpy as np
 import psutil
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from bright import Brightness  # noqa: E402
 from videos import write_video  # noqa: E402
 
-from tcar import log, params  # noqa: E402
 from tcar.data.loader import Loader  # noqa: E402
 from tcar.data.seeds import view_seed  # noqa: E402
 from tcar.data.ssv2 import Clip, load_labels, load_split  # noqa: E402
 from tcar.features import FeatureStore, extract, verify  # noqa: E402
+from tcar.ground import log
+from tcar.lab import params  # noqa: E402
 from tcar.train.clip_tasks import BaselineTask  # noqa: E402
 from tcar.train.clip_views import ClipViews  # noqa: E402
 from tcar.train.stepping import Processes, Stepper  # noqa: E402

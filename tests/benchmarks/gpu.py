@@ -26,16 +26,17 @@ from pathlib import Path
 import torch
 from gpu_models import PEAKS, fusion_steps, headline, on_device, switched
 
-from tcar import log, params
 from tcar.data.health import check_within_limits
 from tcar.data.second_opinion import Comparison
 from tcar.data.ssv2 import Clip
-from tcar.data.tabletop import Look, render_dataset
 from tcar.data.video import read_segments
 from tcar.data.workers import Failure, isolated_map
 from tcar.features import FeatureStore, Wanted, extract_together
-from tcar.models import create_stream
-from tcar.models.fusion import FusionConfig
+from tcar.fusion.kinds import FusionConfig
+from tcar.ground import log
+from tcar.lab import params
+from tcar.streams.registry import create_stream
+from tcar.tabletop import Look, render_dataset
 from tcar.train.recipe import epochs_of
 from tcar.train.tasks import TokenTask
 from tcar.train.tokens import StoredTokens

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from tcar import params
-from tcar.losses import build_loss
-from tcar.models import create_stream, stream_cost
-from tcar.models.compiling import compile_alone
-from tcar.models.fusion import FusionConfig, create_fusion
-from tcar.models.grids import grid_coordinates
-from tcar.models.i3d import I3D
-from tcar.models.stream import Stream
+from tcar.fusion.kinds import FusionConfig, create_fusion
+from tcar.lab import params
 from tcar.models.tca_config import TCAConfig
+from tcar.streams.grids import grid_coordinates
+from tcar.streams.i3d import I3D
+from tcar.streams.registry import create_stream, stream_cost
+from tcar.streams.stream import Stream
+from tcar.train.compiling import compile_alone
+from tcar.train.losses import build_loss
 from tcar.train.recipe import parameter_groups
 
 ROUNDS, WARM_UP = 10, 3
@@ -142,7 +142,7 @@ def switched(name: str, frames: int, batch: int, device: torch.device, compiling
 
 def headline(run: params.Params, classes: int) -> tuple[FusionConfig, dict[str, tuple[int, int, int]]]:
     """The fusion of a run and the grids of its streams."""
-    config = TCAConfig.from_params(run, [str(number) for number in range(classes)])
+    config = TCAConfig.of(run.streams, run.fusion, [str(number) for number in range(classes)])
     return config.fusion, {role: getattr(config, f"{role}_grid") for role in ("semantic", "motion")}
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from bright import FRAMES, GRID, Brightness, clip, contents  # noqa: E402
 from videos import write_video  # noqa: E402

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/killed_rehearsal.py params/ssv2.yaml FOLDER --clips 400
 
-The arguments are those of `python -m tcar.rehearse`. SIGKILL comes some seconds after a step has begun, at a random
+The arguments are those of `tcar rehearse`. SIGKILL comes some seconds after a step has begun, at a random
 moment; what has run before is not run again. Says what happened at each kill; the exit status is that of the last call.
 """
 
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     """Call the command until it ends by itself."""
     dice, killed = random.Random(0), set()
     while True:
-        command = [sys.executable, "-m", "tcar.rehearse", *arguments]
+        command = [sys.executable, "-m", "tcar", "rehearse", *arguments]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         step, timer = "", None
         for line in lines(process):

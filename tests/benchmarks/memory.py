@@ -30,16 +30,17 @@ import nbformat
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from stores import sparse_store  # noqa: E402
 
-from tcar import execution, log, notebooks, params, pipeline, results  # noqa: E402
-from tcar.data.tabletop.dataset import entry, write_annotations  # noqa: E402
-from tcar.models.streams import stream_spec  # noqa: E402
-from tcar.processes import usable_cores  # noqa: E402
-from tcar.rehearsal import imitation, weights  # noqa: E402
-from tcar.rehearsal.measuring import Watch, memory_kind  # noqa: E402
+from tcar.ground import log  # noqa: E402
+from tcar.ground.processes import usable_cores  # noqa: E402
+from tcar.lab import execution, notebooks, params, pipeline, results
+from tcar.lab.rehearsal import imitation, weights  # noqa: E402
+from tcar.lab.rehearsal.measuring import Watch, memory_kind  # noqa: E402
+from tcar.streams.registry import stream_spec  # noqa: E402
+from tcar.tabletop.dataset import entry, write_annotations  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tcar.models.fusion import FusionConfig, create_fusion
-from tcar.models.grids import grid_coordinates
-from tcar.models.positions import window_mask
+from tcar.fusion.kinds import FusionConfig, create_fusion
+from tcar.fusion.positions import window_mask
+from tcar.streams.grids import grid_coordinates
 
 OTHER = {"semantic": "motion", "motion": "semantic"}
 FULL = FusionConfig()

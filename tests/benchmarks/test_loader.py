@@ -19,7 +19,7 @@ from tcar.data.augment import AugmentConfig
 from tcar.data.clip_reader import ClipReader
 from tcar.data.loader import Loader
 from tcar.data.ssv2 import Clip
-from tcar.params import usable_cores
+from tcar.lab.params import usable_cores
 from tcar.train.clip_views import ClipViews
 
 AUGMENTED = AugmentConfig(224, (0.5, 1.0), flip=0.5)
@@ -69,7 +69,7 @@ def seconds(processes: list[psutil.Process]) -> float:
 @pytest.mark.parametrize("name", CASES)
 def test_scaling_from_one_process_to_two(name, tmp_path, capsys):
     """In a process without the type checker of the tests."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "support")}
     done = subprocess.run([sys.executable, __file__, str(tmp_path), name], env=environment, capture_output=True,
                           text=True, check=True)  # fmt: skip
     with capsys.disabled():

@@ -5,11 +5,11 @@ import time
 import pytest
 import torch
 
-from tcar.data.tabletop import dataset
-from tcar.data.tabletop.scene import render
-from tcar.models.attention import attend
-from tcar.models.fusion import FusionConfig, create_fusion
-from tcar.models.grids import grid_coordinates
+from tcar.fusion.blocks import attend
+from tcar.fusion.kinds import FusionConfig, create_fusion
+from tcar.streams.grids import grid_coordinates
+from tcar.tabletop import dataset
+from tcar.tabletop.scene import render
 
 
 def best_of(function, repeats: int = 5) -> float:

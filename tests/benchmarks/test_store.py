@@ -26,8 +26,8 @@ from tcar.features.buffers import Buffers
 from tcar.features.extraction import _in_this_process
 from tcar.features.store import allocate
 from tcar.features.views import SegmentView
-from tcar.models import Tokens, create_stream, weights_digest
-from tcar.models.grids import grid_coordinates
+from tcar.streams.grids import Tokens, grid_coordinates
+from tcar.streams.registry import create_stream, weights_digest
 
 CORES = 2
 CASES = {  # grid, frames, clips, clips in a batch, width and height
@@ -268,7 +268,7 @@ def reading(folder: Path) -> str:
 
 def test_random_batches_against_raw_memory_maps(tmp_path, capsys):
     """In a process without the type checker of the tests, which costs more than the reading."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "support")}
     done = subprocess.run([sys.executable, __file__, str(tmp_path)], env=environment, capture_output=True, text=True,
                           check=True)  # fmt: skip
     with capsys.disabled():

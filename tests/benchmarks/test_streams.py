@@ -16,7 +16,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as transforms
 
-from tcar.models import create_stream
+from tcar.streams.registry import create_stream
 
 ROUNDS = {"dinov2_vits14": 7, "i3d_r50": 7, "videomae_vitb16": 5, "timesformer_vitb16": 5, "vjepa2_vitl16_256": 3}
 CHOSEN = os.environ.get("TCAR_STREAMS", "").split() or list(ROUNDS)

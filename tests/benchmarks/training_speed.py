@@ -17,12 +17,13 @@ import numpy as np
 import psutil
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from memory_store import in_memory
 
-from tcar import log, params
-from tcar.models.fusion import FusionConfig, create_fusion
-from tcar.models.grids import grid_coordinates
+from tcar.fusion.kinds import FusionConfig, create_fusion
+from tcar.ground import log
+from tcar.lab import params
+from tcar.streams.grids import grid_coordinates
 from tcar.train.recipe import parameter_groups, reproducible
 from tcar.train.stepping import Processes, Stepper, on_device
 from tcar.train.tasks import TokenTask

@@ -1,0 +1,75 @@
+"""The one command line: `tcar VERB`, or `python -m tcar VERB`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from tcar.ground.errors import TcarError
+from tcar.ground.instructions import add_as_avx2
+
+VERBS = {
+    "doctor": "say what is installed, found and missing, each fault with its fix",
+    "prepare": "make a dataset folder of what was downloaded, in any form it came in",
+    "audit": "look at every video again, and say what has changed",
+    "fetch": "fetch the published weights that a parameter file needs",
+    "plan": "say what the tokens of a run take of disk and hours",
+    "extract": "make the tokens of both streams, or what is missing of them",
+    "verify": "read every byte of a token store again",
+    "train": "make the trainings of a run, on one process or many",
+    "paper": "run the stale notebooks, draw every figure and table, compile the paper",
+    "search": "search for better parameters",
+    "replicates": "compare the methods on other clips, streams and trainings",
+    "terms": "compare each loss term and regulariser with its absence",
+    "predict": "name the action in a video",
+    "tabletop": "render the synthetic benchmark to a folder, in any size",
+    "rehearse": "run a parameter file on an imitation of the real dataset, and measure it",
+    "streams": "train the two small streams of the package again",
+    "notebooks": "open JupyterLab on copies of the notebooks",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; 0 where all went well, 1 where it found something wrong, 2 for what cannot be done as asked."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    listed = "\n".join(f"  {verb:<12}{about}" for verb, about in VERBS.items())
+    parser = argparse.ArgumentParser(
+        "tcar", usage="tcar VERB …", formatter_class=argparse.RawDescriptionHelpFormatter, description=listed,
+        epilog="tcar VERB --help shows the options of a verb, and an example.",
+    )  # fmt: skip
+    parser.add_argument("verb", choices=VERBS, metavar="VERB", help=argparse.SUPPRESS)
+    asked = parser.parse_args(given[:1])
+    return command(asked.verb, given[1:])
+
+
+def command(verb: str, arguments: Sequence[str], **given: Any) -> int:
+    """Run a verb on the arguments after it; `given` goes to its function beside them. Gives the exit status."""
+    module = import_module(f"tcar.lab.commands.{verb}")
+    parser = argparse.ArgumentParser(
+        f"tcar {verb}", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=module.__doc__.strip(), epilog=f"example:\n  {module.EXAMPLE}",
+    )  # fmt: skip
+    module.add_arguments(parser)
+    try:
+        return module.run(parser.parse_args(arguments), **given)
+    except TcarError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error
+        print(f"error: {where}; mend this and run the same command again", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: what is done is kept; the same command goes on here", file=sys.stderr)
+        return 130
+
+
+def entry() -> int:
+    """Run the command line of a process of its own, whose processor adds as every other does."""
+    add_as_avx2()
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(entry())

@@ -1,0 +1,1 @@
+"""The trained part that brings the tokens of two streams together."""

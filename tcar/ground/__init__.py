@@ -1,0 +1,1 @@
+"""What every room stands on: files, records, locks, processes, the log."""

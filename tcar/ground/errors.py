@@ -1,0 +1,18 @@
+"""What is wrong with what was asked, said so that it can be mended."""
+
+import difflib
+from collections.abc import Collection
+
+
+class TcarError(Exception):
+    """What cannot be done as asked; the message names the file or parameter and the fix, and a command prints it."""
+
+
+class ParameterError(TcarError, ValueError):
+    """A parameter is unknown, mistyped or out of range; the message names the key, the file and the fix."""
+
+
+def unknown(name: object, known: Collection) -> str:
+    """What to say of a name that is none of those known: all of them, or the one that is meant."""
+    close = difflib.get_close_matches(str(name), list(map(str, known)), n=1)
+    return f"expected one of {', '.join(map(str, known))}" + (f"; did you mean {close[0]!r}?" if close else "")

@@ -1,0 +1,15 @@
+"""Settings: fields of dataclasses that say between which limits their values are."""
+
+from dataclasses import field
+from typing import Any
+
+
+def bounded(default: Any, **limits) -> Any:
+    """A field with limits: `choices`, `pattern`, `minimum`, `maximum` (of each item), `keys` (of a mapping), `length`,
+    `shortest` and `distinct` (of a list).
+
+    `secret=True`: no file is to hold its value.
+    """
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=limits)
+    return field(default=default, metadata=limits, repr=not limits.get("secret"))

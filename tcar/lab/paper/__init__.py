@@ -1,0 +1,1 @@
+"""Tables, sentences and the document, from result files alone."""

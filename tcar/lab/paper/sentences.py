@@ -1,0 +1,136 @@
+"""The sentences of the paper that state an outcome, computed so that they say no more than the numbers bear."""
+
+from tcar.lab.paper.tables import methods_of, need, twins_measured
+from tcar.lab.plots.numerals import interval, level_name, outcome, percent, readable, significant
+
+HEADLINE = "cross_attention"
+LEAST_EPOCHS = 8  # of a training whose last quarter can show a plateau
+METRIC_WORDS = {"twin_accuracy": "twin accuracy", "top1": "top-1 accuracy"}
+# How a sentence calls the methods that the headline is compared with, the main rivals first.
+RIVALS = {
+    "semantic": "the semantic stream", "motion": "the motion stream", "late_concat": "late concatenation",
+    "late_concat_raw": "late concatenation of raw pooled features",
+    "sum": "the sum of both streams' scores",
+    "semantic_bag": "the semantic stream with its frames as a set",
+}
+
+
+def find_comparison(results: dict, a: str, b: str, metric: str) -> dict:
+    """The paired difference a - b, turned round where the file holds b - a; empty if it was not measured."""
+    for c in results["evaluation"].get("comparisons", []):
+        if c["metric"] == metric and (c["a"], c["b"]) == (a, b):
+            return c
+        if c["metric"] == metric and (c["a"], c["b"]) == (b, a) and c.get("low") is not None:
+            return {"difference": -c["difference"], "low": -c["high"], "high": -c["low"]}
+    return {}
+
+
+def against(results: dict, rivals: list[str], metric: str) -> str:
+    """`above the motion stream (+12.3 points [8.0, 16.1]) and …`; what was not measured is left out."""
+    found = {rival: find_comparison(results, HEADLINE, rival, metric) for rival in rivals}
+    parts = [f"{outcome(c)} {RIVALS[rival]} ({percent(c['difference'], '+')} points {interval(c)})"
+             for rival, c in found.items() if outcome(c)]
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{', '.join(parts[:-1])}{',' * (len(parts) > 2)} and {parts[-1]}"
+
+
+def spread(levels: dict[str, dict | float | int | None]) -> str:
+    """`from 40.1% (binding) to 92.0% (direction)`, and whether all intervals overlap; empty for one level."""
+    known = {k: v if isinstance(v, dict) else {"value": v} for k, v in levels.items()}
+    known = {k: v for k, v in known.items() if v.get("value") is not None}
+    if len(known) < 2:
+        return ""
+    ends = [end(known, key=lambda k: known[k]["value"]) for end in (min, max)]
+    text = "from {} to {}".format(*(f"{percent(known[k]['value'])}% ({k})" for k in ends))
+    if any(v.get("low") is None or v.get("high") is None for v in known.values()):
+        return text
+    shared = max(v["low"] for v in known.values()) <= min(v["high"] for v in known.values())
+    return f"{text}; {'all intervals overlap' if shared else 'not all intervals overlap'}"
+
+
+def attention_gains(results: dict) -> str:
+    """Of each stream, whether what moves gets more attention than an even map would give it."""
+    parts = []
+    for stream, shares in (results["interpretability"].get("attention_on_moving") or {}).items():
+        gain = shares.get("received gain") if isinstance(shares, dict) else None
+        if gain and gain.get("low") is not None:
+            amount = {"above": "more than", "below": "less than"}.get(outcome(gain), "what cannot be told from")
+            parts.append(f"{amount} its share of the area in the {stream} grid "
+                         f"({percent(gain['value'], '+')} points {interval(gain)})")
+    return " and ".join(parts)
+
+
+def plateaus(results: dict) -> str:
+    """`5 of 5 methods count as converged`, of those that learned something in long enough a training.
+
+    A quarter of a training of few epochs is no time to rise in, and a curve at the level of chance is flat from the
+    beginning: neither says anything about a plateau.
+    """
+    chance = 1 / len(need(results, "evaluation", "classes"))
+    scores, counted, idle = methods_of(results), [], 0
+    for method, row in results["training"].get("methods", {}).items():
+        if "converged" in row and row["epochs"] >= LEAST_EPOCHS and method in scores:
+            learned = (scores[method]["top1"].get("low") or 0) > chance
+            counted += [row["converged"]] * learned
+            idle += not learned
+    parts = [f"{sum(counted)} of {len(counted)} methods count as converged"] if counted else []
+    parts += [f"{idle} cannot be told from chance, of which it says nothing"] if idle else []
+    return "; ".join(parts)
+
+
+def sentences(results: dict, alpha: float) -> dict[str, str]:
+    """Every sentence that states an outcome, computed so that it says no more than the numbers bear.
+
+    alpha: the share of intervals that exclude the truth by chance.
+    """
+    headline = need(results, "evaluation", "methods", HEADLINE)
+    metric = "twin_accuracy" if twins_measured(results) else "top1"
+    name = METRIC_WORDS[metric]
+    said = {
+        "abstract": (f"In {name} it is {{}}.", against(results, ["semantic", "motion", "late_concat"], metric)),
+        "rivals": (f"In {name}, temporal cross-attention is {{}}.", against(results, list(RIVALS), metric)),
+        "groups": ("Across groups, the top-1 accuracy of temporal cross-attention runs {}.",
+                   spread(headline.get("per_group") or {})),
+        "groups_twin": ("Its twin accuracy runs {}.", spread(headline.get("per_group_twin_accuracy") or {})),
+        "attention": ("The moving object receives {}.", attention_gains(results)),
+        "converged": ("By this criterion, {}.", plateaus(results)),
+    }
+    blind = [row for row in need(results, "audit", "twins") if row["blind"] and row["low"] is not None]
+    excluded = sum(not row["low"] <= 0.5 <= row["high"] for row in blind)
+    said["blind"] = ("Of {}", f"{len(blind)} such intervals {excluded} exclude 50%, where chance alone would "
+                     f"exclude about {alpha * len(blind):.0f}." if blind else "")
+    summary = need(results, "ablations", "summary")
+    for factor in ("heads", "fusion", "window", "streams"):
+        levels = {level_name(factor, row["level"]): row.get(metric) for row in summary if row["factor"] == factor}
+        said[f"ablation_{factor}"] = (f"{name.capitalize()} runs {{}}.", spread(levels))
+    said["replicates"] = ("In twin accuracy, temporal cross-attention is {}.", over_replicates(results))
+    said["additive"] = ("Drawn anew with other clips and streams, it is {}.", over_replicates(results, ("sum",)))
+    said["loss_terms"] = ("{}.", terms_told(results.get("loss_terms", {})))
+    return {key: frame.format(text) if text else "" for key, (frame, text) in said.items()}
+
+
+def terms_told(measured: dict) -> str:
+    """`Of 7 terms, drop path raises validation top-1, and no difference can be told of the others`."""
+    terms = measured.get("terms", [])
+    told = {row["term"]: outcome(row) for row in terms if row["holm"] < measured["alpha"]}
+    parts = []
+    for word, verb in (("above", "raise"), ("below", "lower")):
+        names = [readable(term) for term, found in told.items() if found == word]
+        if names:
+            parts.append(f"{' and '.join(names)} {verb}{'s' * (len(names) == 1)} validation top-1")
+    if len(told) < len(terms):
+        parts.append("no difference can be told of " + ("the others" if told else "any"))
+    return f"Of {len(terms)} terms, {', and '.join(parts)}" if terms else ""
+
+
+def over_replicates(results: dict, rivals: tuple[str, ...] = tuple(RIVALS)) -> str:
+    """`above the motion stream (+12.3 points [8.0, 16.1], corrected p = 0.002) and …`, over replicates."""
+    parts, measured = [], results.get("replicates", {})
+    for row in measured.get("comparisons", []):
+        if row["metric"] == "twin_accuracy" and row["b"] in rivals and row["holm"] is not None:
+            # the corrected test decides the word, so that it holds for all rivals together
+            word = outcome(row) if row["holm"] < measured["alpha"] else "not distinguishable from"
+            parts.append(f"{word} {RIVALS[row['b']]} ({percent(row['difference'], '+')} points {interval(row)}, "
+                         f"corrected p = {significant(row['holm'], 2)})")
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))

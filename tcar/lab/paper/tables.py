@@ -1,0 +1,359 @@
+"""The tables of the paper: finished text from result files, for typst, CSV and LaTeX alike."""
+
+import csv
+import io
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tcar.lab.plots.numerals import (
+    ReportError,
+    confidence_level,
+    count,
+    estimate,
+    heading,
+    interval,
+    level_name,
+    millions,
+    outcome,
+    percent,
+    readable,
+    significant,
+)
+from tcar.lab.results import outdated
+
+if TYPE_CHECKING:
+    from tcar.lab.params import Params
+
+SOURCES = Path(__file__).resolve().parents[1] / "paper"
+PRODUCERS = {
+    "audit": "00_data_audit", "extractors": "01_extractors", "fusion": "02_fusion", "training": "03_training",
+    "evaluation": "04_evaluation", "ablations": "05_ablations", "interpretability": "06_interpretability",
+}
+DATA = {
+    "tabletop": "synthetic (Tabletop)", "ssv2": "Something-Something V2",
+    "rehearsal": "a rendered imitation of Something-Something V2",
+}
+METRICS = {"top1": "Top-1", "top5": "Top-5", "twin_accuracy": "Twin accuracy", "ece": "ECE"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of finished text: what typst, CSV and LaTeX show is the same strings."""
+
+    name: str
+    caption: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+# --- reading ------------------------------------------------------------------------------------------------
+
+
+def load_results(folder: Path) -> dict[str, dict]:
+    """Read the seven result files of a run; one that is missing, broken or was made from an earlier version of another
+    is an error naming its notebook."""
+    results = {}
+    for stage, notebook in PRODUCERS.items():
+        path = Path(folder) / f"{stage}.json"
+        fix = f"run notebooks/{notebook}.ipynb (`make paper` runs every stage that is due)"
+        if not path.is_file():
+            raise ReportError(f"{path} is missing: {fix}")
+        try:
+            results[stage] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ReportError(f"{path} is not JSON ({error}): delete it and {fix}") from None
+    for name, changed in outdated(Path(folder)).items():
+        if notebook := PRODUCERS.get(name.removesuffix(".json")):
+            fix = f"run notebooks/{notebook}.ipynb (`make paper` runs every stage that is due)"
+            raise ReportError(f"{folder}/{name} was made from an earlier {', '.join(changed)}: {fix}")
+    return results
+
+
+def need(results: dict[str, dict], stage: str, *keys: str) -> Any:
+    """The value at `keys` in a stage's results, or an error that names the file, the key and the notebook."""
+    value = results[stage]
+    for depth, key in enumerate(keys, 1):
+        if not isinstance(value, dict) or key not in value:
+            missing = ".".join(keys[:depth])
+            raise ReportError(f"{stage}.json has no '{missing}': run notebooks/{PRODUCERS[stage]}.ipynb again")
+        value = value[key]
+    return value
+
+
+def methods_of(results: dict) -> dict[str, dict]:
+    """The evaluated methods, in the order of the figures."""
+    from tcar.lab.plots import METHODS
+
+    methods = need(results, "evaluation", "methods")
+    return {m: methods[m] for m in sorted(methods, key=[*METHODS, *methods].index)}
+
+
+# --- tables -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What captions say of the scored clips: whose they are, which split, and what their intervals resample."""
+
+    data: str
+    split: str
+    twins: bool
+    seeds: int
+    confidence: str
+
+    @classmethod
+    def of(cls, results: dict, params: "Params") -> "Scored":
+        """Read it from the results of a run."""
+        evaluation = results["evaluation"]
+        return cls(DATA[params.material], evaluation.get("split", "test"), twins_measured(results),
+                   len(need(results, "evaluation", "seeds")), confidence_level(params.evaluation.confidence))
+
+    @property
+    def sets(self) -> str:
+        """What a bootstrap draws."""
+        return "twin sets" if self.twins else "clips"
+
+    def intervals(self, unit: str = "in %") -> str:
+        """`in % with 95% intervals over clips and seeds`."""
+        return f"{unit} with {self.confidence} intervals over {self.sets}{' and seeds' * (self.seeds > 1)}"
+
+    @property
+    def means(self) -> str:
+        """`means over seeds`, or what one seed has instead."""
+        return "means over seeds" if self.seeds > 1 else "values of one seed"
+
+
+def twins_measured(results: dict) -> bool:
+    """Whether the clips have twins, and methods so a twin accuracy."""
+    return any((row.get("twin_accuracy") or {}).get("value") is not None for row in methods_of(results).values())
+
+
+def tables(results: dict, params: "Params") -> list[Table]:
+    """All tables of the paper that have a row, without columns in which no row has a value."""
+    evaluation, audit, about = results["evaluation"], results["audit"], Scored.of(results, params)
+    data, methods = about.data, methods_of(results)
+    asked = f"in % with {about.confidence} intervals over {about.sets}; chance is 50."
+    twin_accuracy = "Twin accuracy counts a pair only if both clips are right; " if about.twins else ""
+    ablated = replace(about, split=results["ablations"].get("split", "test"),
+                      seeds=len({row["seed"] for row in need(results, "ablations", "rows")}))
+    made = [
+        methods_table(f"Methods on the {about.split} clips, {data}: {about.means} {about.intervals()}. "
+                      f"{twin_accuracy}ECE is the expected calibration error.{notes_of(methods)}",
+                      methods, results["training"].get("methods", {}) | results["training"].get("baselines", {})),
+        protocol_table(f"Our methods by the views that a clip is scored with, on the {about.split} clips, {data}: "
+                       f"{about.means} {about.intervals()}. A × B views are A samplings in time and B crops.",
+                       evaluation.get("protocol") or []),
+        comparisons_table(f"Paired differences, A minus B, on the same {about.split} clips, {data}: "
+                          f"{about.intervals('in percentage points')}.", evaluation.get("comparisons", [])),
+        grid_table("per_group", f"Top-1 accuracy per group of classes, {data}: {about.intervals()}.",
+                   "Method", {m: row.get("per_group") or {} for m, row in methods.items()}),
+        grid_table("per_group_twin_accuracy", f"Twin accuracy per group, {data}: {about.intervals()}.",
+                   "Method", {m: row.get("per_group_twin_accuracy") or {} for m, row in methods.items()}),
+        ablations_table(f"Ablations on the {ablated.split} clips, {data}: one factor is changed at a time; "
+                        f"{ablated.means} {ablated.intervals()}. GFLOPs of the fusion for one clip (2 a "
+                        "multiply-add).", results),
+        *replicate_tables(results.get("replicates"), data, about.confidence),
+        terms_table(results.get("loss_terms"), data, about.confidence),
+        *streams_tables(results, params.material == "tabletop"),
+        grid_table("ceilings", "Ceilings before any method is trained: how often a probe of one kind of "
+                   f"evidence prefers a clip's class to its twin's, {data}: {asked}",
+                   "Group", audit.get("ceilings") or {}),
+        grid_table("leaks", "Leak checks: how often a probe of one nuisance prefers a clip's class to "
+                   f"its twin's, {data}: {asked}", "Group", audit.get("leaks") or {}),
+        Table("interpretability", f"Attention on the moving object, against its ground-truth masks, {data}.",
+              ["Quantity", "Value"], leaves(results["interpretability"].get("attention_on_moving") or {})),
+        published_table(),
+    ]
+    return [told(table) for table in made if table.rows]
+
+
+def told(table: Table) -> Table:
+    """The table without the columns that are empty in every row."""
+    kept = [i for i in range(len(table.columns)) if any(row[i] for row in table.rows)]
+    return replace(table, columns=[table.columns[i] for i in kept], rows=[[row[i] for i in kept] for row in table.rows])
+
+
+def notes_of(methods: dict[str, dict]) -> str:
+    """What must be said beside the numbers of methods that read frames: a sentence each, empty where there are none."""
+    return "".join(f" {readable(m)}: {'; '.join(row['notes'])}." for m, row in methods.items() if row.get("notes"))
+
+
+def methods_table(caption: str, methods: dict[str, dict], trained: dict[str, dict]) -> Table:
+    """Accuracy, calibration and training of every method."""
+    rows = [
+        [readable(m), *(estimate(row.get(metric)) for metric in METRICS),
+         millions(row.get("trained_parameters")), count(trained.get(m, {}).get("epochs"))]
+        for m, row in methods.items()
+    ]
+    return Table("methods", caption, ["Method", *METRICS.values(), "Trained (M)", "Epochs"], rows)
+
+
+def protocol_table(caption: str, rows: list[dict]) -> Table:
+    """Accuracy by method and number of views; no rows where a clip has only ever one view."""
+    several = len({row["views"] for row in rows}) > 1
+    shown = [[readable(row["method"]), row["views"].replace("x", " × "), count(row.get("clips")),
+              estimate(row["top1"]), estimate(row.get("top5"))] for row in rows] if several else []
+    return Table("protocol", caption, ["Method", "Views", "Clips", "Top-1", "Top-5"], shown)
+
+
+def comparisons_table(caption: str, comparisons: list[dict]) -> Table:
+    """Paired differences, and what their intervals allow to say."""
+    rows = [
+        [readable(c["a"]), readable(c["b"]), METRICS.get(c["metric"], readable(c["metric"])),
+         f"{percent(c.get('difference'), '+')} {interval(c)}".strip(), outcome(c)]
+        for c in comparisons
+    ]
+    return Table("comparisons", caption, ["A", "B", "Metric", "Difference", "A is … B"], rows)
+
+
+def grid_table(name: str, caption: str, corner: str, values: dict[str, dict]) -> Table:
+    """Estimates by row and column; no rows where there are no columns."""
+    columns = list(dict.fromkeys(column for row in values.values() for column in row))
+    rows = [[heading(key), *(estimate(row.get(c)) for c in columns)] for key, row in values.items()]
+    return Table(name, caption, [corner, *map(heading, columns)], rows if columns else [])
+
+
+def ablations_table(caption: str, results: dict) -> Table:
+    """Every level of every ablated factor, with what it costs."""
+    costs = {(row["factor"], row["level"]): row for row in need(results, "ablations", "rows")}
+    rows = []
+    for row in need(results, "ablations", "summary"):
+        cost = costs.get((row["factor"], row["level"]), {})
+        rows.append([heading(row["factor"]), level_name(row["factor"], row["level"]),
+                     estimate(row.get("top1")), estimate(row.get("twin_accuracy")),
+                     millions(cost.get("trainable_parameters")), significant(cost.get("gflops"))])
+    columns = ["Factor", "Level", "Top-1", "Twin accuracy", "Trained (M)", "GFLOPs"]
+    return Table("ablations", caption, columns, rows)
+
+
+def replicate_tables(measured: dict | None, data: str, confidence: str) -> list[Table]:
+    """Methods over replicates, and their twin accuracy per group; tables without rows where nothing was measured."""
+    measured = measured or {"methods": {}, "comparisons": [], "replicates": [], "headline": ""}
+    against = {row["b"]: row for row in measured["comparisons"] if row["metric"] == "twin_accuracy"}
+    rows = []
+    for method, row in measured["methods"].items():
+        test = against.get(method)
+        rows.append([readable(method), estimate(row["top1"]), estimate(row["twin_accuracy"]),
+                     percent(row["twin_accuracy"]["spread"]),
+                     f"{percent(test['difference'], '+')} {interval(test)}" if test else "",
+                     significant(test["holm"], 2) if test else ""])
+    over = f"over {len(measured['replicates'])} replicates, each with clips, streams and trainings of its own, {data}"
+    return [
+        Table("replicates", f"Methods {over}: means in % with {confidence} intervals (Student), the standard deviation "
+              f"of the twin accuracy, and how far {readable(measured['headline'])} is above in it: paired differences "
+              "in points and p of the paired t-test, corrected for the number of rivals (Holm).",
+              ["Method", "Top-1", "Twin accuracy", "Deviation", "Headline minus it", "p"], rows),
+        grid_table("replicates_per_group", f"Twin accuracy per group {over}: means in % with {confidence} intervals.",
+                   "Method", {method: {group: entry["twin_accuracy"] for group, entry in row["per_group"].items()}
+                              for method, row in measured["methods"].items()}),
+    ]
+
+
+def terms_table(measured: dict | None, data: str, confidence: str) -> Table:
+    """Each loss term and regulariser against its absence; no rows where nothing was measured."""
+    measured = measured or {"terms": [], "seeds": []}
+    rows = [[heading(row["term"]), f"{row['value']:g}", "yes" if row["on_by_default"] else "no",
+             estimate(row["with"]), estimate(row["without"]), f"{percent(row['difference'], '+')} {interval(row)}",
+             significant(row["holm"], 2)] for row in measured["terms"]]
+    return Table(
+        "loss_terms", f"Loss terms and regularisers, each against its absence with all else as in the recipe, {data}: "
+        f"top-1 on the validation clips over {len(measured['seeds'])} seeds in % with {confidence} intervals "
+        "(Student), and paired differences in points, with p of the paired t-test corrected for the number of terms "
+        "(Holm).",
+        ["Term", "Value", "In the recipe", "With", "Without", "With minus without", "p"], rows)
+
+
+def streams_tables(results: dict, planning: bool) -> list[Table]:
+    """The streams of this run, with `planning` beside those planned for the real dataset, and all that are
+    registered at full size."""
+    full_size = results["extractors"].get("full_size") or []
+    planned = {plan[role] for plan in results["fusion"].get("plans") or [] for role in ("semantic", "motion")}
+    shown = ("input, token width and grid (time × height × width), parameters in millions, and GFLOPs for one clip "
+             "(2 a multiply-add)")
+    used = need(results, "extractors", "streams")
+    if planning:
+        used = [*used, *(s for s in full_size if s["name"] in planned)]
+    those = "The frozen streams of this run"
+    those += ", then those that are planned for the real dataset" if planning else ""
+    return [
+        streams_table("streams", f"{those}: {shown}.", used),
+        streams_table("full_size", f"Every published stream that can be named, as counted from its architecture: "
+                      f"{shown}.", full_size),
+    ]
+
+
+def streams_table(name: str, caption: str, streams: list[dict]) -> Table:
+    """Dimensions and cost of frozen streams."""
+    def sides(value: Any) -> str:
+        return "×".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+
+    rows = [
+        [s.get("name", ""), s.get("role", ""), count(s.get("frames")), sides(s.get("input_size")),
+         count(s.get("width")), sides(s.get("grid")), millions(s.get("parameters")),
+         millions(s.get("trained_parameters")), significant(s.get("gflops"))]
+        for s in streams
+    ]
+    columns = ["Stream", "Role", "Frames", "Pixels", "Width", "Grid", "Parameters", "Trained", "GFLOPs"]
+    return Table(name, caption, columns, rows)
+
+
+def leaves(values: dict, path: str = "") -> list[list[str]]:
+    """A nested dictionary as rows of path and value: estimates and shares in percent, other numbers as is."""
+    rows = []
+    for key, value in values.items():
+        name = f"{path}, {readable(key)}" if path else heading(key)
+        if isinstance(value, dict) and "value" not in value:
+            rows += leaves(value, name)
+        elif isinstance(value, dict):
+            rows.append([name, estimate(value)])
+        elif isinstance(value, (int, float)):
+            is_share = isinstance(value, float) and abs(value) <= 1
+            rows.append([name, percent(value) if is_share else significant(value)])
+    return rows
+
+
+def published_table() -> Table:
+    """Results of others on the real dataset, as paper/published.csv has them; unknown cells are empty."""
+    header, *rows = csv.reader(io.StringIO((SOURCES / "published.csv").read_text(encoding="utf-8")))
+    caption = ("Published results on the validation set of Something-Something V2 (real videos), in %, as "
+               "the cited sources state them; what was not found is left empty. Trained parameters of "
+               "attentive probes are computed from their published configuration. None of these is ours.")
+    return Table("published", caption, [c[:1].upper() + c[1:] for c in header], rows)
+
+
+# --- writing ------------------------------------------------------------------------------------------------
+
+
+def to_csv(table: Table) -> str:
+    """The table as CSV with a header line."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([table.columns, *table.rows])
+    return text.getvalue()
+
+
+def latex(text: str) -> str:
+    """Plain text for LaTeX: special characters escaped, typographic ones as commands."""
+    special = {c: f"\\{c}" for c in "&%$#_{}"} | {
+        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$",
+        "…": r"\ldots{}", "≈": r"$\approx$",
+    }
+    return "".join(special.get(c, c) for c in text)
+
+
+def to_latex(table: Table) -> str:
+    """The table as a LaTeX float (needs `\\usepackage{booktabs}`); a column of sources becomes citations."""
+    cited = table.columns.index("Sources") if "Sources" in table.columns else None
+    kept = [i for i, column in enumerate(table.columns) if column != "Frozen"]
+    lines = [" & ".join(rf"\cite{{{row[i].replace(' ', ',')}}}" if i == cited else latex(row[i])
+                        for i in kept) for row in table.rows]
+    place = "table*" if len(kept) > 4 else "table"
+    return "\n".join([
+        rf"\begin{{{place}}}[t]", r"  \centering\small", rf"  \caption{{{latex(table.caption)}}}",
+        rf"  \label{{tab:{table.name}}}", rf"  \begin{{tabular}}{{{'l' * len(kept)}}}", r"    \toprule",
+        f"    {' & '.join(latex(table.columns[i]) for i in kept)} \\\\",
+        r"    \midrule",
+        *(rf"    {line} \\" for line in lines),
+        r"    \bottomrule", r"  \end{tabular}", rf"\end{{{place}}}", "",
+    ])

@@ -1,0 +1,274 @@
+"""Parameters of a run: one flat YAML file, whose keys are the fields of all settings (`tcar.lab.params.settings`).
+
+The defaults are those of `params/demo.yaml`. Every key, type, name and range is checked, and whether all fit together
+(`tcar.lab.params.checks`): a misspelt or mistyped parameter would otherwise be a run with a default nobody asked for,
+and one that cannot work would fail hours later.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import math
+import os
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import yaml
+
+from tcar.ground import locks, log
+from tcar.ground.errors import ParameterError, unknown
+from tcar.ground.project import find_root
+from tcar.lab.params.checks import mistakes
+from tcar.lab.params.run import HIDDEN, REHEARSAL, SECRETS, Params, secrets, shown
+from tcar.lab.params.settings import FIELDS, GROUPS, TYPES, Common
+
+__all__ = [
+    "FIELDS", "GROUPS", "HIDDEN", "REHEARSAL", "SECRETS", "TYPES", "Common", "ParameterError", "Params", "find_root",
+    "secrets", "shown",
+]  # fmt: skip
+
+FILE = "params_file"  # the variable by which a notebook names its parameter file
+
+
+def load(path: str | Path, **overrides) -> Params:
+    """Parameters from a flat YAML file; what it leaves out has the default, `overrides` win (see `overlaid`).
+
+    Raises ParameterError: no such file, not flat YAML, a repeated or unknown key, a wrong type or value.
+    """
+    return from_values(overlaid(overlaid({}, read_yaml(path)), overrides), source=str(path))
+
+
+def overlaid(values: Mapping[str, typing.Any], changes: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
+    """The values with changes put over them; `epochs` alone is that of every method.
+
+    `epochs_by_method` says which methods converge later than with the `epochs` beside it: with other epochs it would
+    train some methods for 36 epochs and some for 3.
+    """
+    alone = "epochs" in changes and "epochs_by_method" not in changes
+    return {**values, **changes, **({"epochs_by_method": {}} if alone else {})}
+
+
+def read_yaml(path: str | Path) -> dict[str, typing.Any]:
+    """The keys and values of a YAML file, unchecked. Raises ParameterError: no such file, no YAML, a repeated key."""
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(p.as_posix() for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        there = f"; there are {', '.join(near)}" if near else ""
+        raise ParameterError(f"{path}: no such parameter file{there}")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParameterError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ParameterError(f"{path}: expected lines `key: value`, found a {type(values).__name__}")
+    return values
+
+
+def from_values(values: Mapping[str, typing.Any], source: str = "parameters") -> Params:
+    """Parameters from a flat mapping; `source` is named in every error.
+
+    Raises ParameterError with all that is wrong: keys and values by themselves, and what does not fit together.
+    """
+    checked, wrong = _checked(values)
+    groups = {
+        name: group(**{f.name: checked[f.name] for f in dataclasses.fields(group) if f.name in checked})
+        for name, group in GROUPS.items()
+    }
+    run = Params(**groups)
+    # What is wrong by itself has the default here, of which no more need be said.
+    _refuse([*wrong.values(), *(text for keys, text in mistakes(run) if not keys & wrong.keys())], source)
+    return run
+
+
+def check_values(values: Mapping[str, typing.Any], source: str = "parameters") -> dict[str, typing.Any]:
+    """Values of some parameters, each right by itself, in their declared types. Raises ParameterError otherwise."""
+    checked, wrong = _checked(values)
+    _refuse(list(wrong.values()), source)
+    return checked
+
+
+def _checked(values: Mapping[str, typing.Any]) -> tuple[dict[str, typing.Any], dict[str, str]]:
+    """The values that are right by themselves, and what is wrong with each of the others."""
+    wrong = {key: _wrong(key, value) if key in FIELDS else _unknown(key) for key, value in values.items()}
+    wrong = {key: text for key, text in wrong.items() if text}
+    right = {key: value for key, value in values.items() if key not in wrong}
+    return {key: float(value) if TYPES[key] is float else value for key, value in right.items()}, wrong
+
+
+def _refuse(wrong: list[str], source: str) -> None:
+    if wrong:
+        raise ParameterError(f"{source}: " + "; ".join(wrong))
+
+
+def from_notebook(namespace: Mapping[str, typing.Any]) -> Params:
+    """Parameters from the variables of a notebook, read in the cell after its `parameters` cell.
+
+    namespace: the notebook's `globals()`. What papermill passed wins, then what the cell has other than the default,
+    then the file that the variable `params_file` names (from the project's folder; "" = none), then the default. Also
+    sets up logging, once for the whole notebook. Raises ParameterError: a wrong type or value, a passed name that is
+    none.
+    """
+    stem = source = os.environ.get("TCAR_NOTEBOOK") or Path(os.environ.get("JPY_SESSION_NAME", "notebook")).stem
+    # Of a notebook that is run again in the same kernel, what it has imported under such a name (`figures`) is none.
+    namespace = {name: value for name, value in namespace.items() if not isinstance(value, types.ModuleType)}
+    passed = {name: namespace[name] for name in log.injected(namespace) if name in namespace and name != FILE}
+    values = {key: namespace[key] for key in FIELDS if key in namespace and key not in passed}
+    if file := namespace.get(FILE):
+        default = Params().as_dict()
+        values = {key: value for key, value in values.items() if value != default[key]}
+        values = overlaid(overlaid({}, read_yaml(find_root(Path.cwd()) / str(file))), values)
+        source = f"{stem}, {file}"
+    refuse_secrets({key: namespace[key] for key in FIELDS if key in namespace}, stem)
+    try:
+        run = from_values(overlaid(values, passed), source=source)
+    except ParameterError as error:
+        raise ParameterError(f"{error}{_as_yaml(passed)}") from None
+    if "TCAR_NOTEBOOK" not in os.environ:
+        run = dataclasses.replace(run, by_hand=True)
+        _claim(run, to_the_end=bool(log.injected(namespace)))
+    # The pipeline keeps everything a notebook prints, so there the kernel writes no file of its own.
+    logfile = None if "TCAR_NOTEBOOK" in os.environ else run.logs_dir / f"{stem}.log"
+    log.configure(run.common.log_level, logfile)
+    if "epochs" in namespace and run.training.epochs_by_method:
+        others = ", ".join(f"{method} {epochs}" for method, epochs in run.training.epochs_by_method.items())
+        log.get(__name__).info(f"epochs: {run.training.epochs}, but of {others} (epochs_by_method)")
+    return run
+
+
+def _as_yaml(passed: Mapping[str, typing.Any]) -> str:
+    """How to pass values to papermill that came as text or numbers where lists and the like are expected."""
+    given = []
+    for key, value in passed.items():
+        if key in FIELDS and not _fits(value, TYPES[key]) and not _hint(value, TYPES[key]):
+            kind, text = typing.get_origin(TYPES[key]) or TYPES[key], str(value).strip("[]{}() ")
+            written = {list: f"[{text}]", dict: f"{{{text}}}", str: f"'{text}'", bool: text.lower()}.get(kind, "…")
+            given.append(f'-y "{key}: {written}"')
+    return f"; papermill takes values as they are in a file by {' '.join(given)}" if given else ""
+
+
+def _unknown(key: object) -> str:
+    close = difflib.get_close_matches(str(key), FIELDS, n=1)
+    return f"unknown parameter {key!r}" + (f", did you mean {close[0]!r}?" if close else "")
+
+
+def _wrong(key: str, value) -> str:
+    """What is wrong with a value by itself, or an empty string."""
+    expected, limits = TYPES[key], FIELDS[key].metadata
+    told = HIDDEN if limits.get("secret") else repr(value)
+    if not _fits(value, expected):
+        name = str(expected) if typing.get_args(expected) else expected.__name__
+        return f"{key} is {told} ({_kind(value)}), expected {name}{_hint(value, expected)}"
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    problems = [_outside(item, limits) for item in items]
+    if "keys" in limits:
+        problems += [unknown(name, limits["keys"]) for name in value if name not in limits["keys"]]
+    if isinstance(value, list):
+        problems.append(_misshapen(value, limits))
+    if key == "name" and not re.fullmatch(r"[\w][\w.-]*", value):
+        problems.append("it names a folder: letters, digits, _ - and . only")
+    return next((f"{key} is {told}, {problem}" for problem in problems if problem), "")
+
+
+def _misshapen(values: list, limits: Mapping) -> str:
+    """What is wrong with the length of a list or with its repetitions, or an empty string."""
+    if len(values) != limits.get("length", len(values)):
+        return f"expected {limits['length']} numbers"
+    if len(values) < limits.get("shortest", 0):
+        return f"expected at least {limits['shortest']} of them"
+    repeated = [value for value in values if values.count(value) > 1]
+    return f"expected each once, {repeated[0]!r} stands there twice" if limits.get("distinct") and repeated else ""
+
+
+def _fits(value, expected) -> bool:
+    """Whether a value has the declared type: a whole number is a float too, a truth value is no number."""
+    items, origin = typing.get_args(expected), typing.get_origin(expected)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(v, items[0]) for v in value)
+    if origin is dict:
+        pairs = value.items() if isinstance(value, dict) else [(None, None)]
+        return all(_fits(k, items[0]) and _fits(v, items[1]) for k, v in pairs)
+    if expected is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
+
+
+def _outside(value, limits: Mapping) -> str:
+    """What is wrong with a value of the right type, or an empty string."""
+    if "choices" in limits and value not in limits["choices"]:
+        return unknown(value, limits["choices"])
+    if "pattern" in limits and not re.fullmatch(limits["pattern"], value):
+        return f"expected {limits['pattern']}"
+    if "minimum" in limits and value < limits["minimum"]:
+        return f"expected at least {limits['minimum']}"
+    if "maximum" in limits and value > limits["maximum"]:
+        return f"expected at most {limits['maximum']}"
+    return ""
+
+
+def _kind(value) -> str:
+    return {str: "text", types.NoneType: "nothing"}.get(type(value), type(value).__name__)
+
+
+def _hint(value, expected) -> str:
+    """YAML 1.1 reads 1e-4 as text: say how to write the number it was meant to be."""
+    number = re.fullmatch(r"([-+]?\d+)(\.\d*)?[eE]([-+]?)(\d+)", value) if isinstance(value, str) else None
+    if expected is not float or number is None:
+        return ""
+    whole, fraction, sign, power = number.groups()
+    return f": YAML reads {value} as text, write {whole}{fraction or '.0'}e{sign or '+'}{power}"
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys without a word; here that is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                problem = f"the key {key!r} stands there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_held = contextlib.ExitStack()
+
+
+def _claim(run: Params, to_the_end: bool) -> None:
+    """Raise ParameterError where another process is at work on the run.
+
+    A notebook that papermill runs keeps others out until it ends. Of those open in JupyterLab any number may be of one
+    run, as most are idle: each takes the lock while it writes a result.
+    """
+    _held.close()
+    taken = locks.of_run(run.run_dir, ParameterError, locks.WRITING)
+    if to_the_end:
+        _held.enter_context(taken)
+        return
+    with taken:
+        pass
+
+
+def changes(texts: Iterable[str]) -> dict[str, typing.Any]:
+    """Parameters as a command line states them, each `key=value` with a value of YAML; raises ParameterError."""
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ParameterError(f"{text!r} is not of the form key=value")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ParameterError(f"{text!r}: {value!r} is not a value as YAML has it") from None
+    return found
+
+
+def refuse_secrets(values: Mapping[str, typing.Any], place: str) -> None:
+    """Raise ParameterError where a secret is stated in a place that is kept or that others can read."""
+    for key in secrets(values):
+        raise ParameterError(
+            f"{place}: {key} is stated where it is kept and others can read it; put it into an environment variable "
+            f'and state its name, as in {key} = "$MY_{key.upper()}"'
+        )

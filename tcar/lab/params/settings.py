@@ -1,0 +1,110 @@
+"""All that can be set: the settings of every room, and of what notebooks and commands do, by group.
+
+The defaults are those of `params/demo.yaml`. Nothing heavy is imported.
+"""
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+
+from tcar.data.settings import DataSettings
+from tcar.fusion.settings import FUSIONS, WINDOWS, FusionSettings
+from tcar.ground.settings import bounded
+from tcar.models.settings import BaselineSettings
+from tcar.streams.settings import StreamSettings
+from tcar.tabletop.settings import TabletopSettings
+from tcar.train.settings import Recipe, TrainerSettings, WatchSettings
+
+HEADLINE = "cross_attention"  # which the paper compares all others with
+VIEWS = ("1", "2x3")  # of a clip, in the protocols of tcar.data.protocol
+# What `tcar terms` can take away from a training on stored tokens, or add to it.
+LOSS_TERMS = (
+    "label_smoothing", "weight_decay", "clip_norm", "dropout", "drop_path", "token_drop", "mixup", "cutmix",
+    "contrastive_weight", "weight_averaging",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every stage shares."""
+
+    name: str = "demo"  # the run's folder under `runs` and `figures`
+    seed: int = bounded(0, minimum=0)
+    log_level: str = bounded("INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    workers: int = bounded(0, minimum=0)  # processes; 0 = one for every core
+    device: str = bounded("auto", pattern=r"auto|cpu|mps|cuda(:\d+)?")
+    runs: str = "runs"
+    figures: str = "figures"
+    publish: bool = False  # copy tables, numbers and PDF into paper/
+
+
+@dataclass(frozen=True)
+class FullSize:
+    """Which of the published streams are measured at full size, with random weights, beside what is counted of all."""
+
+    full_size_streams: list[str] = bounded(["dinov2_vits14", "i3d_r50", "videomae_vitb16"], distinct=True)
+    full_size_clips: int = bounded(3, minimum=1)
+
+
+@dataclass(frozen=True)
+class Search:
+    """Whether notebook 03 searches for better parameters, as params/search.yaml says."""
+
+    search_trials: int = bounded(0, minimum=0)  # 0 = none: what the command has found for these parameters is shown
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is scored, and how certain the numbers are."""
+
+    # The published comparison on Something-Something V2 is on validation, as the answers of test are not public.
+    evaluation_split: str = bounded("test", choices=("test", "validation"))
+    # One view is that of the store; 2x3: two samplings in time, each cut in three along the longer side.
+    evaluation_views: list[str] = bounded(["1"], choices=VIEWS, shortest=1, distinct=True)
+    bootstrap_samples: int = bounded(1000, minimum=1)
+    calibration_bins: int = bounded(15, minimum=1)
+    confidence: float = bounded(0.95, minimum=0.5, maximum=0.999)
+
+
+@dataclass(frozen=True)
+class Ablations:
+    """What is varied, one factor at a time."""
+
+    ablation_heads: list[int] = bounded([4, 8, 16], minimum=1, distinct=True)
+    ablation_fusions: list[str] = bounded(
+        ["cross_attention", "late_concat", "late_concat_raw"], choices=FUSIONS, distinct=True
+    )
+    ablation_windows: list[str] = bounded([], choices=WINDOWS, distinct=True)
+    ablation_seeds: list[int] = bounded([0, 1, 2], minimum=0, shortest=1, distinct=True)
+    # What `tcar replicates` measures: each replicate has clips, streams and trainings of its own.
+    replicates: int = bounded(4, minimum=2)
+    replicate_methods: list[str] = bounded(
+        ["cross_attention", "late_concat", "late_concat_raw", "sum", "semantic", "semantic_bag", "motion"],
+        choices=FUSIONS, distinct=True,
+    )  # fmt: skip
+    # What `tcar terms` measures: each term against its absence, all else as in the recipe. What the recipe has is
+    # taken away; what it lacks is added with the value here.
+    loss_terms: dict[str, float] = bounded({
+        "label_smoothing": 0.1, "mixup": 0.2, "cutmix": 1.0, "contrastive_weight": 0.1, "drop_path": 0.1,
+        "token_drop": 0.1, "weight_averaging": 0.99,
+    }, minimum=0.0, keys=LOSS_TERMS)  # fmt: skip
+    loss_term_seeds: list[int] = bounded([0, 1, 2, 3, 4], minimum=0, shortest=2, distinct=True)
+
+
+@dataclass(frozen=True)
+class Interpretability:
+    """How much is looked at."""
+
+    umap_clips: int = bounded(400, minimum=10)
+    attention_clips: int = bounded(8, minimum=1)
+    attribution_steps: int = bounded(16, minimum=1)
+
+
+GROUPS = {
+    "common": Common, "data": DataSettings, "tabletop": TabletopSettings, "streams": StreamSettings,
+    "full_size": FullSize, "fusion": FusionSettings, "training": Recipe, "trainer": TrainerSettings,
+    "watching": WatchSettings, "search": Search, "baselines": BaselineSettings, "evaluation": Evaluation,
+    "ablations": Ablations, "interpretability": Interpretability,
+}  # fmt: skip
+FIELDS = {f.name: f for group in GROUPS.values() for f in dataclasses.fields(group)}
+TYPES = {name: t for group in GROUPS.values() for name, t in typing.get_type_hints(group).items()}

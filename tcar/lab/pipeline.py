@@ -1,0 +1,360 @@
+"""The main job: seven notebooks and the paper, of which only what is stale runs.
+
+    tcar paper params/demo.yaml            run what is stale
+    tcar paper params/demo.yaml --list     say what is stale, and why
+    tcar paper params/demo.yaml --only 03_training --force
+
+A step is stale when a parameter of its stages, its code, a module of tcar it imports, a package that decides
+values, an input or one of its outputs has changed since it last succeeded. The state of a step is kept as soon
+as the step has succeeded. That is why this is no doit file: doit writes its state when the whole run ends, so a
+run killed in the fifth notebook would begin again with the first; and of its checks only the order of the steps
+would be left, since code cells, modules and targets need hashes of their own.
+"""
+
+import difflib
+import os
+import sys
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tcar.ground import locks, log, sources
+from tcar.ground.errors import TcarError
+from tcar.lab import measured, notebooks, params, results
+from tcar.lab.notebooks import Notebook, NotebookError
+from tcar.lab.params import Params
+from tcar.lab.real_plans import plan_files
+
+
+class PipelineError(TcarError, RuntimeError):
+    """A step failed or cannot run; the message names the step and the fix."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A row of the table: the results a step reads and writes, the stages of parameters it depends on."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    parameters: tuple[str, ...]
+
+
+LEARNING = ("data", "tabletop", "streams", "fusion", "training", "trainer")
+TABLE = (
+    Step("00_data_audit", (), ("audit",), ("data", "tabletop", "evaluation")),
+    Step("01_extractors", ("audit",), ("extractors",), ("data", "tabletop", "streams", "full_size", "evaluation")),
+    Step("02_fusion", ("audit", "extractors"), ("fusion",), ("data", "tabletop", "streams", "fusion")),
+    Step(
+        "03_training",
+        ("audit", "extractors"),
+        ("training",),
+        (*LEARNING, "baselines", "search", "watching"),
+    ),
+    Step(
+        "04_evaluation",
+        ("audit", "extractors", "training"),
+        ("evaluation",),
+        (*LEARNING, "baselines", "evaluation"),
+    ),
+    Step(
+        "05_ablations",
+        ("audit", "extractors", "training"),
+        ("ablations",),
+        (*LEARNING, "watching", "evaluation", "ablations"),
+    ),
+    Step(
+        "06_interpretability",
+        ("audit", "extractors", "training", "evaluation"),
+        ("interpretability",),
+        (*LEARNING, "evaluation", "interpretability"),
+    ),
+)
+REPORT = Step("report", tuple(o for s in TABLE for o in s.outputs), (), tuple(params.GROUPS))
+STEPS = (*TABLE, REPORT)
+# These change the folder that a run's state is in too, or how fast it goes, but neither what comes out nor where.
+NEUTRAL = {
+    "name", "runs", "workers", "log_level", "publish",
+    "trackers", "wandb_project", "webhook", "alert_window", "divergence_margin", "gradient_explosion",
+    "throughput_collapse", "disk_reserve_gb",
+}  # fmt: skip
+ANNOTATIONS = ("*.json", "*.csv", "ground_truth/index.json")
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+# ---- what a step depends on ----
+def fingerprint(step: Step, run: Params) -> dict[str, Any]:
+    """Everything that decides what a step writes: parameters, code, modules of tcar, packages, inputs."""
+    if step is REPORT:
+        code, modules = "", sources.module_digests("tcar.lab.paper.report")
+    else:
+        notebook = notebooks.read(notebook_path(step, run))
+        code, modules = notebook.digest, sources.module_digests(*notebook.modules)
+    return {
+        "parameters": _parameters(step, run),
+        "code": code,
+        "modules": modules,
+        "versions": results.versions(),
+        "inputs": {results.relative(path, run.root): _content(path) for path in _inputs(step, run)},
+    }
+
+
+def notebook_path(step: Step, run: Params) -> Path:
+    """The notebook of a step."""
+    return run.root / "notebooks" / f"{step.name}.ipynb"
+
+
+def _parameters(step: Step, run: Params) -> dict[str, Any]:
+    names = {f.name for stage in ("common", *step.parameters) for f in fields(params.GROUPS[stage])}
+    neutral = NEUTRAL - {"name", "publish"} if step is REPORT else NEUTRAL
+    return {name: value for name, value in params.shown(run.as_dict()).items() if name in names - neutral}
+
+
+def _inputs(step: Step, run: Params) -> list[Path]:
+    """The files a step reads that an earlier step or the user has written."""
+    found = [run.results_dir / f"{name}.json" for name in step.inputs]
+    shown = {"05_ablations": (measured.FILE, measured.TERMS), "report": measured.MEASURED}.get(step.name, ())
+    found += filter(None, (measured.find(run, file) for file in shown))
+    if step.name == "02_fusion":
+        found += plan_files(run.root).values()
+    if step.name == "03_training" and run.search.search_trials:
+        found += _files(run.root / "params", "search.yaml")
+    elif step.name == "03_training":
+        found += filter(None, [measured.find(run, measured.SEARCH)])
+    if step is REPORT:
+        found += [run.root / path for s in TABLE for path in _state(s, run).get("outputs", {})]
+        return sorted({*found, *_files(run.root / "paper", "*.typ", "*.bib", "*.csv")})
+    if step.name != "00_data_audit" or run.data.dataset != "tabletop":
+        found += _files(run.data_root, *ANNOTATIONS)
+    if step.name != "00_data_audit":  # what a later audit has quarantined is left out too
+        found += _files(run.run_dir / "audit", "quarantine.json")
+    if "streams" in step.parameters:
+        stated = (run.streams.semantic_checkpoint, run.streams.motion_checkpoint)
+        found += [run.root / Path(path).expanduser() for path in stated if path]
+        found += _files(packaged.WEIGHTS, "*.safetensors")
+    if "baselines" in step.parameters:
+        stated = [run.root / Path(given).expanduser() for given in run.baselines.baseline_checkpoints.values()]
+        for path in stated:  # a folder, a file, or a name on the Hub, which is neither
+            found += [path] if path.is_file() else _files(path, "*.safetensors", "*.bin", "config.json")
+    return found
+
+
+def _outputs(step: Step, run: Params) -> list[Path]:
+    """The files a step has to write, besides its figures."""
+    found = [run.results_dir / f"{name}.json" for name in step.outputs]
+    if step.name == "00_data_audit" and run.data.dataset == "tabletop":
+        found += _files(run.data_root, *ANNOTATIONS)
+    if step.name == "03_training":
+        found += _files(run.run_dir / "model", "*")
+    return found
+
+
+def _files(folder: Path, *patterns: str) -> list[Path]:
+    found = (path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+    return sorted(path for path in found if not path.name.startswith("."))  # hidden ones may be drafts of the killed
+
+
+def _content(path: Path) -> str | None:
+    """A digest of a file; of a large one (a checkpoint) its size and time, as reading it takes seconds."""
+    if not path.is_file():
+        return None
+    about = path.stat()
+    return results.digest(path) if about.st_size < 2**26 else f"{about.st_size} bytes, {about.st_mtime_ns}"
+
+
+# ---- what is stale, and why ----
+def reasons(step: Step, run: Params, now: dict[str, Any]) -> list[str]:
+    """Why a step has to run again, given its fingerprint of this moment; empty where it is up to date."""
+    before = _state(step, run)
+    if "code" not in before:
+        return ["has not succeeded yet"]
+    found = [
+        f"{key}: {old} -> {new}"
+        for part in ("parameters", "versions")
+        for key in sorted(before.get(part, {}).keys() | now[part].keys())
+        if results.digest([old := before.get(part, {}).get(key)]) != results.digest([new := now[part].get(key)])
+    ]
+    found += ["its code changed"] if before["code"] != now["code"] else []
+    found += [f"{name} changed" for name in _differing(before["modules"], now["modules"])]
+    found += [f"{name} changed" for name in _differing(before["inputs"], now["inputs"])]
+    written = {path: _content(run.root / path) for path in before["outputs"]}
+    changed = _differing(before["outputs"], written)
+    return found + [f"{p} {'was edited' if written[p] else 'is missing'}" for p in changed]
+
+
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+
+
+def _state_path(step: Step, run: Params) -> Path:
+    return run.run_dir / "pipeline" / f"{step.name}.json"
+
+
+def _state(step: Step, run: Params) -> dict[str, Any]:
+    path = _state_path(step, run)
+    return results.load(path) if path.is_file() else {}
+
+
+# ---- running ----
+def run_step(step: Step, run: Params, now: dict[str, Any]) -> None:
+    """Run one step and record what it read and wrote. Raises PipelineError, NotebookError, ReportError."""
+    absent = [name for name in step.inputs if not (run.results_dir / f"{name}.json").is_file()]
+    if absent:
+        raise PipelineError(
+            f"needs the results {', '.join(absent)}, which are not there: run the earlier steps"
+        )
+    earlier = _state(step, run).get("outputs", {})
+    results.write(_state_path(step, run), {"outputs": earlier})  # a step that fails has none but the files of before
+    before = _figures(run)
+    if step is REPORT:
+        from tcar.lab.paper import report
+
+        log.configure(run.common.log_level, run.logs_dir / "report.log")
+        written = report.build(run, _drawn(run))
+    else:
+        from tcar.lab import execution
+
+        notebook = notebooks.read(notebook_path(step, run))
+        target = run.run_dir / "notebooks" / f"{step.name}.ipynb"
+        execution.execute(notebook.path, target, _injected(notebook, run), run.logs_dir / f"{step.name}.log")
+        written = _outputs(step, run)
+    after = _figures(run)
+    written += [path for path, changed in after.items() if before.get(path) != changed]
+    silent = [str(path) for path in written if not path.is_file()]
+    if silent:
+        raise PipelineError(f"finished without writing {', '.join(silent)}")
+    outputs = {results.relative(path, run.root): _content(path) for path in sorted(set(written))}
+    _remove_obsolete(run, {path: content for path, content in earlier.items() if path not in outputs})
+    results.write(_state_path(step, run), {**now, "outputs": outputs})
+
+
+def _drawn(run: Params) -> list[Path]:
+    """The figures that the steps have drawn of the results as they are; what else lies in the folder is of others."""
+    made = [state["outputs"] for step in TABLE if "code" in (state := _state(step, run))]
+    recorded = {run.root / path: content for outputs in made for path, content in outputs.items()}
+    return [path for path, content in recorded.items() if content and _content(path) == content]
+
+
+def _remove_obsolete(run: Params, earlier: dict[str, str]) -> None:
+    """Delete figures and tables that a step wrote before and makes no more; never a file that is another's by now.
+
+    What a command of its own has measured stays, and so does what was published once `publish` is off.
+    """
+    folders = [run.figures_dir, run.run_dir / "paper", *([run.root / "paper"] if run.common.publish else [])]
+    for path, content in ((run.root / name, content) for name, content in earlier.items()):
+        own = any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)
+        if own and path.name.replace(".meta", "") not in measured.MEASURED and _content(path) == content:
+            path.unlink()
+
+
+def _injected(notebook: Notebook, run: Params) -> dict[str, Any]:
+    """What a notebook is given: the parameters it declares, and all others that differ from the default."""
+    default = Params(root=run.root).as_dict()
+    given = {k: v for k, v in run.as_dict().items() if k in notebook.declared or v != default[k]}
+    # Epochs that are passed alone would be those of every method.
+    return given | ({"epochs_by_method": run.training.epochs_by_method} if "epochs" in given else {})
+
+
+def _figures(run: Params) -> dict[Path, int]:
+    """The figures of the run and when each was written: what a step has drawn is what is newer after it."""
+    return {path: path.stat().st_mtime_ns for path in run.figures_dir.rglob("*") if path.is_file()}
+
+
+def run_all(
+    run: Params, steps: tuple[Step, ...], *, only: tuple[Step, ...] = (), force: bool = False
+) -> None:
+    """Run the stale ones among the steps, in order; stop at the first that fails."""
+    for step in steps:
+        if step is not REPORT:
+            check(step, notebooks.read(notebook_path(step, run)))
+    began, count = time.monotonic(), 0
+    for number, step in enumerate(steps, 1):
+        if only and step not in only:
+            continue
+        now = fingerprint(step, run)
+        why = reasons(step, run, now) or (["asked for"] if force else [])
+        banner = f"[{number}/{len(steps)}] {step.name}"
+        if not why:
+            _say(f"{banner}: up to date")
+            continue
+        _say(f"{banner}: {_short(why)} …", "1")
+        start, count = time.monotonic(), count + 1
+        try:
+            run_step(step, run, now)
+        except Exception as error:
+            raise PipelineError(f"{banner} failed after {_since(start)}\n{_message(error)}") from error
+        _say(f"{banner}: done in {_since(start)}", "32")
+    _say(f"{count} of {len(only or steps)} steps run, the rest up to date, in {_since(began)}", "1")
+
+
+def check(step: Step, notebook: Notebook) -> None:
+    """Raise NotebookError where a notebook uses a stage of parameters that its row of the table does not
+    name: a change there would not make it stale."""
+    extra = sorted(notebook.stages - {"common", *step.parameters})
+    if extra:
+        raise NotebookError(
+            f"{notebook.path}: uses parameters of {', '.join(extra)}, which the table in tcar/lab/pipeline.py "
+            f"does not list for {step.name}: add them there"
+        )
+
+
+def show(run: Params, steps: tuple[Step, ...]) -> None:
+    """Print for every step whether it is stale, and why."""
+    rewritten: set[str] = set()
+    for step in steps:
+        why = reasons(step, run, fingerprint(step, run))
+        waits = rewritten & set(step.inputs)
+        state = "stale" if why else "may follow" if waits else "up to date"
+        rewritten |= set(step.outputs) if why or waits else set()
+        detail = why or [f"reads {', '.join(sorted(waits))}, which a stale step writes" for _ in waits][:1]
+        _say(f"{step.name:22}{state:12}{'; '.join(detail)}")
+
+
+def _select(names: list[str], steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    known = {step.name: step for step in steps}
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+            raise PipelineError(
+                f"--only {name}: no such step" + (f", did you mean {close[0]}?" if close else "")
+            )
+    return tuple(known[name] for name in names)
+
+
+def _message(error: Exception) -> str:
+    """Errors of this project speak for themselves; any other is named by its type."""
+    own = type(error).__module__.partition(".")[0] == "tcar" or isinstance(error, PipelineError)
+    return str(error) if own else f"{type(error).__name__}: {error}"
+
+
+def _short(why: list[str]) -> str:
+    return "; ".join(why[:3]) + (f" and {len(why) - 3} more" if len(why) > 3 else "")
+
+
+def _since(start: float) -> str:
+    return log.duration(time.monotonic() - start)
+
+
+def _say(text: str, colour: str = "") -> None:
+    coloured = colour and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(f"\x1b[{colour}m{text}\x1b[0m" if coloured else text, flush=True)
+
+
+def perform(
+    file: Path, steps: tuple[Step, ...] = STEPS, *, only: list[str], listed: bool = False, force: bool = False
+) -> int:
+    """Run what is stale of a parameter file's steps, or with `listed` only say what is; gives the exit status.
+
+    Raises ParameterError, NotebookError, PipelineError or ResultError: what is wrong, and the fix.
+    """
+    for name, value in OFFLINE.items():
+        os.environ.setdefault(name, value)
+    run, chosen = params.load(file), _select(only, steps)
+    if listed:
+        show(run, steps)
+        return 0
+    # Two runs of the same name would write the same files.
+    with locks.of_run(run.run_dir, PipelineError):
+        run_all(run, steps, only=chosen, force=force)
+    return 0

@@ -1,0 +1,183 @@
+"""Figures of results: methods beside each other, groups, classes, calibration, ablations."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from tcar.lab.plots import (
+    FUSED,
+    GROUPS,
+    METHODS,
+    MOTION,
+    NAMED,
+    SEMANTIC,
+    canvas,
+    colour,
+    group_colour,
+    in_order,
+    label,
+    styled,
+    wrap,
+)
+from tcar.lab.plots.numerals import confidence_level
+
+METRICS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "twin_accuracy": "twin accuracy"}
+
+
+@styled()
+def methods(
+    values: dict[str, dict[str, dict[str, float | None]]],
+    metrics: tuple[str, ...] = ("top1", "twin_accuracy"),
+    *,
+    confidence: float,
+) -> Figure:
+    """Show each method's metrics with their intervals: `values[method][metric] = {value, low, high}`,
+    shares. `confidence` is that of the intervals, here and below.
+    """
+    fig, axes = canvas(1, len(metrics), height=0.7 + 0.17 * len(values), sharey=True)
+    for axis, metric in zip(axes.flat, metrics, strict=True):
+        for row, (method, entry) in enumerate(_sorted(values)):
+            _dot(axis, row, entry[metric], colour(method))
+        axis.set(xlabel=f"{METRICS[metric]}\n({confidence_level(confidence)} interval)", ylim=(len(values) - 0.5, -0.5))
+        _few_ticks(axis)
+    axes[0, 0].set_yticks(range(len(values)), [label(method) for method, _ in _sorted(values)], fontsize=6)
+    return fig
+
+
+def _sorted(values: dict) -> list[tuple[str, dict]]:
+    return [(method, values[method]) for method in in_order(values, METHODS)]
+
+
+def _dot(axis, row: float, entry: dict[str, float | None], color: str) -> None:
+    axis.plot([entry["low"], entry["high"]], [row, row], color=color, linewidth=1.4, solid_capstyle="butt")
+    axis.plot([entry["value"]], [row], "o", color=color, markersize=3.5)
+
+
+def _few_ticks(axis) -> None:
+    axis.xaxis.set_major_locator(MaxNLocator(3))
+    axis.grid(axis="x", linewidth=0.3)
+
+
+@styled()
+def per_group(values: dict[str, dict[str, dict[str, float | None]]], *, confidence: float) -> Figure:
+    """Show every method in every group of classes: `values[method][group] = {value, low, high}`, shares."""
+    groups = in_order(next(iter(values.values())), GROUPS)
+    fig, axes = canvas(
+        1, len(groups), width="full", height=0.75 + 0.14 * len(values), sharey=True, sharex=True
+    )
+    for axis, group in zip(axes.flat, groups, strict=True):
+        for row, (method, entries) in enumerate(_sorted(values)):
+            _dot(axis, row, entries[group], colour(method))
+        axis.set(title=group, xlim=(-0.03, 1.03), ylim=(len(values) - 0.5, -0.5))
+        axis.grid(axis="x", linewidth=0.3)
+    axes[0, 0].set_yticks(range(len(values)), [label(method) for method, _ in _sorted(values)], fontsize=6)
+    fig.supxlabel(f"top-1 accuracy, {confidence_level(confidence)} interval", fontsize=7)
+    return fig
+
+
+@styled()
+def confusion(matrix, classes: list[str], groups: list[str] | None = None) -> Figure:
+    """Show how often each true class (row) was given each name (column), as a share of the row.
+
+    With `groups` (one a class) the classes are ordered by group and lines part the groups. Of more than `NAMED`
+    classes, whose matrix has cells too small to see and no room for names, the pairs that are confused most are shown.
+    """
+    counts = np.asarray(matrix, float)
+    if len(classes) > NAMED:
+        return _confused(counts, classes)
+    rank = list(GROUPS).index
+    order = sorted(range(len(classes)), key=lambda index: (rank(groups[index]) if groups else 0, index))
+    counts = counts[np.ix_(order, order)]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    # Long names beside a square do not settle in the plain constrained layout: it would cut them off.
+    fig, axes = canvas(width="full", height=4.6, layout="compressed")
+    image = axes[0, 0].imshow(shares, vmin=0, vmax=1, cmap="Greens")
+    fig.colorbar(image, ax=axes[0, 0], label="share of the true class", shrink=0.6)
+    names = [f"{wrap(classes[index], 56)}  {number}" for number, index in enumerate(order, start=1)]
+    axes[0, 0].set(xlabel="predicted class", ylabel="true class")
+    axes[0, 0].set_yticks(range(len(order)), names, fontsize=5)
+    axes[0, 0].set_xticks(range(len(order)), range(1, len(order) + 1), fontsize=5)
+    if groups:
+        _group_marks(axes[0, 0], [groups[index] for index in order])
+    return fig
+
+
+def _confused(counts: Float[np.ndarray, "c c"], classes: list[str], most: int = 20) -> Figure:
+    """Show the pairs of classes that are taken for each other in the largest share of their clips, either way."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    clips = counts.sum(axis=1)
+    wrong = counts + counts.T
+    both = wrong / np.maximum(clips[:, None] + clips[None, :], 1)
+    first, second = np.triu_indices(len(classes), 1)
+    order = np.argsort(-both[first, second], kind="stable")[:most]
+    pairs = [(a, b) for a, b in zip(first[order], second[order], strict=True) if wrong[a, b]]
+    fig, axes = canvas(width="full", height=0.6 + 0.21 * max(1, len(pairs)))
+    axis, places = axes[0, 0], np.arange(len(pairs))
+    for shift, color, way in ((-0.2, SEMANTIC, "upper taken for lower"), (0.2, MOTION, "lower taken for upper")):
+        values = [shares[pair if shift < 0 else pair[::-1]] for pair in pairs]
+        axis.barh(places + shift, values, height=0.36, color=color, label=way)
+    names = [f"{wrap(classes[a], 62)}\n{wrap(classes[b], 62)}" for a, b in pairs]
+    axis.set_yticks(places, names, fontsize=4.5)
+    axis.set(xlabel="share of the true class", ylim=(len(pairs) - 0.5, -0.5))
+    fig.legend(loc="outside lower center", ncols=2)
+    return fig
+
+
+def _group_marks(axis, groups: list[str]) -> None:
+    for position in range(1, len(groups)):
+        if groups[position] != groups[position - 1]:
+            axis.axhline(position - 0.5, color="black", linewidth=0.5)
+            axis.axvline(position - 0.5, color="black", linewidth=0.5)
+    for tick, group in zip([*axis.get_yticklabels()], groups, strict=False):
+        tick.set_color(group_colour(group))
+
+
+@styled()
+def reliability(before: list[dict], after: list[dict]) -> Figure:
+    """Show how often the model is right at each confidence, before and after one temperature.
+
+    Each is what `tcar.evaluate.reliability` gives, one row a bin: the `share` of the clips in it, their mean
+    `confidence` and `accuracy`. A dot's area is its share; a calibrated model lies on the diagonal.
+    """
+    fig, axes = canvas(height=2.3)
+    axes[0, 0].plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=0.6)
+    for bins, color, name in ((before, "#999999", "as trained"), (after, FUSED, "after temperature scaling")):
+        confidence, accuracy, share = np.array(
+            [[row[key] for row in bins if row["share"] > 0] for key in ("confidence", "accuracy", "share")]
+        )
+        axes[0, 0].plot(confidence, accuracy, "-", color=color, linewidth=0.8)
+        axes[0, 0].scatter(
+            confidence, accuracy, 4 + 160 * share, color=color, alpha=0.7, label=name, linewidth=0
+        )
+    axes[0, 0].set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    fig.legend(loc="outside lower center", ncols=2, markerscale=0.6)
+    return fig
+
+
+UNITS = {"heads": "heads", "window": "window"}  # of the factors whose levels are no methods
+
+
+@styled()
+def ablation(rows: list[dict], factor: str, metrics: tuple[str, ...] = ("top1", "twin_accuracy")) -> Figure:
+    """Show one factor of the ablations: a dot for every seed, a bar for the mean over seeds.
+
+    `rows` are those of ablations.json; the levels that name a method have its colour.
+    """
+    chosen = [row for row in rows if row["factor"] == factor]
+    levels = list(dict.fromkeys(row["level"] for row in chosen))
+    fig, axes = canvas(1, len(metrics), height=0.7 + 0.17 * len(levels), sharey=True)
+    for axis, metric in zip(axes.flat, metrics, strict=True):
+        for position, level in enumerate(levels):
+            values = [row[metric] for row in chosen if row["level"] == level and row[metric] is not None]
+            color = FUSED if factor in UNITS else colour(level)
+            axis.plot(values, [position] * len(values), "o", color=color, markersize=3, alpha=0.6)
+            if values:
+                axis.plot([np.mean(values)] * 2, [position - 0.3, position + 0.3], color=color, linewidth=1.5)
+        axis.set(xlabel=METRICS[metric], ylim=(len(levels) - 0.5, -0.5))
+        _few_ticks(axis)
+    names = [f"{level} {UNITS[factor]}" if factor in UNITS else label(level) for level in levels]
+    axes[0, 0].set_yticks(range(len(levels)), names, fontsize=6)
+    return fig

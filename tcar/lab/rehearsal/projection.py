@@ -1,0 +1,168 @@
+"""What the steps of a rehearsal have taken, and what follows from it for the published dataset."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from tcar.data.prepare import FULL_BYTES
+from tcar.lab import pipeline, results, space
+from tcar.lab.params import Params
+from tcar.lab.plan import PUBLISHED_CLIPS
+from tcar.lab.rehearsal import imitation
+from tcar.lab.rehearsal.measuring import occupied, taken
+
+GIB = 2**30
+PREPARE, AGAIN, DOCTOR = "prepare", "prepare again", "doctor"
+CELLS = tuple(step.name for step in pipeline.TABLE)
+STEPS = (PREPARE, AGAIN, DOCTOR, *CELLS, pipeline.REPORT.name)
+NOISE = 0.05  # share of a step's seconds
+CLIPS, FITS, OPINION, LOOKED = "clips", "clips x epochs", "second_opinion_clips", "umap_clips"
+# What the time of a cell grows with that calls one of these; all other cells take what they take with any number of
+# clips. Two read at most as many clips as a parameter says.
+GROWING = {
+    "audited": CLIPS, "second_opinion": OPINION, "extract": CLIPS, "linear_probes": CLIPS, "fit_all": FITS,
+    "train_baselines": FITS, "scored": CLIPS, "protocol_rows": CLIPS, "baseline_logits": CLIPS, "look": LOOKED,
+    "importance_by_group": LOOKED, "umap_embedding": LOOKED,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A rehearsal in its folder: the parameters as given and as rehearsed, and what was reduced, in words."""
+
+    folder: Path
+    clips: int
+    seed: int
+    whole: Params
+    run: Params
+    reduced: tuple[str, ...]
+
+    @property
+    def params_file(self) -> Path:
+        """The parameter file that runs."""
+        return self.folder / f"{self.run.common.name}.yaml"
+
+    @property
+    def counts(self) -> Counter:
+        """The clips by split."""
+        return Counter(plan.split for plan in imitation.planned(self.clips, self.seed))
+
+    def notes(self, step: str) -> Path:
+        """Where it is kept what a step has taken."""
+        return self.folder / "measured" / f"{step.replace(' ', '-')}.json"
+
+
+def row(rehearsal: Rehearsal, name: str) -> dict[str, Any]:
+    """What a step has taken, and what follows from it for the published dataset; bytes and seconds.
+
+    What grows is multiplied, what is fixed is not. The bytes of tokens, videos and the
+    table of linear probes are known, and so they are counted instead.
+    """
+    found, growing = taken(rehearsal.notes(name)), growing_seconds(rehearsal, name)
+    whole, share, small = rehearsal.whole, PUBLISHED_CLIPS / rehearsal.clips, rehearsal.counts
+    opinion, umap = whole.data.second_opinion_clips, whole.interpretability.umap_clips
+    factors = {
+        CLIPS: share,
+        FITS: share * epochs(whole) / epochs(rehearsal.run),
+        OPINION: min(opinion, PUBLISHED_CLIPS) / max(1, min(opinion, rehearsal.clips)),
+        LOOKED: min(umap, imitation.PUBLISHED["test"]) / min(umap, small["test"]),
+    }
+    seconds = found.seconds + sum((factors[kind] - 1) * took for kind, took in growing.items())
+    disk, passing = found.disk, max(0, found.most - found.disk)
+    ahead = passing
+    # With no dataset there yet, what a run takes is counted for the published one.
+    there = replace(whole, data=replace(whole.data, data_root="/nonexistent"))
+    if name == PREPARE:
+        disk = FULL_BYTES
+    elif name == "00_data_audit":
+        disk += round(occupied(rehearsal.run.run_dir / "audit") * (share - 1))
+    elif name == "01_extractors":
+        disk += round(space.tokens(there) * (1 - 1 / share))
+        ahead = max(passing, space.probe_table(there))
+    # Unpacking a few clips is lost in the start of the process.
+    told = name != PREPARE or growing[CLIPS] > NOISE * found.seconds
+    return {
+        "step": name,
+        **asdict(found),
+        "passing": passing,
+        "grows_with": list(growing),
+        "projected": {
+            "seconds": seconds if told else None,
+            "memory": found.memory,
+            "disk": disk,
+            "passing": ahead,
+        },
+    }
+
+
+def epochs(run: Params) -> int:
+    """The epochs of all methods together."""
+    return sum(run.training.epochs_by_method.get(method, run.training.epochs) for method in run.training.methods)
+
+
+def growing_seconds(rehearsal: Rehearsal, name: str) -> dict[str, float]:
+    """The seconds of a step that grow with the dataset, by what they grow with.
+
+    Of several attempts, all that the rest of the last one does not explain.
+    """
+    found = taken(rehearsal.notes(name))
+    if name == PREPARE:  # the second call finds all done
+        again = taken(rehearsal.notes(AGAIN)).seconds
+        return {CLIPS: max(0.0, found.seconds - found.attempts * again)}
+    executed, growing = rehearsal.run.run_dir / "notebooks" / f"{name}.ipynb", {}
+    if name in CELLS:
+        for cell in nbformat.read(executed, as_version=4).cells:
+            if kind := grows_with(cell):
+                growing[kind] = growing.get(kind, 0.0) + cell.metadata.papermill.duration
+    if FITS in growing:
+        growing[FITS] = min(growing[FITS], in_epochs(rehearsal.run, name))
+    last = sum(growing.values())
+    more = max(1.0, (found.seconds - found.attempts * (found.last - last)) / last) if last else 1.0
+    return {kind: seconds * more for kind, seconds in growing.items()}
+
+
+def in_epochs(run: Params, name: str) -> float:
+    """The seconds that the epochs of a step's trainings took, without the start of the processes they ran in."""
+    if name == "03_training":
+        kept = results.load(run.results_dir / "training.meta.json")["extra"]["seconds"]
+        return sum(map(sum, kept.values()))
+    return sum(row["seconds"] for row in results.load(run.results_dir / "ablations.meta.json")["extra"]["rows"])
+
+
+def grows_with(cell: Mapping[str, Any]) -> str:
+    """What the time of a cell of a notebook grows with; empty where with nothing."""
+    called = re.findall(r"\b(\w+)\(", cell["source"]) if cell["cell_type"] == "code" else []
+    return next((GROWING[name] for name in called if name in GROWING), "")
+
+
+def text(rows: list[dict[str, Any]], reduced: tuple[str, ...]) -> str:
+    """The table for people, with what was reduced and how the projection comes about."""
+    head = f"{'':22}{'tries':>6}{'hours':>9}{'GiB':>7}{'disk GB':>9}{'passing':>9}"
+    head += f" |{'hours':>9}{'disk GB':>9}{'passing':>9}"
+    lines = ["Reduced: " + "; ".join(reduced), "", f"{'':54}measured | projected", head]
+    for one in rows:
+        ahead = one["projected"]
+        hours = "?" if ahead["seconds"] is None else f"{ahead['seconds'] / 3600:.2f}"
+        lines.append(
+            f"{one['step']:22}{one['attempts']:6}{one['seconds'] / 3600:9.3f}{one['memory'] / GIB:7.2f}"
+            f"{one['disk'] / 1e9:9.3f}{one['passing'] / 1e9:9.3f} |{hours:>9}"
+            f"{ahead['disk'] / 1e9:9.2f}{ahead['passing'] / 1e9:9.2f}  {', '.join(one['grows_with']) or 'fixed'}"
+        )
+    hours, disk = (sum(one["projected"][key] or 0 for one in rows) for key in ("seconds", "disk"))
+    untold = [one["step"] for one in rows if one["projected"]["seconds"] is None]
+    return "\n".join([
+        *lines, "",
+        f"Projected to {PUBLISHED_CLIPS:,} clips on this machine, which nobody measured: {hours / 3600:,.1f} hours"
+        f"{' without ' + ', '.join(untold) + ', too short here to be told' if untold else ''}, "
+        f"{disk / 1e9:,.0f} GB left on the disk; memory as measured, "
+        f"at most {max(one['memory'] for one in rows) / GIB:.2f} GiB in a step.",
+        "Hours: cells that read clips, times the clips, or as many as the parameter named says; trainings times the "
+        "epochs too; all else as measured. What such a cell does once is multiplied too: few clips, too many hours.",
+        "Disk: videos as published, tokens and the passing table of linear probes by their shape (tcar.lab.space), "
+        "findings of the audit times the clips.",
+    ])  # fmt: skip

@@ -1,0 +1,109 @@
+"""The frozen streams of a run and the tokens they gave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from tcar import features
+from tcar.data.ssv2 import SPLITS, Clip
+from tcar.data.video import read_segments
+from tcar.features import FeatureStore
+from tcar.features.views import SegmentView
+from tcar.lab import results
+from tcar.lab.params import ParameterError
+from tcar.lab.steps.clips import rotated_clips
+
+if TYPE_CHECKING:
+    from tcar.lab.params import Params
+    from tcar.streams.stream import Stream
+
+ROLES = ("semantic", "motion")
+
+
+def stream(run: Params, role: str) -> Stream:
+    """Create the frozen stream that the parameters name for a role, with its published or packaged
+    weights.
+    """
+    from tcar.streams.registry import (
+        create_stream,  # the libraries of streams take seconds, and most steps read tokens alone
+    )
+
+    return create_stream(
+        getattr(run.streams, role), pretrained=True, checkpoint=run.stream_checkpoints[f"{role}_checkpoint"]
+    )
+
+
+def describe(made: Stream, frames: int | None = None) -> dict:
+    """Tell a stream's dimensions and cost for one clip; GFLOPs count a multiplication and an addition as
+    two.
+    """
+    from tcar.streams.registry import stream_cost
+
+    return {
+        "name": made.name,
+        "role": made.role,
+        "frames": frames or made.frames,
+        "input_size": made.input_size,
+        "width": made.width,
+        "pretrained": made.pretrained,
+        **stream_cost(made, frames),
+    }
+
+
+def extract(
+    run: Params, found: dict[str, list[Clip]], roles: Sequence[str] = ROLES, remake: bool = False
+) -> dict[str, FeatureStore]:
+    """Compute the tokens of every clip of every split with the streams of these roles, each clip decoded once, or open
+    the finished stores. `remake` allows to delete one that comes out differently now. Raises ParameterError for a run
+    with adapters.
+    """
+    settings = run.streams
+    if settings.semantic_adapters:
+        raise ParameterError(
+            f"semantic_adapters is {settings.semantic_adapters}, but tokens that are kept do not change with "
+            "adapters in training: set it to 0, or train end to end"
+        )
+    turned, wanted = rotated_clips(run) > 0, []
+    for role in roles:
+        frames = getattr(settings, f"{role}_frames")
+        view = SegmentView(frames, settings.view_flip, run.data.upright, turned)
+        checkpoint = run.stream_checkpoints[f"{role}_checkpoint"] or ""
+        wanted.append(
+            features.Wanted(getattr(settings, role), getattr(settings, f"{role}_grid"), frames, checkpoint, view)
+        )
+    made = features.extract_together(
+        [clip for split in SPLITS for clip in found[split]],
+        wanted,
+        run.run_dir / "features",
+        workers=run.common.workers,
+        batch_clips=settings.batch_clips,
+        device=run.common.device,
+        views=settings.views,
+        view_seed=settings.view_seed,
+        token_type=settings.token_type,
+        precision=settings.stream_precision,
+        remake=remake,
+    )
+    return dict(zip(roles, made, strict=True))
+
+
+def token_grids(
+    made: Stream, found: list[Clip], frames: int | None = None, upright: bool = True
+) -> Float[np.ndarray, "clips t h w d"]:
+    """Compute the tokens of a few clips on the stream's own grid, before any pooling."""
+    videos = np.stack([read_segments(clip.path, frames or made.frames, upright=upright) for clip in found])
+    tokens = made(torch.from_numpy(videos))
+    return tokens.values.unflatten(2, tokens.grid[1:]).numpy()
+
+
+def stores(run: Params) -> dict[str, FeatureStore]:
+    """Open the feature stores that the extraction wrote down; raises ResultError or FeatureError without
+    them.
+    """
+    names = results.load(run.results_dir / "extractors.json")["stores"]
+    return {role: FeatureStore.open(run.run_dir / "features" / names[role]) for role in ROLES}

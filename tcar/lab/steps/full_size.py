@@ -1,0 +1,156 @@
+"""The published streams at full size: what each costs as counted, and some of them measured on clips of the run."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from tcar.data.video import read_segments
+from tcar.data.workers import Failure, isolated_map
+from tcar.ground import log
+from tcar.lab.steps.clips import one_per_class
+from tcar.lab.steps.features import describe
+from tcar.streams.published import PACKAGED
+from tcar.streams.registry import create_stream, list_streams, stream_spec
+
+if TYPE_CHECKING:
+    from tcar.data.ssv2 import Clip
+    from tcar.lab.params import Params
+
+TIME_LIMIT = 1800.0  # seconds for one stream: the largest on a slow machine, and a process that hangs ends
+
+logger = log.get(__name__)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A stream to measure, the videos to measure it on, and where."""
+
+    name: str
+    videos: tuple[Path, ...]
+    device: str
+
+
+def counted(run: Params) -> list[dict]:
+    """Count every registered full-size stream, and what else the parameters name, without weights and without running.
+
+    One row a stream as `describe` gives it, for one clip of the stream's own frames and size, and its number of
+    `tokens`. Raises ValueError for a stream that is not registered.
+    """
+    registered = [name for name in list_streams() if name not in PACKAGED]
+    rows = []
+    names = list(dict.fromkeys([*registered, *run.full_size.full_size_streams]))
+    for name in log.progress(names, description="counting full-size streams", unit="streams"):
+        with torch.device("meta"):
+            row = describe(create_stream(name))
+        rows.append(row | {"tokens": prod(row["grid"])})
+    # By family, small to large: names alone would mix the sizes.
+    return sorted(rows, key=lambda r: (r["role"] != "semantic", r["name"].partition("_vit")[0], r["parameters"]))
+
+
+def measured(run: Params, found: list[Clip]) -> list[dict]:
+    """Run the full-size streams that the parameters name, with random weights, on a few clips, each in its own process.
+
+    One row a stream. `seconds` is the median over the clips from decoded frames to tokens, one clip at a time, after a
+    first pass that does not count; `fastest` and `slowest` are its range. `megabytes` (10^6 bytes) is the most memory
+    that the stream needed, weights included: on a GPU what was allocated there, else what the process held beyond the
+    libraries. `device` and `threads` say where. A stream whose process failed, died or took too long has `failed`, the
+    reason, instead.
+    """
+    names, rows = run.full_size.full_size_streams, []
+    device = run.common.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    videos = tuple(clip.path for clip in one_per_class(found, run.full_size.full_size_clips))
+    for name in log.progress(names, description="measuring full-size streams", unit="streams"):
+        # One at a time: side by side they would take the cores from each other. A time limit needs a process anyway.
+        ((_, outcome),) = isolated_map(_measure, [_Task(name, videos, device)], workers=1, time_limit=TIME_LIMIT)
+        if isinstance(outcome, Failure):
+            reason = outcome.detail.strip().splitlines()[-1]
+            logger.warning("%s was not measured: %s, %s", name, outcome.kind, reason)
+            outcome = {"name": name, "failed": f"{outcome.kind}: {reason}"}
+        rows.append(outcome)
+    return rows
+
+
+def table(counts: list[dict], measurements: list[dict]) -> list[dict]:
+    """Return a row for each full-size stream, for a notebook: what nobody measured is empty."""
+    known = {row["name"]: row for row in measurements}
+    rows = []
+    for row in counts:
+        found = known.get(row["name"], {})
+        rows.append(
+            {
+                "stream": row["name"],
+                "role": row["role"],
+                "frames": row["frames"],
+                "pixels": row["input_size"],
+                "width": row["width"],
+                "grid": "×".join(map(str, row["grid"])),
+                "tokens": row["tokens"],
+                "parameters (M)": f"{row['parameters'] / 1e6:,.1f}",
+                "GFLOPs": f"{row['gflops']:,.0f}",
+                "seconds a clip": found.get("failed") or (f"{found['seconds']:.2f}" if found else ""),
+                "peak MB": f"{found['megabytes']:,.0f}" if "megabytes" in found else "",
+            }
+        )
+    return rows
+
+
+def where(measurements: list[dict]) -> str:
+    """Say on what the streams were measured."""
+    found = {(row["device"], row["threads"], row["clips"]) for row in measurements if "seconds" in row}
+    if not found:
+        return "No stream was measured in this run."
+    places = (f"{device} ({_count(n, 'thread')}, {_count(clips, 'clip')})" for device, n, clips in sorted(found))
+    return f"Measured here, with random weights, on {' and '.join(places)}."
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def _measure(task: _Task) -> dict:
+    spec, on_gpu = stream_spec(task.name), task.device.startswith("cuda")
+    clips = [torch.from_numpy(read_segments(path, spec.frames))[None].to(task.device) for path in task.videos]
+    before = _peak_bytes()
+    stream = create_stream(task.name).to(task.device)
+    stream(clips[0])
+    spent = [_seconds(stream, clip, task.device) for clip in clips]
+    peak = torch.cuda.max_memory_allocated(task.device) if on_gpu else _peak_bytes() - before
+    return {
+        "name": task.name,
+        "seconds": statistics.median(spent),
+        "fastest": min(spent),
+        "slowest": max(spent),
+        "megabytes": peak / 1e6,
+        "clips": len(clips),
+        "device": torch.cuda.get_device_name(task.device) if on_gpu else task.device,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _seconds(stream: torch.nn.Module, clip: torch.Tensor, device: str) -> float:
+    began = time.perf_counter()
+    tokens = stream(clip)
+    if device != "cpu":
+        tokens.values.flatten()[0].item()  # a device answers before it has finished; a value waits for it
+    return time.perf_counter() - began
+
+
+def _peak_bytes() -> int:
+    """The most memory this process has held so far."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # on Linux, ru_maxrss begins with the size of the process that started this one
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return 1024 * int(line.split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

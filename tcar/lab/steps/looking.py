@@ -1,0 +1,217 @@
+"""What a trained model looks at, over many clips at once, and how that compares with the ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+from torch.utils._pytree import tree_map_only
+
+from tcar.data.ssv2 import Clip
+from tcar.data.video import read_segments
+from tcar.explain import attention_rollout, mass_inside, saliency, temporal_importance
+from tcar.lab.params import ParameterError
+from tcar.lab.steps.clips import ground_truth
+from tcar.lab.steps.features import ROLES, stores
+from tcar.lab.steps.trainings import device_of
+
+if TYPE_CHECKING:
+    from tcar.lab.params import Params
+    from tcar.models.tca import TCA
+    from tcar.train.tokens import StoredTokens
+
+_BATCH = 64  # the weights of a clip, all blocks and heads, are a few MB
+_COARSE = 5  # masks and attributions are compared and shown at a fifth of the frame's size
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the fusion did with each clip: readouts, and per stream that it reads maps over its grid that sum to one.
+
+    `received` is the attention that the tokens of a stream get from the other one, over blocks, heads and
+    queries; a stream that the other does not read has none. `rollout` follows the readout's attention back to the
+    tokens.
+    """
+
+    readout: Float[np.ndarray, "n d"]
+    received: dict[str, Float[np.ndarray, "n t y x"]]
+    rollout: dict[str, Float[np.ndarray, "n t y x"]]
+
+
+def choose(run: Params, tokens: StoredTokens, count: int) -> list[int]:
+    """Draw the places of up to `count` clips of a token set, in its order, by the seed of the run."""
+    drawn = np.random.default_rng(run.common.seed).permutation(len(tokens))[:count]
+    return sorted(drawn.tolist())
+
+
+@torch.no_grad()
+def look(run: Params, model: TCA, tokens: StoredTokens, places: list[int]) -> Look:
+    """Run the fusion on the cached tokens of some clips and keep what it looked at.
+
+    Raises ParameterError for a kind of fusion without attention.
+    """
+    opened, parts = stores(run), []
+    grids = {role: opened[role].grid for role in model.fusion.streams}
+    for given, _ in _batches(run, model, tokens, places):
+        _, steps = model.fusion(*given, return_intermediates=True)
+        if not any(name.endswith(".weights") for name in steps):
+            kind = model.config.fusion.kind
+            raise ParameterError(f"fusion is {kind}, which has no attention to look at; train another kind as headline")
+        received = {role: _received(steps, role, grid) for role, grid in grids.items()}
+        found = steps["readout"], received, attention_rollout(steps, grids)
+        parts.append(tree_map_only(Tensor, Tensor.cpu, found))
+    return Look(
+        torch.cat([readout for readout, _, _ in parts]).numpy(),
+        {
+            r: torch.cat([part[r] for _, part, _ in parts]).numpy()
+            for r in grids
+            if parts[0][1][r] is not None
+        },
+        {r: torch.cat([part[r] for _, _, part in parts]).numpy() for r in grids},
+    )
+
+
+def _batches(
+    run: Params, model: TCA, tokens: StoredTokens, places: Sequence[int]
+) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """The fusion's four inputs for some clips, a few at a time on the run's device, and their classes."""
+    device = device_of(run)
+    model.fusion.to(device)
+    try:
+        for start in range(0, len(places), _BATCH):
+            chosen = places[start : start + _BATCH]
+            labels = torch.from_numpy(tokens.labels[chosen])
+            yield [given.to(device) for given in tokens.floats(chosen)], labels.to(device)
+    finally:
+        model.fusion.to("cpu")
+
+
+def _received(steps: dict[str, Tensor], role: str, grid: tuple[int, int, int]) -> Tensor | None:
+    weights = [
+        step.mean(dim=(1, 2)) for name, step in steps.items() if name.endswith(f"_from_{role}.weights")
+    ]
+    return torch.stack(weights).mean(dim=0).unflatten(1, grid) if weights else None
+
+
+def on_moving(run: Params, seen: Look, ids: list[str]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Give, per stream, the share of each map that lies on what moves, and the share of the area that it
+    covers.
+
+    Shares are means over the clips in which something moves, with intervals over twin sets. `area` is
+    what an even map would score; `gain` is attention received minus area, clip by clip.
+    """
+    masks = {place: mask for place, clip in enumerate(ids) if (mask := _moving(run, clip)).any()}
+    sets = [ground_truth(run)[ids[place]]["set"] for place in masks]
+    area = np.array([mask.mean() for mask in masks.values()])
+    found = {}
+    for role, rollout in seen.rollout.items():
+        maps = {"received": seen.received.get(role), "rollout": rollout}
+        shares = {
+            name: np.array([mass_inside(values[place], mask) for place, mask in masks.items()])
+            for name, values in maps.items()
+            if values is not None
+        }
+        shares |= {"area": area} | {f"{name} gain": share - area for name, share in shares.items()}
+        found[role] = {name: mean_interval(run, share, sets) for name, share in shares.items()}
+    return found
+
+
+def _moving(run: Params, clip: str) -> np.ndarray:
+    from tcar.tabletop import load_truth
+
+    truth, instances = load_truth(run.data_root, clip)
+    return np.isin(instances[:, ::_COARSE, ::_COARSE], truth["moving"])
+
+
+def mean_interval(run: Params, values: Float[np.ndarray, " n"], sets: list[str] | None) -> dict[str, float | None]:
+    """Give the mean of one value a clip, with a bootstrap interval over sets (or clips, where there are
+    none). Without values it is None, and the interval with fewer than two sets.
+    """
+    _, owner = np.unique(sets if sets is not None else np.arange(len(values)), return_inverse=True)
+    if len(set(owner.tolist())) < 2:
+        return {"value": float(values.mean()) if len(values) else None, "low": None, "high": None}
+    sums, counts = np.bincount(owner, values), np.bincount(owner)
+    draw, samples = np.random.default_rng(run.common.seed), run.evaluation.bootstrap_samples
+    weights = draw.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=samples)
+    means, tail = (weights @ sums) / (weights @ counts), (1 - run.evaluation.confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return {"value": float(values.mean()), "low": float(low), "high": float(high)}
+
+
+def importance_by_group(
+    run: Params, model: TCA, tokens: StoredTokens, places: list[int]
+) -> dict[str, list[dict]]:
+    """Give how far the true class's probability falls without each moment, a row a moment, by group of
+    classes.
+
+    A dataset without groups is one group, "all". `time` is the moment's middle in [0, 1] of the clip.
+    """
+    index, ids = ground_truth(run), [tokens.ids[place] for place in places]
+    parts = [
+        temporal_importance(model.fusion, *given, target, streams=model.fusion.streams)
+        for given, target in _batches(run, model, tokens, places)
+    ]
+    moments, falls = parts[0][0], torch.cat([found.cpu() for _, found in parts])
+    groups = np.array([index[clip]["group"] if index else "all" for clip in ids])
+    sets = np.array([index[clip]["set"] if index else clip for clip in ids])
+    return {
+        group: [
+            {
+                "time": float(moment),
+                **mean_interval(
+                    run, falls[groups == group, number].double().numpy(), sets[groups == group].tolist()
+                ),
+            }
+            for number, moment in enumerate(moments)
+        ]
+        for group in sorted(set(groups))
+    }
+
+
+def pixel_saliency(run: Params, model: TCA, clip: Clip) -> dict[str, dict]:
+    """Attribute the logit of a clip's class to the pixels that each stream saw, the other stream's frames
+    as they are.
+
+    Gives, per stream that the fusion reads, `map` [t y x] in coarse cells, and `error`, how far the attributions miss
+    the logit's change from a grey clip (integrated gradients' completeness).
+    """
+    config = model.config
+    frames = {
+        role: torch.from_numpy(
+            read_segments(clip.path, getattr(config, f"{role}_frames"), upright=run.data.upright)
+        )[None] / 255
+        for role in ROLES
+    }
+    paths = {
+        "semantic": lambda x: model(x, frames["motion"]),
+        "motion": lambda x: model(frames["semantic"], x),
+    }
+    found = {}
+    for role in model.fusion.streams:
+        made = saliency(
+            paths[role], frames[role], clip.label, steps=run.interpretability.attribution_steps, baseline=0.5
+        )
+        found[role] = {
+            "map": avg_pool2d(made.map, _COARSE)[0].numpy(),
+            "error": float(made.error.abs().max()),
+        }
+    return found
+
+
+def same_class_neighbours(features: Float[np.ndarray, "n d"], labels: np.ndarray, neighbours: int) -> float | None:
+    """Give the mean share of a clip's nearest neighbours (cosine) that are of its class; None for no neighbours."""
+    if not neighbours:
+        return None
+    from sklearn import config_context
+    from sklearn.neighbors import NearestNeighbors
+
+    nearest = NearestNeighbors(n_neighbors=neighbours + 1, metric="cosine").fit(features)
+    with config_context(working_memory=64):  # MiB of distances at once, not those between all clips
+        places = nearest.kneighbors(features, return_distance=False)[:, 1:]
+    return float((labels[places] == labels[:, None]).mean())

@@ -1,0 +1,136 @@
+"""The methods and ablations of a run: their configurations, what is written down of them, and their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from tcar.evaluate import annotations
+from tcar.features import unpacked
+from tcar.fusion.kinds import FusionConfig, create_fusion
+from tcar.ground import log
+from tcar.lab import results
+from tcar.lab.steps.clips import class_names, ground_truth
+from tcar.lab.steps.features import ROLES
+from tcar.lab.steps.fusion import fusion_config
+from tcar.lab.steps.trainings import Fit, Name, device_of, opened
+from tcar.train.recipe import converged, reproducible
+from tcar.train.tasks import TokenModel
+
+if TYPE_CHECKING:
+    from tcar.lab.params import Params
+    from tcar.train.tokens import StoredTokens
+
+SCORED_AT_ONCE = 32  # clips at most: several batches are read ahead, and on a CPU 128 took longer
+
+
+def method_configs(run: Params, **sizes: int) -> dict[str, FusionConfig]:
+    """Give the configuration of every method of the run, the headline first; `sizes` as in `fusion_config`."""
+    headline = run.fusion.fusion
+    return {method: fusion_config(run, method, **sizes) for method in sorted(run.training.methods, key=headline.__ne__)}
+
+
+def ablation_configs(run: Params, **sizes: int) -> dict[tuple[str, str], FusionConfig]:
+    """Give the configuration of every (factor, level): one factor changes, all else is as in the headline model."""
+    varied, config = run.ablations, partial(fusion_config, run, **sizes)
+    configs = {("heads", str(heads)): config(heads=heads) for heads in varied.ablation_heads}
+    configs |= {("fusion", kind): config(kind) for kind in varied.ablation_fusions}
+    configs |= {("window", window): config(window=window) for window in varied.ablation_windows}
+    return configs | {("streams", kind): config(kind) for kind in (*ROLES, run.fusion.fusion)}
+
+
+def mean_curve(fits: Sequence[Fit]) -> list[dict]:
+    """Average the validation accuracy of a method's seeds, epoch by epoch: one seed's curve is mostly noise.
+
+    Of trainings that ended early, the epochs that all of them have.
+    """
+    epochs = zip(*(fit.history for fit in fits), strict=False)
+    return [{"validation_top1": sum(row["validation_top1"] for row in rows) / len(fits)} for rows in epochs]
+
+
+def training_record(run: Params, fits: Mapping[str, Sequence[Fit]]) -> dict:
+    """Write down fits as training.json holds them: the recipe, and each method's curves and kept epochs."""
+    methods = {
+        method: {
+            "fusion": asdict(done[0].fusion),
+            "seeds": [fit.seed for fit in done],
+            "epochs": max(len(fit.history) for fit in done),
+            **curves(done),
+        }
+        for method, done in fits.items()
+    }
+    return {"recipe": asdict(run.training), "trainer": asdict(run.trainer), "methods": methods}
+
+
+def curves(done: Sequence[Fit]) -> dict:
+    """Write down the curves of the seeds of one method, without what depends on the machine."""
+    return {
+        "curves": {fit.seed: [{k: v for k, v in row.items() if k != "seconds"} for row in fit.history] for fit in done},
+        "best_epoch": [fit.best_epoch for fit in done],
+        "converged": converged(mean_curve(done)) if done[0].history else None,
+    }
+
+
+def places(fits: Mapping[str, Sequence[Fit]]) -> dict[str, list[str]]:
+    """Give the names of the folders of fits, as training.meta.json holds them."""
+    return {method: [fit.folder.name for fit in done] for method, done in fits.items()}
+
+
+def trained(run: Params) -> dict[str, list[Fit]]:
+    """Open every method's fits, one a seed, as training.json and training.meta.json list them.
+
+    Raises ResultError or TrainingError where they are not there, or damaged.
+    """
+    record = results.load(run.results_dir / "training.json")
+    kept = results.load(run.results_dir / "training.meta.json")["extra"]["trainings"]
+    return {
+        method: [
+            opened(run.run_dir / "trainings" / name, FusionConfig(**made["fusion"]), seed)
+            for name, seed in zip(kept[method], made["seeds"], strict=True)
+        ]
+        for method, made in record["methods"].items()
+    }
+
+
+@torch.inference_mode()
+def scored(
+    run: Params, fits: Mapping[Name, Sequence[Fit]], tokens: StoredTokens
+) -> dict[Name, list[Float[np.ndarray, "n c"]]]:
+    """Give the logits of fits for every clip of a split, in one pass over its tokens."""
+    device, found = device_of(run), {}
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    with reproducible(run.common.seed):
+        models = {}
+        for fit in (fit for done in fits.values() for fit in done):
+            if fit.folder not in models:
+                model = TokenModel(create_fusion(fit.fusion), *tokens.coordinates.values())
+                model.load_state_dict(fit.trained)
+                models[fit.folder] = model.to(device).eval()
+                found[fit.folder] = np.empty((len(tokens), fit.fusion.num_classes), np.float32)
+        lower = torch.autocast(device.type, kinds.get(run.trainer.precision), run.trainer.precision in kinds)
+        size = min(run.training.batch_size, SCORED_AT_ONCE)
+        batches = log.progress(tokens.batches(size), -(-len(tokens) // size), "scoring", "batches")
+        for rows, parts in batches:
+            inputs = [unpacked(tuple(part.to(device) for part in stream)) for stream in parts]
+            for folder, model in models.items():
+                with lower:
+                    found[folder][rows] = model(*inputs).float().cpu().numpy()
+    return {name: [found[fit.folder] for fit in done] for name, done in fits.items()}
+
+
+def scoring(run: Params, ids: Sequence[str]) -> dict:
+    """Give everything `tcar.evaluate.metrics` needs besides logits and labels, for clips by their ids."""
+    return {
+        "names": class_names(run),
+        **annotations(list(ids), ground_truth(run)),
+        "seed": run.common.seed,
+        "bootstrap_samples": run.evaluation.bootstrap_samples,
+        "confidence": run.evaluation.confidence,
+        "calibration_bins": run.evaluation.calibration_bins,
+    }

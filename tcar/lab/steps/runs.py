@@ -1,0 +1,159 @@
+"""The trainings of a run side by side: what differs between them, how far each came, and what went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tcar.lab import results
+from tcar.lab.params import Common, Params
+from tcar.train import alerts, tracking
+from tcar.train.alerts import Alert
+from tcar.train.settings import WatchSettings
+
+# Where a run is kept and who is told of it makes no difference to what is compared.
+_ASIDE = {f.name for stage in (Common, WatchSettings) for f in fields(stage)} - {"seed"}
+
+
+RUNNING = "running, or killed"
+MACHINE = {"seconds", "clips_per_second", "data_wait", "memory_mb"}  # what two equal trainings do not share
+
+
+@dataclass(frozen=True)
+class Record:
+    """One training: `settings` by the names of the parameters, `history` with a row an epoch."""
+
+    name: str
+    settings: dict[str, Any]
+    trained_parameters: int
+    history: list[dict[str, float]]
+    seconds: float
+    ended: str = "finished"
+    commit: str = ""
+    alerts: list[Alert] = field(default_factory=list)
+    steps: list[dict[str, float]] = field(default_factory=list)
+    folder: Path | None = None
+
+
+def tracked(root: str | Path) -> list[Record]:
+    """The records of the trainings that were written down in folders below `root`, those under way included.
+
+    Raises ResultError: a file of one of them is damaged (named).
+    """
+    return [_tracked(path.parent) for path in sorted(Path(root).rglob(tracking.RUN))]
+
+
+def rows(folder: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """The step rows and the epoch rows of a training, without what depends on the machine."""
+    return tuple([{k: v for k, v in row.items() if k not in MACHINE} for row in found]
+                 for found in tracking.read(folder))  # fmt: skip
+
+
+def machine(folder: Path) -> dict[str, float]:
+    """What a training took on the machine that made it: seconds, and medians over the steps that were logged."""
+    steps, epochs = tracking.read(folder)
+    middle = {key: sorted(row[key] for row in steps)[len(steps) // 2] for key in sorted(MACHINE - {"seconds"}) if steps}
+    return {"seconds": sum(row["seconds"] for row in epochs)} | middle
+
+
+def marks(run: Params, folder: Path) -> list[tuple[str, float]]:
+    """The kind and epoch of each alert that the epochs of a training give, which is the same on any machine."""
+    return [(alert.kind, alert.epoch) for alert in alerts.review(rows(folder)[1], run.watching)]
+
+
+def _tracked(folder: Path) -> Record:
+    about, (steps, epochs) = results.load(folder / tracking.RUN), tracking.read(folder)
+    return Record(
+        name=about["name"],
+        settings={**about["parameters"], **({"seed": about["seed"]} if "seed" in about else {})},
+        trained_parameters=about.get("trained_parameters", 0),
+        history=epochs,
+        seconds=sum(row.get("seconds", 0.0) for row in epochs),
+        ended=about["parts"][-1]["reason"] or RUNNING,
+        commit=about.get("commit") or "",
+        alerts=alerts.raised(folder),
+        steps=steps,
+        folder=folder,
+    )
+
+
+def table(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """A row for each training, the best first: the settings in which they differ, then what came of each.
+
+    Accuracies are fractions, of the epoch with the best validation top-1; `gap` is training minus validation.
+    """
+    names = differing([record.settings for record in records])
+    rows = [_row(record, names) for record in records]
+    filled = [key for key in dict.fromkeys(k for row in rows for k in row) if any(row[key] is not None for row in rows)]
+    rows.sort(key=lambda row: -1.0 if row["validation top-1"] is None else row["validation top-1"], reverse=True)
+    return [{key: row[key] for key in filled} for row in rows]
+
+
+def differing(settings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The settings that all have and that are not the same in all of them; where a run is kept does not count."""
+    settings = list(settings)
+    shared = [key for key in (settings[0] if settings else ()) if all(key in other for other in settings)]
+    return [
+        key for key in shared if key not in _ASIDE and any(other[key] != settings[0][key] for other in settings)
+    ]
+
+
+def _row(record: Record, names: Sequence[str]) -> dict[str, Any]:
+    best = max(record.history, key=lambda r: (r["validation_top1"], -r["validation_loss"]), default={})
+    speeds = [row["clips_per_second"] for row in record.steps]
+    kinds = dict.fromkeys(alert.kind for alert in record.alerts)
+    return {
+        "training": record.name,
+        **{name: record.settings[name] for name in names},
+        "trained parameters": record.trained_parameters,
+        "epochs": len(record.history),
+        "best epoch": int(best["epoch"]) if best else None,
+        "validation top-1": best.get("validation_top1"),
+        "validation loss": best.get("validation_loss"),
+        "gap": best["train_top1"] - best["validation_top1"] if "train_top1" in best else None,
+        "clips a second": float(np.median(speeds)) if speeds else None,
+        "seconds": round(record.seconds),
+        "ended": record.ended,
+        "alerts": ", ".join(kinds),
+        "commit": record.commit[:8] or None,
+    }
+
+
+class LiveCurves:
+    """Draws the curves of a training under the cell that runs it, anew after every epoch; a Watcher.
+
+    folder: where the trackers write; put this watcher behind them.
+    """
+
+    def __init__(self, folder: str | Path, name: str = ""):
+        self.folder, self.name, self.shown = Path(folder), name, {}
+
+    def start(self, run: Mapping[str, Any]) -> None:
+        """Begin with an empty place; a training that goes on does so in the place that it had."""
+        self.name, self.shown = run["name"], self.shown if run.get("step") else {}
+
+    def step(self, row: Mapping[str, float]) -> None:
+        """Do nothing: a picture takes longer than a step."""
+
+    def epoch(self, row: Mapping[str, float]) -> None:
+        """Draw what has been written so far, and list the alerts."""
+        import matplotlib.pyplot as plt
+        from IPython.display import Markdown, display
+
+        from tcar.lab.plots.training import watched
+
+        kept = alerts.raised(self.folder)
+        figure = watched(*tracking.read(self.folder), [(alert.kind, alert.epoch) for alert in kept], self.name)
+        for place, content in (("curves", figure), ("alerts", Markdown(alerts.text(kept)))):
+            if place in self.shown:
+                self.shown[place].update(content)
+            else:
+                self.shown[place] = display(content, display_id=True)
+        plt.close(figure)
+
+    def end(self, reason: str) -> None:
+        """Leave the last picture where it is."""

@@ -1,0 +1,64 @@
+"""Results in words, for the sentences that a notebook computes."""
+
+from tcar.lab.plots import label
+from tcar.lab.plots.scores import METRICS
+
+
+def shown(entry: dict[str, float | None], sign: str = "") -> str:
+    """Write {value (or difference), low, high}, shares, as a percentage with its interval, which one thing alone does
+    not have; a dash where nothing was counted. `sign="+"` shows a plus.
+    """
+    value = entry["value"] if "value" in entry else entry["difference"]
+    if value is None:
+        return "–"
+    text = f"{value:{sign}.1%}"
+    return text if entry["low"] is None else f"{text} [{entry['low']:{sign}.1%}, {entry['high']:{sign}.1%}]"
+
+
+def verdict(comparison: dict) -> str:
+    """Say what the interval of a paired difference allows: above, below, not told apart from, or nothing."""
+    if comparison["low"] is None:
+        return "not measured enough against"
+    if comparison["low"] > 0:
+        return "above"
+    return "below" if comparison["high"] < 0 else "not told apart from"
+
+
+def replicate_sentence(row: dict, alpha: float) -> str:
+    """Say what a paired comparison over replicates allows, by its corrected p."""
+    known = row["holm"] is not None
+    word = "not told apart from" if known and row["holm"] >= alpha else verdict(row)
+    p = f", corrected p = {row['holm']:.2g}" if known else ""
+    return (
+        f"Over replicates, in {METRICS[row['metric']]}, {label(row['a'])} is {word} {label(row['b'])} "
+        f"({shown(row, '+')}{p})."
+    )
+
+
+def group_sentence(group: str, reached: dict[str, float | None], differences: dict[str, dict]) -> str:
+    """Say what a group's twin accuracy and its paired differences show, and what they do not.
+
+    `differences[rival]` is the headline method minus that rival in this group.
+    """
+    said = {rival: verdict(row) for rival, row in differences.items()}
+    alone = {rival: said[rival] for rival in ("semantic", "motion") if rival in said}
+    fused = {rival: said[rival] for rival in ("late_concat", "sum") if rival in said}
+    if reached["value"] is None:
+        meaning = "nothing is known of this group, which has no pair"
+    elif "below" in said.values():
+        better = [label(rival).lower() for rival, word in said.items() if word == "below"]
+        meaning = f"reading across is not the best choice here: {', '.join(better)} does better"
+    elif fused and all(word == "above" for word in (*fused.values(), *alone.values())):
+        rest = " and ".join(label(rival).lower() for rival in fused)
+        meaning = f"reading across does better here than {rest}, on these streams and with this recipe"
+    elif alone and all(word == "above" for word in alone.values()):
+        meaning = "both streams are needed; that they read each other is not shown to matter"
+    elif "above" in alone.values():
+        equal = next(rival for rival, word in alone.items() if word != "above")
+        meaning = f"the {label(equal).lower()} alone is not shown to do worse"
+    else:
+        meaning = "this group does not tell the methods apart"
+    rivals = ", ".join(
+        f"{said[rival]} {label(rival).lower()} ({shown(row, '+')})" for rival, row in differences.items()
+    )
+    return f"**{group}**: twin accuracy {shown(reached)}, {rivals}. So {meaning}."

@@ -1,0 +1,1 @@
+"""Frozen backbones behind one interface, and their published weights."""

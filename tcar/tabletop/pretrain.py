@@ -1,0 +1,243 @@
+"""Training of the two small streams of the demo on stand-in tasks (`make streams`).
+
+A published DINOv2 or I3D comes trained on millions of images or clips; the small ones, of the same architectures, come
+trained on dense labels of random synthetic stills (what covers each sixteenth of a patch; colour, outline, pattern and
+place of the object in it) and on the true flow of random synthetic clips. Neither shares objects, textures,
+backgrounds or clips with Tabletop.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tcar.data.workers import worker_count
+from tcar.ground import files, locks, log, records, sources
+from tcar.ground.errors import ParameterError
+from tcar.ground.processes import pool
+from tcar.streams import i3d, packaged, pretrained, published, stream
+from tcar.streams import registry as streams
+from tcar.streams.dinov2 import DINOV2_TINY
+from tcar.tabletop import standin
+
+LOG = log.get("streams")
+DETAIL = 4  # sub-patches along each side of a patch, for which the category is asked
+# The code that draws the training data; the recipe stands beside the weights.
+TRAINED_BY = tuple(f"tcar.tabletop.{name}" for name in ("standin", "scene", "assets", "stage"))
+HELD_OUT = 0.08  # share of the stand-in data on which the provenance's scores are measured
+
+
+def _generate(make, seeds: range) -> list[Tensor]:
+    rows = [make(seed) for seed in log.progress(seeds, description="stand-in scenes")]
+    return [torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)]
+
+
+class DenseHead(nn.Module):
+    """One linear layer on every token, cut into named targets."""
+
+    def __init__(self, width: int, targets: dict[str, int]):
+        super().__init__()
+        self.targets = targets
+        self.linear = nn.Linear(width, sum(targets.values()))
+
+    def forward(self, tokens: Float[Tensor, "... d"]) -> dict[str, Tensor]:
+        return dict(zip(self.targets, self.linear(tokens).split(list(self.targets.values()), -1), strict=True))
+
+
+def _schedule(optimiser, steps: int, peak: float):
+    return torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, total_steps=steps, pct_start=0.1, anneal_strategy="cos")
+
+
+def semantic_loss(out: dict[str, Tensor], batch: list[Tensor]) -> tuple[Tensor, dict[str, float]]:
+    """Sum of the losses of every dense label, and the scores that a reader understands.
+
+    Categories are asked for in every sixteenth of a patch, so that a token has to hold an outline and not only a kind.
+    """
+    category, colour, shape, pattern, offset = batch
+    filled = shape >= 0
+    guessed = out["category"].unflatten(-1, (-1, len(standin.CATEGORIES)))
+    terms = [
+        2 * F.cross_entropy(guessed.flatten(0, -2), category.flatten()),
+        4 * F.l1_loss(out["colour"][filled], colour[filled]),
+        F.cross_entropy(out["shape"][filled], shape[filled]),
+        0.5 * F.cross_entropy(out["pattern"][filled], pattern[filled]),
+        4 * F.l1_loss(out["offset"][filled], offset[filled]),
+    ]
+    found = guessed.argmax(-1)
+    overlap = {}
+    for name in ("hand", "object", "held object"):
+        here, there = found == standin.CATEGORIES.index(name), category == standin.CATEGORIES.index(name)
+        overlap[f"{name} overlap"] = ((here & there).sum() / (here | there).sum().clamp(min=1)).item()
+    scores = overlap | {
+        "shape accuracy": (out["shape"].argmax(-1) == shape)[filled].float().mean().item(),
+        "pattern accuracy": (out["pattern"].argmax(-1) == pattern)[filled].float().mean().item(),
+        "colour error": F.l1_loss(out["colour"][filled], colour[filled]).item(),
+    }
+    return sum(terms), scores
+
+
+def train_semantic(scenes: int, epochs: int, seed: int) -> tuple[nn.Module, dict]:
+    """Train the small DINOv2 on dense labels of stills; returns it with its scores on held-out stills."""
+    config = DINOV2_TINY
+    grid = config.image_size // config.patch_size
+    make = partial(standin.make_still, size=config.image_size, grid=grid, detail=DETAIL)
+    data = _generate(make, range(seed * 10**6, seed * 10**6 + scenes))
+    torch.manual_seed(seed)
+    model = pretrained.build("Dinov2Model", config)
+    head = DenseHead(config.hidden_size, {"category": DETAIL**2 * len(standin.CATEGORIES), "colour": 3, "offset": 2,
+                                          "shape": len(standin.SHAPE_NAMES), "pattern": len(standin.PATTERN_NAMES)})
+
+    def run(rows, augment):
+        columns = [column[rows] for column in data]
+        if augment:
+            mirrored = torch.rand(len(rows)) < 0.5
+            for column in columns:
+                column[mirrored] = column[mirrored].flip(2)
+            columns[-1][mirrored, ..., 0] *= -1  # offsets point the other way
+        frames, category, *labels = columns
+        blocks = category.long().unflatten(2, (grid, DETAIL)).unflatten(1, (grid, DETAIL))
+        labels = [blocks.transpose(2, 3).flatten(3), *labels]
+        images = _normalise(frames.permute(0, 3, 1, 2), stream.IMAGENET, augment)
+        tokens = model(pixel_values=images).last_hidden_state[:, 1:].unflatten(1, (grid, grid))
+        return semantic_loss(head(tokens), labels)
+    return model, _optimise(nn.ModuleList([model, head]), run, scenes, epochs, 64, 3e-3, seed, "dinov2_tiny")
+
+
+def motion_loss(flow: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Robust flow regression; scored by explained variance over moving places."""
+    error = F.smooth_l1_loss(flow, truth, beta=0.5)
+    moving = truth.abs().sum(-1) > 0.3
+    rest = ((flow - truth)[moving] ** 2).sum() / (truth[moving] ** 2).sum()
+    return error, {"flow R2": 1 - rest.item()}
+
+
+def train_motion(scenes: int, epochs: int, seed: int) -> tuple[nn.Module, dict]:
+    """Train the small I3D on the true flow of clips; returns it with its scores on held-out clips.
+
+    Half of each batch is transposed, so that vertical motion is seen as often as horizontal motion, and half mirrored.
+    """
+    spec = streams.stream_spec("i3d_tiny")
+    torch.manual_seed(seed)
+    model = i3d.I3D(i3d.TINY).to(memory_format=torch.channels_last_3d)
+    with torch.no_grad():
+        grid = tuple(model.eval().features(torch.zeros(1, 3, spec.frames, spec.input_size, spec.input_size)).shape[2:])
+    make = partial(standin.make_clip, size=spec.input_size, grid=grid, frames=spec.frames)
+    clips, flows = _generate(make, range(seed * 10**6, seed * 10**6 + scenes))
+    head = DenseHead(model.width, {"flow": 8})
+
+    def run(rows, augment):
+        video, truth = clips[rows].permute(0, 4, 1, 2, 3), flows[rows].float()
+        if augment:
+            half = len(rows) // 2
+            video = torch.cat([video[:half], video[half:].transpose(3, 4)])
+            truth = torch.cat([truth[:half], truth[half:].transpose(2, 3).flip(-1)])
+            mirrored = torch.arange(len(rows)) % 2 == 0
+            video[mirrored] = video[mirrored].flip(4)
+            truth[mirrored] = truth[mirrored].flip(3) * torch.tensor([-1.0, 1.0])
+        video = _normalise(video, stream.KINETICS, augment)
+        # bfloat16 halves the time of these convolutions on a CPU that has it, and doubles it on one that has not
+        with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
+            features = model.features(video.contiguous(memory_format=torch.channels_last_3d))
+        flow = head(features.float().movedim(1, -1))["flow"]
+        flow = flow.unflatten(-1, (2, 2, 2)).permute(0, 1, 2, 4, 3, 5, 6).flatten(4, 5).flatten(2, 3)
+        return motion_loss(flow, truth)
+    return model, _optimise(nn.ModuleList([model, head]), run, scenes, epochs, 32, 3e-3, seed, "i3d_tiny")
+
+
+def _normalise(frames: UInt8[Tensor, "b 3 ..."], statistics: dict, augment: bool) -> Tensor:
+    """Scale to [0, 1], vary contrast and brightness in training, and normalise as the stream does."""
+    shape = (1, 3) + (1,) * (frames.ndim - 2)
+    images = frames.float() / 255
+    if augment:
+        per_clip = (len(frames),) + (1,) * (frames.ndim - 1)
+        images = images * torch.empty(per_clip).uniform_(0.8, 1.2) + torch.empty(per_clip).uniform_(-0.1, 0.1)
+        images = images.clamp(0, 1)
+    return (images - torch.tensor(statistics["mean"]).view(shape)) / torch.tensor(statistics["std"]).view(shape)
+
+
+def _optimise(model: nn.Module, run, scenes: int, epochs: int, batch: int, rate: float, seed: int, name: str) -> dict:
+    held_out = int(scenes * HELD_OUT)
+    order = torch.Generator().manual_seed(seed)
+    steps = (scenes - held_out) // batch
+    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.02)
+    schedule = _schedule(optimiser, steps * epochs, rate)
+    for epoch in range(epochs):
+        model.train()
+        total = 0.0
+        for rows in (torch.randperm(scenes - held_out, generator=order) + held_out)[: steps * batch].split(batch):
+            loss, _ = run(rows, True)
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            total += loss.item()
+        LOG.info("%s epoch %d/%d loss %.4f", name, epoch + 1, epochs, total / steps)
+    model.eval().half().float()  # the weights are kept in half precision, and scored as they are kept
+    with torch.no_grad():
+        parts = [run(rows, False)[1] for rows in torch.arange(held_out).split(batch)]
+    return {key: float(np.mean([p[key] for p in parts])) for key in parts[0]}
+
+
+TASKS = {  # stream -> (training, scenes, epochs)
+    "dinov2_tiny": (train_semantic, 20000, 7),
+    "i3d_tiny": (train_motion, 9000, 7),
+}
+
+
+def build(name: str, output: Path, seed: int, scale: float) -> None:
+    """Train one small stream on one core and write its weights, with their provenance beside them."""
+    torch.set_num_threads(1)  # the same sums in the same order, whatever the machine
+    log.configure("INFO")
+    train, scenes, epochs = TASKS[name]
+    scenes, epochs = max(400, int(scenes * scale)), max(1, round(epochs * scale))
+    begin = time.perf_counter()
+    model, scores = train(scenes, epochs, seed)
+    LOG.info("%s: %s", name, {k: round(v, 3) for k, v in scores.items()})
+    output.mkdir(parents=True, exist_ok=True)
+    state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
+    path = output / packaged.packaged(name, seed).name
+    with files.drafted(path) as draft:
+        save_file(state, draft)
+    provenance = {
+        "stream": name, "trained_on": f"{scenes} synthetic stand-in scenes of the vocabulary 'pretrain'",
+        "epochs": epochs, "seed": seed, "held_out_scores": scores, "licence": published.licence(name),
+        "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
+        "code": training_code(streams.create_stream(name).backbone),
+        "seconds": round(time.perf_counter() - begin, 1),
+    }
+    files.write_text(path.with_suffix(".json"), json.dumps(provenance, indent=1, sort_keys=True) + "\n")
+
+
+def training_code(backbone: nn.Module) -> dict[str, str]:
+    """Return the digest of every module in `TRAINED_BY` and of the network of a small stream, as it prints itself.
+
+    Equal ones train the same network on the same scenes, wherever the code that builds it stands.
+    """
+    digests = sources.module_digests(*TRAINED_BY)
+    shapes = {key: list(value.shape) for key, value in backbone.state_dict().items()}
+    network = records.digest({"modules": repr(backbone), "weights": shapes})
+    return {module: digests[module] for module in TRAINED_BY} | {"network": network}
+
+
+def train_streams(names: Sequence[str], output: Path, seeds: Sequence[int], scale: float = 1.0) -> None:
+    """Train small streams, all where none is named, with every seed, side by side on the cores.
+
+    `scale` is the share of the stand-in scenes and epochs. Raises ParameterError: an unknown stream, a folder that
+    another command trains into.
+    """
+    if unknown := set(names) - set(TASKS):
+        raise ParameterError(f"unknown streams {sorted(unknown)}; there are {', '.join(TASKS)}")
+    busy = f"{output}: another command trains streams into it; wait for it, or give another --output"
+    with locks.alone(output / ".lock", ParameterError, busy), pool(worker_count(0)) as processes:
+        jobs = [processes.submit(build, name, output, seed, scale) for name in names or TASKS for seed in seeds]
+        for job in jobs:
+            job.result()
