@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from math import prod
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from tcar.data.protocol import PROTOCOLS
 from tcar.fusion.kinds import FusionConfig, create_fusion, fusion_cost
+from tcar.ground.sources import PACKAGE
 from tcar.lab import plan
 from tcar.lab.counts import class_count, clips
 from tcar.lab.params import Params, load
@@ -211,7 +211,7 @@ def benchmarked_rate(run: Params, gpu: str = "") -> tuple[float | None, str]:
     found = plan.benchmarked(name)
     if not found:
         return None, "no training was measured on such a machine (--measure times some steps here)"
-    real = load(plan_files(Path(__file__).parents[1])["ssv2"])
+    real = load(plan_files(PACKAGE.parent)["ssv2"])
     costs = [cost(real, each.fusion)["gflops"] for each in trainings(real)[: len(real.training.methods)]]
     if not costs[0] / ALIKE <= cost(run, trainings(run)[0].fusion)["gflops"] <= costs[0] * ALIKE:
         return None, f"{name} was measured with the fusion of params/ssv2.yaml, which is of another size"

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 
 import torch
 
@@ -20,6 +19,7 @@ from tcar.data.workers import Failure, isolated_map, worker_count
 from tcar.features.packing import FeatureError, row_type
 from tcar.features.views import SegmentView
 from tcar.ground import log
+from tcar.ground.sources import PACKAGE
 from tcar.lab import results
 from tcar.lab.counts import clips
 from tcar.lab.params import Params, load
@@ -27,7 +27,7 @@ from tcar.lab.real_plans import plan_files
 from tcar.streams.registry import create_stream, stream_cost, stream_spec
 
 ROLES = ("semantic", "motion")
-BENCHMARKS = Path(__file__).parents[2] / "tests" / "benchmarks" / "results"
+BENCHMARKS = PACKAGE.parent / "tests" / "benchmarks" / "results"
 PUBLISHED_CLIPS = 220_847  # of all splits, where the dataset is not here yet
 MEASURED_CLIPS = 64
 
@@ -142,7 +142,7 @@ def _rate(run: Params, stream: str, gpu: str) -> tuple[float | None, str]:
         words = f"measured on {made['device']} in an earlier extraction of {made['ranks']} process(es){together}"
         return made["clips_per_second"] * made["ranks"], words
     found, words = benchmarked(gpu).get("from_files", {}), f"measured on one {gpu} by tests/benchmarks/gpu.py"
-    if "together" in found and _pair(run) == _pair(load(plan_files(Path(__file__).parents[2])["ssv2"])):
+    if "together" in found and _pair(run) == _pair(load(plan_files(PACKAGE.parent)["ssv2"])):
         return found["together"]["clips_per_second"] / run.streams.views, f"{words}, both streams together"
     if stream in found:
         return found[stream]["clips_per_second"] / run.streams.views, words

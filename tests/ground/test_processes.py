@@ -14,7 +14,7 @@ import pytest
 from tcar.ground.processes import end_with_parent
 
 SCRIPT = Path(__file__).parents[1].joinpath("support", "orphans.py")
-ENVIRONMENT = os.environ | {"PYTHONPATH": f"{SCRIPT.parents[1]}:{SCRIPT.parent}", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = os.environ | {"PYTHONPATH": f"{SCRIPT.parents[2]}:{SCRIPT.parent}", "OMP_NUM_THREADS": "1"}
 
 
 def until(condition, what: str, seconds: float = 60.0) -> None:

@@ -33,7 +33,7 @@ def run(project, monkeypatch):
 
 
 def test_parameters_arrive_and_the_notebook_is_kept(run, project):
-    values = "[run.training.epochs, run.data.test_sets, sys.executable, os.getcwd()]"
+    values = "[run.training.epochs, run.tabletop.test_sets, sys.executable, os.getcwd()]"
     write = f"import json, os, sys\njson.dump({values}, open('o.json', 'w'))"
     notebook = run(SETUP, write, "print('seen')", epochs=3, test_sets=4)
     found = json.loads((project / "notebooks" / "o.json").read_text())

@@ -20,20 +20,20 @@ from tcar.train.settings import Recipe
 ROOT = Path(__file__).parents[2]
 EPOCHS = Recipe().epochs
 STEPS = (
-    Step("a", (), ("first",), ("data",)),
-    Step("b", ("first",), ("second",), ("data", "training")),
+    Step("a", (), ("first",), ("tabletop",)),
+    Step("b", ("first",), ("second",), ("tabletop", "training")),
     Step("c", (), ("third",), ("evaluation",)),
 )
 SAVE = "results.save(run.results_dir / '{}.json', {}, params=run)"
 DRAW = "run.figures_dir.mkdir(parents=True, exist_ok=True)\n(run.figures_dir / '{}.png').write_text(str({}))"
 
 
-def write_a(folder: Path, setup: str = SETUP, value: str = "{'odd': run.data.train_sets % 2}") -> None:
+def write_a(folder: Path, setup: str = SETUP, value: str = "{'odd': run.tabletop.train_sets % 2}") -> None:
     cells = [
         setup,
         "from tcar.lab import plots",
         SAVE.format("first", value),
-        DRAW.format("a", "run.data.train_sets"),
+        DRAW.format("a", "run.tabletop.train_sets"),
     ]
     write_notebook(folder / "notebooks" / "a.ipynb", "train_sets = 100", *cells)
 

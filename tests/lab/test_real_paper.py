@@ -3,13 +3,13 @@
 import csv
 import json
 import re
-from pathlib import Path
 
 import pytest
 import typst
 from real_results import CLIPS, real_run, write_real_results
 from test_report import draw_figure
 
+from tcar.ground.sources import PACKAGE
 from tcar.lab import params
 from tcar.lab.paper import report, sentences
 
@@ -124,5 +124,5 @@ def test_a_difference_that_is_shown_as_none_is_not_said_to_be_one():
 
 
 def test_the_published_paper_is_of_tabletop():
-    numbers = json.loads((Path(report.__file__).parents[3] / "paper/tables/numbers.json").read_text())
+    numbers = json.loads((PACKAGE.parent / "paper/tables/numbers.json").read_text())
     assert "synthetic (Tabletop)" in numbers["captions"]["methods"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tcar.ground.sources import PACKAGE
 from tcar.lab import params
 from tcar.lab.paper import report, sentences, tables
 from tcar.lab.plots import numerals
@@ -18,7 +19,7 @@ METHODS = {
 }
 GROUPS = ("direction", "binding")
 COLUMNS = {"top1": "Top-1", "top5": "Top-5", "twin_accuracy": "Twin accuracy", "ece": "ECE"}
-PAPER = Path(report.__file__).parents[3] / "paper"
+PAPER = PACKAGE.parent / "paper"
 
 
 def write_results(folder: Path, seed: int = 0) -> dict[str, dict]:

@@ -28,7 +28,7 @@ ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processe
 
 def launched(folder: Path, changes: dict, launcher: list[str] = TORCHRUN, *arguments: str) -> dict:
     """Train in processes that a launcher starts; return what the watchers of the main process were told."""
-    path = f"{SCRIPT.parents[1]}:{SCRIPT.parent}"
+    path = f"{SCRIPT.parents[2]}:{SCRIPT.parent}"
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     command = [sys.executable, *launcher, str(SCRIPT), str(folder), json.dumps(changes), *arguments]
     subprocess.run(command, env=environment, check=True, timeout=300)

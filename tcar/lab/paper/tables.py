@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tcar.ground.sources import PACKAGE
 from tcar.lab.plots.numerals import (
     ReportError,
     confidence_level,
@@ -26,7 +27,7 @@ from tcar.lab.results import outdated
 if TYPE_CHECKING:
     from tcar.lab.params import Params
 
-SOURCES = Path(__file__).resolve().parents[1] / "paper"
+SOURCES = PACKAGE.parent / "paper"
 PRODUCERS = {
     "audit": "00_data_audit", "extractors": "01_extractors", "fusion": "02_fusion", "training": "03_training",
     "evaluation": "04_evaluation", "ablations": "05_ablations", "interpretability": "06_interpretability",
