@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from tcar import models
 from tcar.data.ssv2 import Clip
 from tcar.features.batches import Batch, Builder, Job, Precision, one_place_each
 from tcar.features.extraction import Ranks, Spent, await_ranks, make
@@ -49,6 +48,7 @@ from tcar.features.store import (
 from tcar.features.views import SegmentView, View
 from tcar.ground import locks, log
 from tcar.ground.files import drop_drafts, replace_file
+from tcar.streams import registry
 
 __all__ = ["FeatureError", "FeatureStore", "Wanted", "extract", "extract_together", "unpacked", "verify"]
 
@@ -132,7 +132,7 @@ def extract_together(
     jobs, made = [], []
     for one, model in zip(wanted, built, strict=True):
         view = one.view or SegmentView(one.frames)
-        job = Job(Path(root), len(clips), tuple(one.grid), model.width, models.weights_digest(model), view, views,
+        job = Job(Path(root), len(clips), tuple(one.grid), model.width, registry.weights_digest(model), view, views,
                   view_seed, token_type, precision)  # fmt: skip
         _refuse_mirrored(job, clips)
         made.append(_ingredients(job, fingerprint, clips, model, one.frames, batch_clips, left_out))

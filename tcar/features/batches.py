@@ -21,7 +21,6 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
-from tcar import models
 from tcar.data.machine import reason_of
 from tcar.data.ssv2 import Clip
 from tcar.data.video import VideoError
@@ -30,6 +29,7 @@ from tcar.features.packing import FeatureError, TokenType, packed, parts_of, row
 from tcar.features.store import COORDINATES, TOKENS, header
 from tcar.features.views import View, read_views
 from tcar.ground.files import replace_file
+from tcar.streams import grids, registry
 
 Precision = Literal["fp32", "bf16"]
 SAME_PLACE = 1e-4  # of the frame: devices differ by less in a coordinate, frames of another shape by more
@@ -44,7 +44,7 @@ class Builder:
 
     def __call__(self) -> nn.Module:
         if isinstance(self.stream, str):
-            return models.create_stream(self.stream, pretrained=True, checkpoint=self.checkpoint or None)
+            return registry.create_stream(self.stream, pretrained=True, checkpoint=self.checkpoint or None)
         if self.checkpoint:
             raise FeatureError("checkpoint= goes with the name of a stream; others bring their weights")
         return self.stream if isinstance(self.stream, nn.Module) else self.stream()
@@ -156,7 +156,7 @@ class Extractor:
         if number not in self.models:
             torch.set_num_threads(1)
             self.models[number] = model = self.builders[number]()
-            if models.weights_digest(model) != self.jobs[number].weights:
+            if registry.weights_digest(model) != self.jobs[number].weights:
                 raise FeatureError(f"{model.name}: its factory gives other weights each time; seed it")
         return self.models[number]
 
@@ -197,7 +197,7 @@ def pooled_tokens(model: nn.Module, clips: UInt8[Tensor, "b t h w 3"], rows: lis
     lower = torch.autocast(clips.device.type, torch.bfloat16) if job.precision == "bf16" else nullcontext()
     with torch.inference_mode():
         with lower:
-            pooled = models.pool_tokens(model(clips), job.grid)
+            pooled = grids.pool_tokens(model(clips), job.grid)
         tokens = pooled.values.flatten(1, 2)
         if tokens.shape[1:] != (prod(job.grid), job.width):
             raise FeatureError(

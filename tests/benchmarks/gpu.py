@@ -36,7 +36,7 @@ from tcar.fusion.kinds import FusionConfig
 from tcar.ground import log
 from tcar.lab import params
 from tcar.streams.registry import create_stream
-from tcar.tabletop import Look, render_dataset
+from tcar.tabletop.dataset import Look, render_dataset
 from tcar.train.recipe import epochs_of
 from tcar.train.tasks import TokenTask
 from tcar.train.tokens import StoredTokens

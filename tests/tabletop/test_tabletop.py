@@ -11,7 +11,8 @@ import pytest
 
 from tcar.data import ssv2, video
 from tcar.ground import locks
-from tcar.tabletop import assets, dataset, load_index, load_truth, probes, render_dataset, templates
+from tcar.tabletop import assets, dataset, probes, templates
+from tcar.tabletop.dataset import load_index, load_truth, render_dataset
 from tcar.tabletop.scene import render
 from tcar.tabletop.stage import Stage
 from tcar.tabletop.templates import FAMILIES, LABELS

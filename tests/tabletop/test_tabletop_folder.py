@@ -10,7 +10,8 @@ import pytest
 
 from tcar.__main__ import command
 from tcar.data.ssv2 import DatasetError
-from tcar.tabletop import dataset, load_index, load_truth, render_dataset
+from tcar.tabletop import dataset
+from tcar.tabletop.dataset import load_index, load_truth, render_dataset
 
 PROJECT = Path(__file__).parents[2]
 TWO = {"train_sets": 1, "validation_sets": 1, "test_sets": 1, "classes": [45, 43]}

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tcar.tabletop import Look, probes, render_dataset
+from tcar.tabletop import probes
+from tcar.tabletop.dataset import Look, render_dataset
 from tcar.tabletop.templates import FAMILIES, LABELS
 
 CLASSES = [42, 40, 45, 43, 38, 39, 109, 47, 74, 68, 18, 17]

@@ -23,7 +23,7 @@ def dataset_folder(run: Params) -> Path:
     without one.
     """
     if run.data.dataset == "tabletop":
-        from tcar.tabletop import Look, render_dataset
+        from tcar.tabletop.dataset import Look, render_dataset
 
         drawn = run.tabletop
         render_dataset(
@@ -109,7 +109,7 @@ def ground_truth(run: Params) -> dict[str, dict]:
     """Give Tabletop's index of clips (group, set, twin), or nothing for a dataset without one."""
     if run.data.dataset != "tabletop":
         return {}
-    from tcar.tabletop import load_index
+    from tcar.tabletop.dataset import load_index
 
     return load_index(run.data_root)
 
