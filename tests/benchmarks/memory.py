@@ -36,7 +36,7 @@ from stores import sparse_store  # noqa: E402
 
 from tcar.ground import log  # noqa: E402
 from tcar.ground.processes import usable_cores  # noqa: E402
-from tcar.lab import execution, notebooks, params, pipeline, results
+from tcar.lab import execution, notebooks, params, pipeline, real_plans, results
 from tcar.lab.rehearsal import imitation, weights  # noqa: E402
 from tcar.lab.rehearsal.measuring import Watch, memory_kind  # noqa: E402
 from tcar.streams.registry import stream_spec  # noqa: E402
@@ -46,7 +46,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
 NOTEBOOKS = ("01_extractors", "03_training", "04_evaluation", "05_ablations", "06_interpretability")
 SIZES = (2_000, 20_000, 193_690)
-READ = imitation.PUBLISHED["train"] + imitation.PUBLISHED["validation"]
+READ = real_plans.CLIPS["train"] + real_plans.CLIPS["validation"]
 LIMIT, FLAT = 8 * 2**30, 0.1
 INTERVAL = 0.2  # seconds between two looks: a small run has its peak within a second
 BLOCK = 4096  # bytes of a clip that are no hole
@@ -69,10 +69,10 @@ def prepared(folder: Path, size: int, device: str) -> params.Params:
     run = params.load(ROOT / "params" / "ssv2.yaml", **own, **SMALL)
     weights.imitate(run, seed=0)
     texts, rng, entries, number = imitation.texts(), np.random.default_rng(0), {}, 0
-    for split, published in imitation.PUBLISHED.items():
+    for split, published in real_plans.CLIPS.items():
         count = round(published * size / READ)
         ids = [str(n) for n in range(number + 1, number + 1 + count)]
-        labels = rng.permutation(count) % imitation.CLASSES
+        labels = rng.permutation(count) % real_plans.CLASSES
         entries[split] = [entry(i, texts[n], imitation.OBJECTS) for i, n in zip(ids, labels, strict=True)]
         number += count
     (run.data_root / "videos").mkdir(parents=True)
@@ -128,10 +128,8 @@ def watched(name: str, run: params.Params, folder: Path) -> Watch:
     """Run a notebook and watch it to its end."""
     process = multiprocessing.get_context("spawn").Process(target=execute, args=(name, run, folder))
     process.start()
-    watch = Watch(process.pid, interval=INTERVAL)
-    watch.start()
-    process.join()
-    watch.stop()
+    watch = Watch()
+    watch.follow(process, INTERVAL)
     if process.exitcode:
         raise SystemExit(f"{name} failed, see {run.logs_dir / name}.log")
     return watch

@@ -1,4 +1,4 @@
-"""What a run will take, against arithmetic by hand, committed results, and a process that was really measured."""
+"""What a run will take, against arithmetic by hand, committed results, a store that was made, and a real process."""
 
 import dataclasses
 import json
@@ -7,23 +7,32 @@ import sys
 from pathlib import Path
 
 import pytest
+from bright import in_this_process
+from videos import write_video
 
-from tcar.lab import counts, demand, params, plan
+from tcar.__main__ import main
+from tcar.data.ssv2 import load_split
+from tcar.features import FeatureError, extract
+from tcar.lab import params
+from tcar.lab.demand import hours, sizes
+from tcar.streams.registry import create_stream
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"methods": ["cross_attention", "motion"], "seeds": [0, 1], "epochs_by_method": {"motion": 20},
          "ablation_heads": [4, 8], "ablation_fusions": ["cross_attention"], "ablation_seeds": [1, 2, 3]}  # fmt: skip
+FILES = {"name": "t", "dataset": "ssv2", "data_root": "data", "semantic_grid": [4, 2, 2], "motion_grid": [2, 2, 2]}
 
 
+# ---- sizes ----
 def test_the_clips_of_the_demo_are_those_that_its_audit_found():
     audited = json.loads((ROOT / "paper" / "results" / "audit.json").read_text())
     run = params.load(ROOT / "params" / "demo.yaml", data_root="not/there")
-    assert counts.clips(run) == audited["clips"]
-    assert counts.class_count(run) == len(audited["classes"])
+    assert sizes.clip_counts(run) == audited["clips"]
+    assert sizes.class_count(run) == len(audited["classes"])
 
 
 def test_each_configuration_is_trained_once_with_the_seeds_of_all_who_ask(project):
-    found = {(each.fusion.kind, each.fusion.heads): each for each in demand.trainings(params.from_values(SMALL))}
+    found = {(each.fusion.kind, each.fusion.heads): each for each in sizes.trainings(params.from_values(SMALL))}
     assert {key: (each.epochs, each.seeds) for key, each in found.items()} == {
         ("cross_attention", 4): (14, 4),  # seeds 0 and 1 of the methods, 1 to 3 of the ablations
         ("motion", 4): (20, 4),
@@ -36,71 +45,22 @@ def test_every_training_of_the_demo_is_counted():
     """Five methods and two more numbers of heads, three seeds each, with the epochs that training.json states."""
     made = json.loads((ROOT / "paper" / "results" / "training.json").read_text())["methods"]
     epochs = sum(row["epochs"] * len(row["seeds"]) for row in made.values()) + 2 * 3 * 14
-    run = params.load(ROOT / "params" / "demo.yaml")
-    assert sum(each.epochs * each.seeds for each in demand.trainings(run)) == epochs
+    planned = sizes.trainings(params.load(ROOT / "params" / "demo.yaml"))
+    assert sum(each.epochs * each.seeds for each in planned) == epochs
     trained = json.loads((ROOT / "paper" / "results" / "evaluation.json").read_text())["methods"]
-    for each in demand.trainings(run)[:5]:
-        assert demand.cost(run, each.fusion)["trained_parameters"] == trained[each.fusion.kind]["trained_parameters"]
-
-
-@pytest.fixture
-def benchmark(tmp_path, monkeypatch):
-    """What tests/benchmarks/gpu.py wrote of a card, whose fusion is that of params/ssv2.yaml."""
-    values = {"from_files": {"dinov2_vits14": {"clips_per_second": 200.0}, "i3d_r50": {"clips_per_second": 100.0}},
-              "training": {"batch": 256, "seconds": 0.032}}  # fmt: skip
-    (tmp_path / "A_card.json").write_text(json.dumps(values))
-    monkeypatch.setattr(plan, "BENCHMARKS", tmp_path)
-    return "A card"
-
-
-def real(**values) -> params.Params:
-    return params.load(ROOT / "params" / "ssv2.yaml", data_root="not/there", **values)
-
-
-def test_hours_are_work_over_measured_speed(benchmark):
-    """Of one method and one seed: 168,913 clips, 30 epochs, 256 clips in 32 ms."""
-    alone = {"methods": ["cross_attention"], "seeds": [0], "ablation_seeds": [0], "ablation_heads": [],
-             "ablation_fusions": []}  # fmt: skip
-    run = real(**alone)
-    extraction, views, training = demand.hours(run, benchmark)
-    assert views.hours == pytest.approx(extraction.hours * 6 * 24_777 / 220_847)
-    assert extraction.hours == pytest.approx(220_847 * (1 / 200 + 1 / 100) / 3600)
-    costs = {each.fusion.kind: demand.cost(run, each.fusion)["gflops"] for each in demand.trainings(run)}
-    assert set(costs) == {"cross_attention", "semantic", "motion"}  # the streams alone are an ablation always
-    alone = 168_913 * 30 / 256 * 0.032 / 3600
-    assert training.hours == pytest.approx(alone * sum(costs.values()) / costs["cross_attention"])
-    assert "3 configurations, 90 epochs" in training.source
-    assert "A card" in extraction.source and "A card" in training.source
-    twice = demand.hours(dataclasses.replace(run, streams=dataclasses.replace(run.streams, views=2)), benchmark)
-    assert twice[0].hours == pytest.approx(2 * extraction.hours)
-    assert twice[1].hours == pytest.approx(views.hours)
-
-
-def test_what_nobody_measured_is_unknown(benchmark, project):
-    for found in demand.hours(real(), "another card"):
-        assert found.hours is None
-        assert "measured" in found.source
-    vjepa = params.load(ROOT / "params" / "ssv2_vjepa2.yaml", data_root="not/there")
-    assert demand.hours(vjepa, benchmark)[0].hours is None  # of one of its streams nothing is known
-    small = dataclasses.replace(params.from_values({}), root=ROOT)
-    assert demand.hours(small, benchmark)[1].hours is None  # a thousandth of the operations, and not of the time
-    assert "of another size" in demand.hours(small, benchmark)[1].source
-
-
-def test_steps_that_are_timed_here_give_hours(project):
-    run = params.from_values({**SMALL, "device": "cpu", "batch_size": 4})
-    training = demand.hours(run, measure=True)[1]
-    assert training.hours > 0
-    assert "measured here on cpu" in training.source
+    for each in planned[:5]:
+        assert each.parameters == trained[each.fusion.kind]["trained_parameters"]
 
 
 STEP = """
 import resource, sys, torch
-from tcar.lab import demand, params
+from tcar.fusion.kinds import create_fusion
+from tcar.lab import params
+from tcar.lab.demand import sizes
 run = params.load(sys.argv[1])
-fusion = demand.trainings(run)[0].fusion
-kept = demand.kept_for_backward(run, fusion)
-model, inputs = demand.create_fusion(fusion).train(), demand._inputs(run, fusion, 8)
+fusion = sizes.trainings(run)[0].fusion
+kept = sizes.kept_for_backward(run, fusion)
+model, inputs = create_fusion(fusion).train(), sizes.noise(run, fusion, 8)
 with torch.no_grad():
     model(*inputs)
 def held():
@@ -120,13 +80,13 @@ def test_what_a_step_keeps_is_what_a_process_grows_by():
 
 
 def test_memory_grows_with_the_batch_and_lies_where_the_work_is_done(project):
-    few, many = (demand.memory(params.from_values({**SMALL, "batch_size": size}), False) for size in (24, 2400))
+    few, many = (sizes.memory(params.from_values({**SMALL, "batch_size": size}), False) for size in (24, 2400))
     assert [peak.work for peak in few] == ["extraction", "training"]
     assert few[0] == many[0]
-    assert many[1].host - demand.PROCESS > 10 * (few[1].host - demand.PROCESS)
+    assert many[1].host - sizes.PROCESS > 10 * (few[1].host - sizes.PROCESS)
     assert many[1].device == 0
-    on_card = demand.memory(params.from_values({**SMALL, "batch_size": 2400}), True)[1]
-    assert on_card.device + demand.PROCESS > on_card.host
+    on_card = sizes.memory(params.from_values({**SMALL, "batch_size": 2400}), True)[1]
+    assert on_card.device + sizes.PROCESS > on_card.host
     assert on_card.host < many[1].host
 
 
@@ -134,21 +94,141 @@ def test_a_training_keeps_three_snapshots_and_its_best_weights(project):
     """Of weights, two moments and with averaging their average; all begin one more beside those that are kept."""
     one = {**SMALL, "ablation_heads": [], "seeds": [0], "ablation_seeds": [0]}
     run = params.from_values(one)
-    sizes = [demand.cost(run, each.fusion)["trained_parameters"] for each in demand.trainings(run)]
-    assert len(sizes) == 3
-    assert demand.checkpoint_bytes(run) == sum(4 * size * (1 + 4 * 3) for size in sizes)
+    counts = [each.parameters for each in sizes.trainings(run)]
+    assert len(counts) == 3
+    assert sizes.checkpoint_bytes(run) == sum(4 * count * (1 + 4 * 3) for count in counts)
     averaged = params.from_values({**one, "weight_averaging": 0.99})
-    assert demand.checkpoint_bytes(averaged) == sum(4 * size * (1 + 4 * 4) for size in sizes)
+    assert sizes.checkpoint_bytes(averaged) == sum(4 * count * (1 + 4 * 4) for count in counts)
 
 
-def test_what_a_card_does_in_company_counts_before_single_steps(benchmark):
-    """Five heads, 4,096 clips, an epoch of 8 seconds: the heads of params/ssv2.yaml."""
-    values = json.loads((plan.BENCHMARKS / "A_card.json").read_text())
-    values["from_files"]["together"] = {"clips_per_second": 90.0}
-    values["trainings"] = {"clips": 4096, "heads": 5, "seconds_in_company": 8.0}
-    (plan.BENCHMARKS / "A_card.json").write_text(json.dumps(values | {"reading": {"audit": 250.0}}))
-    run = real(seeds=[0], ablation_heads=[], ablation_fusions=[], ablation_seeds=[0])
-    found = {each.work: each.hours for each in demand.hours(run, benchmark)}
-    assert found["extraction"] == pytest.approx(220_847 / 90 / 3600)
+# ---- hours ----
+@pytest.fixture
+def card(tmp_path, monkeypatch):
+    """What tests/benchmarks/gpu.py wrote of a card: five heads, 4,096 clips, an epoch of 8 seconds."""
+    values = {"from_files": {"dinov2_vits14": {"clips_per_second": 200.0}, "i3d_r50": {"clips_per_second": 100.0}},
+              "trainings": {"clips": 4096, "heads": 5, "seconds_in_company": 8.0}}  # fmt: skip
+    file = tmp_path / "A_card.json"
+    file.write_text(json.dumps(values))
+    monkeypatch.setattr(hours, "BENCHMARKS", tmp_path)
+    return file
+
+
+def real(**values) -> params.Params:
+    few = {"seeds": [0], "ablation_heads": [], "ablation_fusions": [], "ablation_seeds": [0]}
+    return params.load(ROOT / "params" / "ssv2.yaml", data_root="not/there", **few | values)
+
+
+def test_hours_are_work_over_measured_speed(card):
+    extraction, views, training = hours.hours(real(), "A card")
+    assert extraction.hours == pytest.approx(220_847 * (1 / 200 + 1 / 100) / 3600)
+    assert views.hours == pytest.approx(extraction.hours * 6 * 24_777 / 220_847)
+    assert training.hours == pytest.approx(168_913 * 30 / 4096 * 8 / 3600)  # the five, and no other
+    assert "5 configurations, 150 epochs" in training.source
+    assert "A card" in extraction.source and "A card" in training.source
+    files = json.loads(card.read_text())
+    files["from_files"]["together"] = {"clips_per_second": 90.0}
+    card.write_text(json.dumps(files | {"reading": {"audit": 250.0}}))
+    run = real(methods=["cross_attention"], views=2)
+    found = {each.work: each.hours for each in hours.hours(run, "A card")}
+    assert found["extraction"] == pytest.approx(2 * 220_847 / 90 / 3600)
+    assert found["2x3 views"] == pytest.approx(found["extraction"] * 3 * 24_777 / 220_847)
     assert found["audit"] == pytest.approx(220_847 / 250 / 3600)
-    assert found["training"] == pytest.approx(168_913 * 30 / 4096 * 8 / 3600)  # the five, and no other
+    work = {each.fusion.kind: each.gflops for each in sizes.trainings(real())}
+    alone = sum(work[kind] for kind in ("cross_attention", "semantic", "motion"))  # of these, two as ablations
+    assert found["training"] == pytest.approx(training.hours * alone / sum(work.values()))
+
+
+def test_what_nobody_measured_is_unknown(card, project):
+    for found in hours.hours(real(), "another card"):
+        assert found.hours is None
+        assert "measured" in found.source
+    assert hours.hours(real(motion="i3d_r50_inflated"), "A card")[0].hours is None
+    small = dataclasses.replace(params.from_values({}), root=ROOT)
+    assert hours.hours(small, "A card")[1].hours is None  # a thousandth of the operations, and not of the time
+    assert "of another size" in hours.hours(small, "A card")[1].source
+
+
+def test_steps_that_are_timed_here_give_hours(project, monkeypatch):
+    monkeypatch.setattr(hours, "TIMED", 0.0)
+    run = params.from_values({**SMALL, "device": "cpu", "batch_size": 4})
+    training = hours.hours(run, measure=True)[1]
+    assert training.hours > 0
+    assert "measured here on cpu" in training.source
+
+
+# ---- the plan of an extraction ----
+@pytest.fixture
+def dataset(project):
+    """Four clips, of which one has no known class and one is no video."""
+    (project / "data" / "videos").mkdir(parents=True)
+    (project / "data" / "labels.json").write_text(json.dumps({"Moving up": "0"}))
+    for split, ids in (("train", "ab"), ("validation", "c")):
+        (project / "data" / f"{split}.csv").write_text("id,label_index\n" + "".join(f"{i},0\n" for i in ids))
+    (project / "data" / "test.json").write_text('[{"id": "d"}]')
+    for identifier in "bc":
+        write_video(project / "data" / "videos" / f"{identifier}.webm", 9, width=64, height=48)
+    (project / "data" / "videos" / "a.webm").write_bytes(b"nothing")
+    return project
+
+
+def test_the_published_dataset_by_hand():
+    """ViT-S/14 is 384 wide and I3D 2048; 220,847 clips; half precision is two bytes; the card that was measured."""
+    (file,) = hours.BENCHMARKS.glob("NVIDIA_H100*.json")
+    measured = json.loads(file.read_text())
+    run, gpu = real(), measured["gpu"]
+    semantic, motion = planned = hours.extraction(run, gpu)
+    assert semantic.bytes == 220_847 * 8 * 7 * 7 * 384 * 2
+    assert motion.bytes == 220_847 * 4 * 7 * 7 * 2048 * 2
+    rate = measured["from_files"]["together"]["clips_per_second"]
+    assert [found.rate for found in planned] == [rate, rate]
+    assert hours.extraction_hours(planned) == pytest.approx(220_847 / rate / 3600)
+    said = hours.text(run, planned)
+    assert "220,847 as published" in said and "243.8 GB" in said
+    assert said.count(f"measured on one {gpu}") == 2
+    assert "decoding   not measured" in said
+    unknown = hours.text(run, hours.extraction(run, "a card of tomorrow"))
+    assert unknown.count("not known: no extraction was measured") == 2
+
+
+def test_it_is_the_size_of_the_store_that_is_then_made(dataset, monkeypatch):
+    run = params.from_values(FILES | {"token_type": "bf16", "views": 2, "batch_clips": 2})
+    clips = [clip for split in ("train", "validation") for clip in load_split(run.data_root, split) if clip.id != "a"]
+    semantic, _ = hours.extraction(run)
+    assert semantic.clips == 3
+    stream = create_stream("dinov2_tiny")
+    monkeypatch.setattr("tcar.features.extraction.isolated_map", in_this_process)
+    store = extract(clips, stream, [4, 2, 2], 8, dataset / "s", workers=1, batch_clips=2, views=2, token_type="bf16",
+                    device="cpu:0")  # fmt: skip
+    made = (store.root / "tokens.npy").stat().st_size
+    assert made - store.start == semantic.bytes // 3 * 2  # one of the three clips is broken
+
+
+def test_decoding_is_measured_here_and_an_extraction_speaks_for_itself(dataset, capsys, monkeypatch):
+    monkeypatch.setattr("tcar.lab.demand.hours.isolated_map", in_this_process)
+    run = params.from_values(FILES)
+    assert hours.extraction(run, measure=True)[0].decoding > 0
+    folder = run.run_dir / "features" / "i3d_tiny-0123"
+    folder.mkdir(parents=True)
+    (folder / "store.meta.json").write_text('{"clips_per_second": 0.75, "device": "a card", "ranks": 4}')
+    (dataset / "p.yaml").write_text("\n".join(f"{key}: {value}" for key, value in FILES.items()))
+    assert main(["plan", "p.yaml"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("1 s at 3.0 clips/s, measured on a card in an earlier extraction of 4 process(es)") == 1
+    assert said.index("motion: i3d_tiny") < said.index("3.0 clips/s")
+    (folder / "store.meta.json").write_text("")
+    assert main(["plan", "p.yaml"]) == 2 and "store.meta.json: not JSON" in capsys.readouterr().err
+
+
+def test_streams_that_were_made_together_take_their_time_once(dataset):
+    run = params.from_values(FILES)
+    for stream in ("i3d_tiny", "dinov2_tiny"):
+        folder = run.run_dir / "features" / f"{stream}-0123"
+        folder.mkdir(parents=True)
+        made = {"clips_per_second": 0.5, "device": "a card", "ranks": 1, "stores": ["i3d_tiny-0", "dinov2_tiny-0"]}
+        (folder / "store.meta.json").write_text(json.dumps(made))
+    assert hours.extraction_hours(hours.extraction(run)) == pytest.approx(3 / 0.5 / 3600)
+
+
+def test_without_a_dataset_there_is_no_decoding_to_measure(project):
+    with pytest.raises(FeatureError, match="no dataset to measure decoding with"):
+        hours.extraction(params.from_values({"dataset": "ssv2", "data_root": "nowhere"}), measure=True)

@@ -1,4 +1,4 @@
-"""Fetching: what the Hub or a server has comes to its place whole, and what cannot be had is named with its place."""
+"""What a run needs of published weights comes to its place whole, and what cannot be had is named with its place."""
 
 import json
 from pathlib import Path
@@ -9,12 +9,10 @@ from hub_files import hub_cache
 from huggingface_hub import constants
 
 from tcar.__main__ import command
-from tcar.lab.fetch import fetch
-from tcar.lab.needs import Need, state
+from tcar.lab import params
+from tcar.lab.fetch import Need, baseline_needs, fetch, needs, state
 from tcar.streams.download import FetchError
 from tcar.streams.published import CHECKPOINTS, Checkpoint, find
-from tcar.streams.registry import create_stream
-from tcar.streams.weights import CheckpointError
 
 SSV2 = """
 dataset: ssv2
@@ -130,17 +128,18 @@ def test_a_cache_that_was_brought_here_by_hand_is_recognised(cache):
     hub_cache(cache, checkpoint.address, {"config.json": b"{}", "model.safetensors": CONTENT})
     need = Need("x", checkpoint, None)
     assert need.found().read_bytes() == CONTENT
-    assert fetch(need, local_files_only=True) == need.found()
+    assert fetch(need) == need.found()
     assert state(need) == (True, "there")
     assert state(need, verify=True) == (True, "there, SHA-256 as published")
     need.found().resolve().write_bytes(b"damaged")
     assert not state(need, verify=True)[0]
 
 
-def test_no_network_is_used_when_only_local_files_are_wanted(hub):
+def test_no_network_is_used_offline(hub, monkeypatch):
     publish(hub, model__safetensors=CONTENT)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(FetchError, match="no network is used"):
-        fetch(Need("x", REPOSITORY, None), local_files_only=True)
+        fetch(Need("x", REPOSITORY, None))
     assert hub.asked == []
 
 
@@ -248,17 +247,79 @@ def test_wrong_names_are_said_with_the_right_ones(ssv2, capsys):
         assert said in capsys.readouterr().err
 
 
-def test_what_was_fetched_is_what_a_stream_loads(hub, tmp_path):
-    """From the Hub to tokens: weights of the real layout and size, through the code that a user runs."""
-    from safetensors.torch import save_file
+# ---- what a parameter file needs ----
+NAMED = {
+    "dataset": "ssv2",
+    "semantic": "dinov2_vits14",
+    "semantic_checkpoint": "checkpoints/dinov2_vits14.safetensors",
+    "motion": "i3d_r50",
+    "motion_checkpoint": "checkpoints/i3d_r50.pyth",
+}
 
-    random = create_stream("dinov2_vits14", seed=3)
-    weights = {key: value.contiguous() for key, value in random.backbone.state_dict().items()}
-    save_file(weights, tmp_path / "served.safetensors", metadata={"format": "pt"})
-    publish(hub, model__safetensors=(tmp_path / "served.safetensors").read_bytes())
-    path = fetch(Need("x", REPOSITORY, tmp_path / "checkpoints" / "dinov2_vits14.safetensors"))
-    loaded = create_stream("dinov2_vits14", checkpoint=path).backbone.state_dict()
-    assert loaded.keys() == weights.keys()
-    assert all((loaded[key] == weights[key]).all() for key in weights)
-    with pytest.raises(CheckpointError, match="dinov2_vitb14"):
-        create_stream("dinov2_vitb14", checkpoint=path)
+
+def needed(**changes) -> list[tuple[str, Path | None]]:
+    return [(need.checkpoint.name, need.target) for need in needs(params.from_values(NAMED | changes))]
+
+
+def test_what_a_run_needs_and_where_it_goes(project):
+    there = project / "checkpoints"
+    assert needed() == [
+        ("facebook/dinov2-small", there / "dinov2_vits14.safetensors"),
+        ("pytorchvideo/I3D_8x8_R50", there / "i3d_r50.pyth"),
+    ]
+    assert needed(semantic_checkpoint="", motion_checkpoint="") == [
+        ("facebook/dinov2-small", None),
+        ("pytorchvideo/I3D_8x8_R50", there / "I3D_8x8_R50.pyth"),
+    ]
+    # The suffix tells the published files of one stream apart.
+    assert needed(motion_checkpoint="elsewhere/x.pkl")[1] == ("SlowFast/I3D_8x8_R50", project / "elsewhere/x.pkl")
+    assert needed(motion_checkpoint="x.pth")[1][0] == "mmaction2/I3D_32x2_R50"
+    assert needed(motion_checkpoint="x/i3d_r50_kinetics.pth")[1][0] == "Tushar-N/I3D_32x2_R50"
+    # Names on the Hub, in the table and outside of it, and a folder of the same form.
+    assert needed(semantic_checkpoint="facebook/dinov2-base")[0] == ("facebook/dinov2-base", None)
+    assert needed(semantic_checkpoint="me/tuned")[0] == ("me/tuned", None)
+    assert needed(semantic_checkpoint="checkpoints/small")[0] == ("facebook/dinov2-small", there / "small")
+
+
+def test_a_checkpoint_that_nobody_publishes_is_an_error_until_it_is_there(project):
+    with pytest.raises(ValueError, match=r"motion_checkpoint: x\.safetensors is none of .* I3D_8x8_R50\.pyth"):
+        needed(motion_checkpoint="x.safetensors")
+    (project / "x.safetensors").touch()
+    assert needed(motion_checkpoint="x.safetensors")[1][1] == project / "x.safetensors"
+
+
+EXPERTS = {"cast_b16.clip": "openai/clip-vit-base-patch16", "cast_b16.videomae": "MCG-NJU/videomae-base-finetuned-ssv2"}
+
+
+def of_baselines(**values) -> list[Need]:
+    return baseline_needs(params.from_values(values))
+
+
+def test_a_baseline_needs_what_it_is_published_with_or_what_the_parameters_say(project):
+    found = of_baselines(baselines=["cast_b16"])
+    assert [(need.purpose, need.checkpoint.name, need.target) for need in found] == [
+        (f"baseline {key}", address, None) for key, address in EXPERTS.items()
+    ]
+    assert [need.advice for need in found] == [f"set baseline_checkpoints: {{{k}: {v}}}" for k, v in EXPERTS.items()]
+    file = "checkpoints/videomae.bin"
+    stated = {"cast_b16.clip": "me/clip", "cast_b16.videomae": file}
+    clip, videomae = of_baselines(baselines=["cast_b16"], baseline_checkpoints=stated)
+    assert (clip.checkpoint.name, clip.target, clip.advice) == ("me/clip", None, "")
+    assert (videomae.checkpoint.name, videomae.target) == (EXPERTS["cast_b16.videomae"], project / file)
+    assert of_baselines(baseline_checkpoints=stated) == []  # no baseline takes them
+    assert len(needs(params.from_values(NAMED | {"baselines": ["cast_b16"]}))) == 4
+
+
+def test_a_baseline_of_random_weights_needs_nothing(project):
+    assert of_baselines(baselines=["cast_tiny"]) == []
+
+
+def test_the_baseline_that_reads_its_classes_from_a_file_beside_its_weights_needs_that_too(project):
+    stated = {"timesformer_vitb16": "checkpoints/timesformer"}
+    (need,) = of_baselines(baselines=["timesformer_vitb16"], baseline_checkpoints=stated)
+    assert state(need) == (False, "missing")
+    need.target.mkdir(parents=True)
+    (need.target / "model.safetensors").touch()
+    assert state(need) == (False, "there, but the config.json that numbers its classes is not beside it")
+    (need.target / "config.json").touch()
+    assert state(need) == (True, "there")

@@ -2,8 +2,9 @@
 
 import pytest
 
-from tcar.lab import fitness, params
-from tcar.lab.fitness import FAULT
+from tcar.lab import params
+from tcar.lab.doctor import fitness
+from tcar.lab.doctor.finding import FAULT
 from tcar.lab.params import ParameterError
 
 REAL = "dataset: ssv2\ndata_root: nowhere\n"

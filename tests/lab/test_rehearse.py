@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from tcar.__main__ import main
 from tcar.data.ssv2 import flip_pairs
 from tcar.lab import params, pipeline, results
-from tcar.lab.plan import PUBLISHED_CLIPS
+from tcar.lab.real_plans import ALL_CLIPS
 from tcar.lab.rehearsal import imitation, measuring, projection, rehearse, weights
 from tcar.lab.rehearsal.measuring import Taken
 from tcar.streams.i3d import I3DConfig
@@ -50,7 +50,7 @@ def command(folder: Path, *options: str) -> list[str]:
 def test_four_hundred_clips_show_every_class_and_are_shared_as_published():
     plans = imitation.planned(400, seed=0)
     assert len({plan.id for plan in plans}) == 400
-    assert all(re.fullmatch(r"[1-9]\d{0,5}", plan.id) and int(plan.id) <= PUBLISHED_CLIPS for plan in plans)
+    assert all(re.fullmatch(r"[1-9]\d{0,5}", plan.id) and int(plan.id) <= ALL_CLIPS for plan in plans)
     assert Counter(plan.split for plan in plans) == {"train": 306, "validation": 45, "test": 49}
     assert {plan.label for plan in plans if plan.split == "train"} == set(range(174))
     assert all(plan.shown == plan.label or plan.label not in LABELS for plan in plans)
@@ -65,14 +65,25 @@ def test_labels_stand_where_the_official_list_has_them(shared):
     assert flip_pairs(texts) == flip_pairs([text for text, _ in official])
 
 
-def test_downloads_are_those_of_the_publisher(tmp_path):
-    imitation.downloads(tmp_path / "downloads", 10, seed=3, workers=1)
-    parts = sorted(path for path in (tmp_path / "downloads").iterdir() if not path.suffix)
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("once") / "downloads"
+    imitation.downloads(folder, 10, seed=3, workers=1)
+    return folder
+
+
+def unpacked(folder: Path) -> dict[str, bytes]:
+    """The videos of the archive that comes in parts, by id."""
+    parts = sorted(path for path in folder.iterdir() if not path.suffix)
     assert [path.name for path in parts] == [f"20bn-something-something-v2-{n:02d}" for n in range(20)]
     whole = b"".join(path.read_bytes() for path in parts)
     with tarfile.open(fileobj=io.BytesIO(whole), mode="r:gz") as archive:
-        videos = {Path(m.name).stem: archive.extractfile(m).read() for m in archive if m.isfile()}
-    with zipfile.ZipFile(tmp_path / "downloads" / imitation.LABELS_ZIP) as archive:
+        return {Path(m.name).stem: archive.extractfile(m).read() for m in archive if m.isfile()}
+
+
+def test_downloads_are_those_of_the_publisher(downloads):
+    videos = unpacked(downloads)
+    with zipfile.ZipFile(downloads / imitation.LABELS_ZIP) as archive:
         labels, train, validation, test = (
             json.loads(archive.read(f"labels/{name}.json")) for name in ("labels", "train", "validation", "test")
         )
@@ -90,29 +101,25 @@ def test_downloads_are_those_of_the_publisher(tmp_path):
         assert {(frame.width, frame.height) for frame in frames} == {(427, 240)}
         assert 24 <= len(frames) <= 72
     weight = sum(map(len, videos.values())) / len(videos)
-    assert 0.5 < weight / (projection.FULL_BYTES / PUBLISHED_CLIPS) < 2
+    assert 0.5 < weight / (projection.FULL_BYTES / ALL_CLIPS) < 2
 
 
-def test_a_call_that_was_cut_off_makes_the_same_downloads(tmp_path):
-    for name in ("once", "twice"):
-        (tmp_path / name).mkdir()
-    imitation.downloads(tmp_path / "once" / "downloads", 10, seed=3, workers=1)
-    rendered = tmp_path / "twice" / "rendered" / imitation.STEM
+def test_a_call_that_was_cut_off_makes_the_same_downloads(downloads, tmp_path):
+    """All clips but one are there; what was packed by half is packed anew."""
+    rendered = tmp_path / "rendered" / imitation.STEM
     rendered.mkdir(parents=True)
-    plans = imitation.planned(10, seed=3)
-    imitation.film(plans[0], rendered)
-    half = tmp_path / "twice" / ".downloads"
-    half.mkdir()
-    (half / f"{imitation.STEM}-00").write_bytes(b"cut off")
-    imitation.downloads(tmp_path / "twice" / "downloads", 10, seed=3, workers=1)
+    whole = unpacked(downloads)
+    for name, content in list(whole.items())[1:]:
+        (rendered / f"{name}.webm").write_bytes(content)
+    (tmp_path / ".downloads").mkdir()
+    (tmp_path / ".downloads" / f"{imitation.STEM}-00").write_bytes(b"cut off")
+    imitation.downloads(tmp_path / "downloads", 10, seed=3, workers=1)
     assert not rendered.exists()
-
-    def videos(folder: Path) -> dict[str, bytes]:
-        whole = b"".join(path.read_bytes() for path in sorted(folder.iterdir()) if not path.suffix)
-        with tarfile.open(fileobj=io.BytesIO(whole), mode="r:gz") as archive:
-            return {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
-
-    assert videos(tmp_path / "once" / "downloads") == videos(tmp_path / "twice" / "downloads")
+    assert unpacked(tmp_path / "downloads") == whole
+    with zipfile.ZipFile(downloads / imitation.LABELS_ZIP) as one, zipfile.ZipFile(
+        tmp_path / "downloads" / imitation.LABELS_ZIP
+    ) as other:
+        assert [one.read(name) for name in one.namelist()] == [other.read(name) for name in other.namelist()]
 
 
 # ---- weights ----
@@ -161,15 +168,15 @@ def test_memory_and_disk_of_a_tree_are_what_it_took(tmp_path, often):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "before").write_bytes(b"\1" * 5_000_000)
     notes = tmp_path / "notes.json"
-    assert measuring.measured("held", ["0", str(tmp_path / "folder"), "3"], tmp_path / "folder", notes) == 3
+    assert measuring.run_measured("held", ["0", str(tmp_path / "folder"), "3"], tmp_path / "folder", notes) == 3
     empty = measuring.taken(notes)
-    assert measuring.measured("held", ["400", str(tmp_path / "folder"), "0"], tmp_path / "folder", notes) == 0
+    assert measuring.run_measured("held", ["400", str(tmp_path / "folder"), "0"], tmp_path / "folder", notes) == 0
     found = measuring.taken(notes)
     assert not empty.finished
     assert found.finished
     assert (empty.attempts, found.attempts) == (1, 2)
     assert 380e6 < found.memory - empty.memory < 480e6
-    assert found.seconds > empty.seconds + 2
+    assert found.seconds > empty.seconds + held.SECONDS
     assert held.LEFT <= found.disk < held.LEFT + 1e6  # the second attempt writes the same file again
     assert held.PASSING + held.LEFT <= found.most + 1e6 < held.PASSING + held.LEFT + 3e6
 
@@ -199,7 +206,8 @@ def test_a_killed_measurement_ends_its_process_and_counts_when_it_goes_on(tmp_pa
     notes = tmp_path / "notes.json"
     code = (
         "from tcar.lab.rehearsal import measuring\nmeasuring.INTERVAL, measuring.LOOKS = 0.05, 1\n"
-        f"measuring.measured('held', ['100', {str(tmp_path)!r}, '0'], None, __import__('pathlib').Path({str(notes)!r}))"
+        "from pathlib import Path\n"
+        f"measuring.run_measured('held', ['100', {str(tmp_path)!r}, '0'], None, Path({str(notes)!r}))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1] / "support"), str(ROOT)])}
     started = subprocess.Popen([sys.executable, "-c", code], env=environment)
@@ -214,12 +222,12 @@ def test_a_killed_measurement_ends_its_process_and_counts_when_it_goes_on(tmp_pa
     before = measuring.taken(notes)
     assert not before.finished
     assert before.attempts == 1
-    assert measuring.measured("held", ["2", str(tmp_path), "0"], tmp_path, notes) == 0
+    assert measuring.run_measured("held", ["2", str(tmp_path), "0"], tmp_path, notes) == 0
     after = measuring.taken(notes)
     assert after.finished
     assert after.attempts == 2
     assert after.memory >= before.memory
-    assert after.seconds >= before.seconds + 2
+    assert after.seconds >= before.seconds + held.SECONDS
 
 
 # ---- projecting ----
@@ -253,7 +261,7 @@ def test_projection_multiplies_what_grows_and_nothing_else(tmp_path):
         (run.run_dir / "notebooks" / f"{name}.ipynb").write_text(json.dumps(notebook))
     # Of the cell's 400 seconds, 350 were epochs.
     results.write(run.results_dir / "training.meta.json", {"extra": {"seconds": {"a": [200.0, 100.0], "b": [50.0]}}})
-    share = PUBLISHED_CLIPS / 400
+    share = ALL_CLIPS / 400
     projected = {name: projection.row(rehearsal, name)["projected"] for name in notes}
     assert projected["02_fusion"] == {"seconds": 20.0, "memory": 10, "disk": 5, "passing": 0}
     assert projected["03_training"]["seconds"] == pytest.approx(150 + 350 * share * 10)
@@ -261,7 +269,7 @@ def test_projection_multiplies_what_grows_and_nothing_else(tmp_path):
     assert projected["01_extractors"]["seconds"] == pytest.approx(120 + 140 * share)
     # 588 tokens: 392 of 384 numbers, 196 of 2,048, two bytes each
     assert projected["01_extractors"]["disk"] - 10**9 == pytest.approx(
-        (PUBLISHED_CLIPS - 400) * 2 * (392 * 384 + 196 * 2048), rel=1e-6
+        (ALL_CLIPS - 400) * 2 * (392 * 384 + 196 * 2048), rel=1e-6
     )
 
 

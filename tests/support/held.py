@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 LEFT, PASSING = 3_000_000, 20_000_000  # bytes
+SECONDS = 1
 
 
 def hold(megabytes: int, seconds: float) -> None:
@@ -17,10 +18,10 @@ def hold(megabytes: int, seconds: float) -> None:
 def main(arguments: list[str]) -> int:
     """Hold half here and half in a child; a file of 20 MB is there meanwhile, one of 3 MB stays."""
     megabytes, folder, status = int(arguments[0]), Path(arguments[1]), int(arguments[2])
-    child = multiprocessing.get_context("spawn").Process(target=hold, args=(megabytes // 2, 2))
+    child = multiprocessing.get_context("spawn").Process(target=hold, args=(megabytes // 2, SECONDS))
     child.start()
     (folder / "passing").write_bytes(b"\1" * PASSING)
-    hold(megabytes // 2, 2)
+    hold(megabytes // 2, SECONDS)
     child.join()
     (folder / "passing").unlink()
     (folder / "left").write_bytes(b"\1" * LEFT)
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> int:
 def forked(_: list[str]) -> int:
     """Share memory with a child, as a fork has it."""
     held = bytearray(b"\1") * (200 << 20)
-    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(2,))
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(SECONDS,))
     child.start()
     child.join()
     return len(held) == 0

@@ -9,8 +9,7 @@ from pathlib import Path
 from tcar.ground import log
 from tcar.ground.errors import ParameterError
 from tcar.ground.project import find_root
-from tcar.lab.fetch import by_hand, served, wanted
-from tcar.lab.needs import Need, usual_place
+from tcar.lab.fetch import Need, by_hand, named, served, usual_place
 from tcar.streams.published import CHECKPOINTS
 
 EXAMPLE = "tcar fetch params/ssv2.yaml --list"
@@ -33,7 +32,7 @@ def run(asked: argparse.Namespace) -> int:
     except ParameterError:  # the package is installed: streams and checkpoints by name, to checkpoints/ right here
         root = Path.cwd()
     try:
-        needs = [need for name in asked.wanted for need in wanted(name, root)]
+        needs = [need for name in asked.wanted for need in named(name, root)]
     except ValueError as error:
         raise ParameterError(str(error)) from error
     if asked.all:

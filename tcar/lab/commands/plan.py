@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from tcar.lab import params, plan
+from tcar.lab import params
+from tcar.lab.demand import hours
 
 EXAMPLE = "tcar plan params/ssv2.yaml"
 
@@ -17,5 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(asked: argparse.Namespace) -> int:
     """Print the plan."""
-    print(plan.text(plan.plan(params.load(asked.params), asked.gpu, asked.measure)))
+    planned = params.load(asked.params)
+    print(hours.text(planned, hours.extraction(planned, asked.gpu, asked.measure)))
     return 0

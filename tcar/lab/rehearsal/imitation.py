@@ -5,7 +5,6 @@ file weighs what a real one does and takes as long to decode. Those classes that
 says; all others show any of them: their labels are arbitrary.
 """
 
-import gzip
 import shutil
 import tarfile
 import zipfile
@@ -20,13 +19,12 @@ from tcar.data.workers import worker_count
 from tcar.ground import files, log
 from tcar.ground.processes import pool
 from tcar.lab.params import ParameterError
+from tcar.lab.real_plans import ALL_CLIPS, CLASSES, CLIPS
 from tcar.tabletop.dataset import SPLITS, entry, write_annotations, write_video
 from tcar.tabletop.scene import render
 from tcar.tabletop.stage import Stage
 from tcar.tabletop.templates import FAMILIES, LABELS
 
-CLASSES = 174
-PUBLISHED = {"train": 168_913, "validation": 24_777, "test": 27_157}
 STEM = "20bn-something-something-v2"
 PARTS = 20  # that the archive is published in
 WIDTH, HEIGHT, RATE = 427, 240, 12  # pixels, frames a second
@@ -36,7 +34,7 @@ OBJECTS = ("a cup", "a pen")
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedClip:
     """A clip to come: `shown` is the class whose scene is drawn, `label` the one that the annotations say."""
 
     id: str
@@ -51,24 +49,23 @@ def texts() -> list[str]:
     return [LABELS.get(n, f"Doing something to something that stands in for class {n:03d}") for n in range(CLASSES)]
 
 
-def planned(clips: int, seed: int) -> list[Plan]:
+def planned(clips: int, seed: int) -> list[PlannedClip]:
     """So many clips, shared over the splits as the published ones are; each split goes through all classes in turn.
 
     Raises ParameterError where a split would have no clip.
     """
-    total = sum(PUBLISHED.values())
-    counts = {split: round(clips * PUBLISHED[split] / total) for split in ("validation", "test")}
+    counts = {split: round(clips * CLIPS[split] / ALL_CLIPS) for split in ("validation", "test")}
     if min(counts.values()) < 1:
         raise ParameterError(f"--clips {clips}: each split needs one; give at least 10, and 230 for all classes")
     counts["train"] = clips - sum(counts.values())
     rng, found = np.random.default_rng(seed), []
-    ids = iter(rng.choice(total, clips, replace=False) + 1)
+    ids = iter(rng.choice(ALL_CLIPS, clips, replace=False) + 1)
     for split in SPLITS:
         order = rng.permutation(CLASSES)
         for n in range(counts[split]):
             label = int(order[n % CLASSES])
             shown = label if label in LABELS else int(rng.choice(sorted(LABELS)))
-            found.append(Plan(str(next(ids)), split, label, shown, int(rng.integers(1 << 31))))
+            found.append(PlannedClip(str(next(ids)), split, label, shown, int(rng.integers(1 << 31))))
     return found
 
 
@@ -100,7 +97,7 @@ def downloads(folder: Path, clips: int, seed: int, workers: int = 0) -> None:
     shutil.rmtree(rendered)
 
 
-def film(plan: Plan, folder: Path) -> list[str]:
+def film(plan: PlannedClip, folder: Path) -> list[str]:
     """Draw and encode a clip where it is not there yet; returns the words of its caption."""
     import cv2
 
@@ -123,11 +120,7 @@ def film(plan: Plan, folder: Path) -> list[str]:
 def _pack(rendered: Path, folder: Path) -> None:
     """One gzip-compressed tar of the videos, cut into parts of one size and a shorter last one, as published."""
     whole = folder / f"{STEM}.tar.gz"
-    with (
-        whole.open("wb") as file,
-        gzip.GzipFile("", "wb", 1, file, 0) as packed,
-        tarfile.open(fileobj=packed, mode="w") as archive,
-    ):
+    with tarfile.open(whole, "w:gz", compresslevel=1) as archive:
         archive.add(rendered / STEM, STEM)
     length = whole.stat().st_size // PARTS + 1
     with whole.open("rb") as file:

@@ -4,7 +4,6 @@ import importlib
 import multiprocessing
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +19,7 @@ INTERVAL = 1.0  # seconds between two looks at the memory
 LOOKS = 10  # of these between two looks at the disk, which has more to count
 
 
-@dataclass
+@dataclass(frozen=True)
 class Taken:
     """What a step has taken so far, over all attempts at it; a killed attempt counts up to the last look.
 
@@ -36,70 +35,54 @@ class Taken:
     attempts: int = 0
     finished: bool = False
 
-    def and_of(self, watch: "Watch", finished: bool = False) -> "Taken":
-        """Return this with what one more attempt has taken, as it is watched."""
-        grown = watch.disk - watch.at_first
-        return Taken(
-            seconds=self.seconds + watch.seconds,
-            last=watch.seconds,
-            memory=max(self.memory, watch.peak),
-            disk=self.disk + grown,
-            most=max(self.most, self.disk + watch.largest - watch.at_first),
-            attempts=self.attempts + 1,
-            finished=finished,
-        )
 
+class Watch:
+    """Looks at a process tree, and at a folder where one is given, until the process ends.
 
-class Watch(threading.Thread):
-    """Looks at a process tree every `interval` seconds, and at a folder where one is given, until it is stopped; `note`
-    is told now and then.
-
-    The memory of a process is its share of what it holds together with others (PSS) where the system tells it, else
-    what is resident (RSS), which counts shared pages once for each.
+    `peak` is the most memory seen. That of a process is its share of what it holds together with others (PSS) where the
+    system tells it, else what is resident (RSS), which counts shared pages once for each.
     """
 
-    def __init__(
-        self, process: int, folder: Path | None = None, note: Callable[["Watch"], None] = lambda _: None,
-        interval: float = INTERVAL,
-    ):  # fmt: skip
-        super().__init__(daemon=True, name="watch")
-        self.interval = interval
-        self.process, self.folder, self.note = psutil.Process(process), folder, note
-        self.began, self.peak = time.monotonic(), 0
+    def __init__(self, folder: Path | None = None):
+        self.folder, self.began, self.peak = folder, time.monotonic(), 0
         self.at_first = self.disk = self.largest = occupied(folder) if folder else 0
-        self._ended = threading.Event()
 
     @property
     def seconds(self) -> float:
         """Since it began."""
         return time.monotonic() - self.began
 
-    def run(self) -> None:
-        """Look until `stop`."""
-        look = 0
-        while True:
-            self.peak, look = max(self.peak, memory(self.process)), look + 1
-            if look % LOOKS == 0:
-                self._disk()
-                self.note(self)
-            if self._ended.wait(self.interval):
-                return
+    def follow(self, process, interval: float | None = None, note: Callable[[], None] = lambda: None) -> None:
+        """Look every `interval` seconds until a process of multiprocessing ends; `note` is told now and then."""
+        tree, looks = psutil.Process(process.pid), 0
+        while process.exitcode is None:
+            self.peak, looks = max(self.peak, memory(tree)), looks + 1
+            if looks % LOOKS == 0:
+                self.look_at_disk()
+                note()
+            process.join(interval or INTERVAL)
 
-    def stop(self) -> "Watch":
-        """Look at the disk for the last time, and end."""
-        self._ended.set()
-        self.join()
-        self._disk()
-        return self
-
-    def _disk(self) -> None:
+    def look_at_disk(self) -> None:
+        """Count what the folder takes."""
         if self.folder:
             self.disk = occupied(self.folder)
             self.largest = max(self.largest, self.disk)
 
+    def added_to(self, before: Taken, finished: bool = False) -> Taken:
+        """What earlier attempts have taken, and this one with them."""
+        return Taken(
+            seconds=before.seconds + self.seconds,
+            last=self.seconds,
+            memory=max(before.memory, self.peak),
+            disk=before.disk + self.disk - self.at_first,
+            most=max(before.most, before.disk + self.largest - self.at_first),
+            attempts=before.attempts + 1,
+            finished=finished,
+        )
+
 
 def memory(root: psutil.Process) -> int:
-    """Return the bytes of a process and of all that it has started; what ends meanwhile counts nothing."""
+    """The bytes of a process and of all that it has started; what ends meanwhile counts nothing."""
     total, tree = 0, [root]
     with suppress(psutil.Error):
         tree += root.children(recursive=True)
@@ -111,12 +94,12 @@ def memory(root: psutil.Process) -> int:
 
 
 def memory_kind() -> str:
-    """Return what `memory` adds up here: "PSS" or "RSS"."""
+    """What `memory` adds up here: "PSS" or "RSS"."""
     return "PSS" if hasattr(psutil.Process().memory_full_info(), "pss") else "RSS"
 
 
 def occupied(folder: Path) -> int:
-    """Return the bytes that a folder takes of the disk: a file with two names once, holes not at all."""
+    """The bytes that a folder takes of the disk: a file with two names once, holes not at all."""
     blocks: dict[tuple[int, int], int] = {}
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -127,26 +110,24 @@ def occupied(folder: Path) -> int:
 
 
 def taken(file: Path) -> Taken:
-    """Return what was noted of a step; nothing where there is no such file."""
+    """What was noted of a step; nothing where there is no such file."""
     return Taken(**results.load(file)) if file.is_file() else Taken()
 
 
-def measured(module: str, arguments: list[str], folder: Path, file: Path) -> int:
+def run_measured(module: str, arguments: list[str], folder: Path, file: Path) -> int:
     """Run the command of a module in a process of its own, which ends with this one, and note what it takes.
 
     folder: whose bytes on the disk count. file: where the notes are kept, to which those of this attempt are added.
     Returns the exit status.
     """
-    before = taken(file)
+    before, watch = taken(file), Watch(folder)
     process = multiprocessing.get_context("spawn").Process(target=_command, args=(module, arguments))
     process.start()
-    watch = Watch(process.pid, folder, lambda watch: results.write(file, asdict(before.and_of(watch))))
-    watch.start()
     try:
-        process.join()
+        watch.follow(process, note=lambda: results.write(file, asdict(watch.added_to(before))))
     finally:
-        watch.stop()
-        results.write(file, asdict(before.and_of(watch, finished=process.exitcode == 0)))
+        watch.look_at_disk()
+        results.write(file, asdict(watch.added_to(before, finished=process.exitcode == 0)))
     return process.exitcode
 
 

@@ -2,31 +2,33 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
 from tcar.data.prepare import FULL_BYTES
-from tcar.lab import pipeline, results, space
+from tcar.lab import pipeline, results
+from tcar.lab.demand import sizes
 from tcar.lab.params import Params
-from tcar.lab.plan import PUBLISHED_CLIPS
+from tcar.lab.real_plans import ALL_CLIPS, CLIPS
 from tcar.lab.rehearsal import imitation
 from tcar.lab.rehearsal.measuring import occupied, taken
+from tcar.lab.steps.features import ROLES
 
 GIB = 2**30
 PREPARE, AGAIN, DOCTOR = "prepare", "prepare again", "doctor"
-CELLS = tuple(step.name for step in pipeline.TABLE)
-STEPS = (PREPARE, AGAIN, DOCTOR, *CELLS, pipeline.REPORT.name)
+NOTEBOOKS = tuple(step.name for step in pipeline.TABLE)
+STEPS = (PREPARE, AGAIN, DOCTOR, *NOTEBOOKS, pipeline.REPORT.name)
 NOISE = 0.05  # share of a step's seconds
-CLIPS, FITS, OPINION, LOOKED = "clips", "clips x epochs", "second_opinion_clips", "umap_clips"
+READ, FITS, OPINION, LOOKED = "clips", "clips x epochs", "second_opinion_clips", "umap_clips"
 # What the time of a cell grows with that calls one of these; all other cells take what they take with any number of
 # clips. Two read at most as many clips as a parameter says.
 GROWING = {
-    "audited": CLIPS, "second_opinion": OPINION, "extract": CLIPS, "linear_probes": CLIPS, "fit_all": FITS,
-    "train_baselines": FITS, "scored": CLIPS, "protocol_rows": CLIPS, "baseline_logits": CLIPS, "look": LOOKED,
+    "audited": READ, "second_opinion": OPINION, "extract": READ, "linear_probes": READ, "fit_all": FITS,
+    "train_baselines": FITS, "scored": READ, "protocol_rows": READ, "baseline_logits": READ, "look": LOOKED,
     "importance_by_group": LOOKED, "umap_embedding": LOOKED,
 }  # fmt: skip
 
@@ -47,11 +49,6 @@ class Rehearsal:
         """The parameter file that runs."""
         return self.folder / f"{self.run.common.name}.yaml"
 
-    @property
-    def counts(self) -> Counter:
-        """The clips by split."""
-        return Counter(plan.split for plan in imitation.planned(self.clips, self.seed))
-
     def notes(self, step: str) -> Path:
         """Where it is kept what a step has taken."""
         return self.folder / "measured" / f"{step.replace(' ', '-')}.json"
@@ -60,47 +57,40 @@ class Rehearsal:
 def row(rehearsal: Rehearsal, name: str) -> dict[str, Any]:
     """What a step has taken, and what follows from it for the published dataset; bytes and seconds.
 
-    What grows is multiplied, what is fixed is not. The bytes of tokens, videos and the
-    table of linear probes are known, and so they are counted instead.
+    What grows is multiplied, what is fixed is not. The bytes of tokens, videos and the table of linear probes are
+    known, and so they are counted instead.
     """
-    found, growing = taken(rehearsal.notes(name)), growing_seconds(rehearsal, name)
-    whole, share, small = rehearsal.whole, PUBLISHED_CLIPS / rehearsal.clips, rehearsal.counts
-    opinion, umap = whole.data.second_opinion_clips, whole.interpretability.umap_clips
-    factors = {
-        CLIPS: share,
-        FITS: share * epochs(whole) / epochs(rehearsal.run),
-        OPINION: min(opinion, PUBLISHED_CLIPS) / max(1, min(opinion, rehearsal.clips)),
-        LOOKED: min(umap, imitation.PUBLISHED["test"]) / min(umap, small["test"]),
-    }
+    found, growing, whole = taken(rehearsal.notes(name)), growing_seconds(rehearsal, name), rehearsal.whole
+    factors = growth(rehearsal)
+    # Unpacking a few clips is lost in the start of the process.
+    told = name != PREPARE or growing[READ] > NOISE * found.seconds
     seconds = found.seconds + sum((factors[kind] - 1) * took for kind, took in growing.items())
     disk, passing = found.disk, max(0, found.most - found.disk)
-    ahead = passing
-    # With no dataset there yet, what a run takes is counted for the published one.
-    there = replace(whole, data=replace(whole.data, data_root="/nonexistent"))
+    ahead = {"seconds": seconds if told else None, "memory": found.memory, "disk": disk, "passing": passing}
     if name == PREPARE:
-        disk = FULL_BYTES
+        ahead["disk"] = FULL_BYTES
     elif name == "00_data_audit":
-        disk += round(occupied(rehearsal.run.run_dir / "audit") * (share - 1))
+        ahead["disk"] += round(occupied(rehearsal.run.run_dir / "audit") * (factors[READ] - 1))
     elif name == "01_extractors":
-        disk += round(space.tokens(there) * (1 - 1 / share))
-        ahead = max(passing, space.probe_table(there))
-    # Unpacking a few clips is lost in the start of the process.
-    told = name != PREPARE or growing[CLIPS] > NOISE * found.seconds
+        ahead["disk"] += sum(sizes.token_bytes(whole, role, ALL_CLIPS - rehearsal.clips) for role in ROLES)
+        ahead["passing"] = max(passing, sizes.probe_bytes(whole, CLIPS["train"] + CLIPS["validation"]))
+    return {"step": name, **asdict(found), "passing": passing, "grows_with": list(growing), "projected": ahead}
+
+
+def growth(rehearsal: Rehearsal) -> dict[str, float]:
+    """By what the seconds that grow with something are to be multiplied."""
+    whole, clips, share = rehearsal.whole, rehearsal.clips, ALL_CLIPS / rehearsal.clips
+    tested = Counter(planned.split for planned in imitation.planned(clips, rehearsal.seed))["test"]
+    opinion, umap = whole.data.second_opinion_clips, whole.interpretability.umap_clips
     return {
-        "step": name,
-        **asdict(found),
-        "passing": passing,
-        "grows_with": list(growing),
-        "projected": {
-            "seconds": seconds if told else None,
-            "memory": found.memory,
-            "disk": disk,
-            "passing": ahead,
-        },
+        READ: share,
+        FITS: share * _epochs(whole) / _epochs(rehearsal.run),
+        OPINION: min(opinion, ALL_CLIPS) / max(1, min(opinion, clips)),
+        LOOKED: min(umap, CLIPS["test"]) / min(umap, tested),
     }
 
 
-def epochs(run: Params) -> int:
+def _epochs(run: Params) -> int:
     """The epochs of all methods together."""
     return sum(run.training.epochs_by_method.get(method, run.training.epochs) for method in run.training.methods)
 
@@ -110,23 +100,23 @@ def growing_seconds(rehearsal: Rehearsal, name: str) -> dict[str, float]:
 
     Of several attempts, all that the rest of the last one does not explain.
     """
-    found = taken(rehearsal.notes(name))
+    found, growing = taken(rehearsal.notes(name)), {}
     if name == PREPARE:  # the second call finds all done
         again = taken(rehearsal.notes(AGAIN)).seconds
-        return {CLIPS: max(0.0, found.seconds - found.attempts * again)}
-    executed, growing = rehearsal.run.run_dir / "notebooks" / f"{name}.ipynb", {}
-    if name in CELLS:
+        return {READ: max(0.0, found.seconds - found.attempts * again)}
+    if name in NOTEBOOKS:
+        executed = rehearsal.run.run_dir / "notebooks" / f"{name}.ipynb"
         for cell in nbformat.read(executed, as_version=4).cells:
             if kind := grows_with(cell):
                 growing[kind] = growing.get(kind, 0.0) + cell.metadata.papermill.duration
     if FITS in growing:
-        growing[FITS] = min(growing[FITS], in_epochs(rehearsal.run, name))
+        growing[FITS] = min(growing[FITS], _in_epochs(rehearsal.run, name))
     last = sum(growing.values())
     more = max(1.0, (found.seconds - found.attempts * (found.last - last)) / last) if last else 1.0
     return {kind: seconds * more for kind, seconds in growing.items()}
 
 
-def in_epochs(run: Params, name: str) -> float:
+def _in_epochs(run: Params, name: str) -> float:
     """The seconds that the epochs of a step's trainings took, without the start of the processes they ran in."""
     if name == "03_training":
         kept = results.load(run.results_dir / "training.meta.json")["extra"]["seconds"]
@@ -140,7 +130,7 @@ def grows_with(cell: Mapping[str, Any]) -> str:
     return next((GROWING[name] for name in called if name in GROWING), "")
 
 
-def text(rows: list[dict[str, Any]], reduced: tuple[str, ...]) -> str:
+def text(rows: Sequence[Mapping[str, Any]], reduced: tuple[str, ...]) -> str:
     """The table for people, with what was reduced and how the projection comes about."""
     head = f"{'':22}{'tries':>6}{'hours':>9}{'GiB':>7}{'disk GB':>9}{'passing':>9}"
     head += f" |{'hours':>9}{'disk GB':>9}{'passing':>9}"
@@ -154,15 +144,15 @@ def text(rows: list[dict[str, Any]], reduced: tuple[str, ...]) -> str:
             f"{ahead['disk'] / 1e9:9.2f}{ahead['passing'] / 1e9:9.2f}  {', '.join(one['grows_with']) or 'fixed'}"
         )
     hours, disk = (sum(one["projected"][key] or 0 for one in rows) for key in ("seconds", "disk"))
-    untold = [one["step"] for one in rows if one["projected"]["seconds"] is None]
+    untold = ", ".join(one["step"] for one in rows if one["projected"]["seconds"] is None)
+    without = f" without {untold}, too short here to be told" if untold else ""
     return "\n".join([
         *lines, "",
-        f"Projected to {PUBLISHED_CLIPS:,} clips on this machine, which nobody measured: {hours / 3600:,.1f} hours"
-        f"{' without ' + ', '.join(untold) + ', too short here to be told' if untold else ''}, "
+        f"Projected to {ALL_CLIPS:,} clips on this machine, which nobody measured: {hours / 3600:,.1f} hours{without}, "
         f"{disk / 1e9:,.0f} GB left on the disk; memory as measured, "
         f"at most {max(one['memory'] for one in rows) / GIB:.2f} GiB in a step.",
         "Hours: cells that read clips, times the clips, or as many as the parameter named says; trainings times the "
         "epochs too; all else as measured. What such a cell does once is multiplied too: few clips, too many hours.",
-        "Disk: videos as published, tokens and the passing table of linear probes by their shape (tcar.lab.space), "
-        "findings of the audit times the clips.",
+        "Disk: videos as published, tokens and the passing table of linear probes by their shape, findings of the "
+        "audit times the clips.",
     ])  # fmt: skip

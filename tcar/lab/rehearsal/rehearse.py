@@ -1,5 +1,4 @@
-"""A rehearsal: the steps of a run on an imitation of the real dataset, each measured; what was cut off goes on.
-"""
+"""A rehearsal: the steps of a run on an imitation of the real dataset, each measured; what was cut off goes on."""
 
 import json
 import os
@@ -13,11 +12,12 @@ import yaml
 
 from tcar.ground import files, locks
 from tcar.ground.processes import usable_cores
-from tcar.lab import params, pipeline, results, space
+from tcar.lab import params, pipeline, results
+from tcar.lab.doctor.fitness import SOCKET
 from tcar.lab.params import ParameterError
-from tcar.lab.plan import PUBLISHED_CLIPS
+from tcar.lab.real_plans import ALL_CLIPS, CLASSES
 from tcar.lab.rehearsal import imitation, weights
-from tcar.lab.rehearsal.measuring import INTERVAL, measured, memory_kind, taken
+from tcar.lab.rehearsal.measuring import INTERVAL, memory_kind, run_measured, taken
 from tcar.lab.rehearsal.projection import AGAIN, PREPARE, STEPS, Rehearsal, row, text
 from tcar.lab.steps.trainings import device_of
 
@@ -44,28 +44,30 @@ def begin(file: Path, folder: Path, clips: int, seed: int, changes: Mapping[str,
     for key in ("semantic_checkpoint", "motion_checkpoint"):
         if stated := given.get(key):
             own[key] = str(folder / "checkpoints" / Path(stated).name)
-    short = {} if "epochs" in changes else {"epochs": EPOCHS, "epochs_by_method": {}}
+    if "epochs" not in changes:
+        own |= {"epochs": EPOCHS, "epochs_by_method": {}}
     if "warmup_epochs" not in changes:
-        short["warmup_epochs"] = min(WARMUP, whole.training.warmup_epochs)
+        own["warmup_epochs"] = min(WARMUP, whole.training.warmup_epochs)
     if "precision" not in changes and device_of(whole).type == "cpu":
-        short["precision"] = "fp32"  # most CPUs compute in 16 bits at a tenth of the speed
-    values = {**given, **own, **short}
+        own["precision"] = "fp32"  # most CPUs compute in 16 bits at a tenth of the speed
+    values = {**given, **own}
     run = params.from_values(values, source=str(file))
-    _same(folder, {"clips": clips, "seed": seed, "parameters": values})
-    shown = {plan.label for plan in imitation.planned(clips, seed) if plan.split == "train"}
+    _claim(folder, {"clips": clips, "seed": seed, "parameters": values})
+    shown = {planned.label for planned in imitation.planned(clips, seed) if planned.split == "train"}
+    short, full = run.as_dict(), whole.as_dict()
     reduced = (
-        f"{clips:,} clips of {PUBLISHED_CLIPS:,}, {len(shown)} of {imitation.CLASSES} classes among those of training",
+        f"{clips:,} clips of {ALL_CLIPS:,}, {len(shown)} of {CLASSES} classes among those of training",
         "pictures: rendered; labels: arbitrary but for the 32 classes that Tabletop draws",
         f"weights: random, {', '.join(weights.imitate(run, seed)) or 'but for the streams of the package'}",
-        *(f"{key}: {run.as_dict()[key]}, not {whole.as_dict()[key]}" for key in SHORT
-          if run.as_dict()[key] != whole.as_dict()[key]),
-    )  # fmt: skip
-    files.write_text(folder / f"{run.common.name}.yaml", yaml.safe_dump(values, sort_keys=False))
-    return Rehearsal(folder, clips, seed, whole, run, reduced)
+        *(f"{key}: {short[key]}, not {full[key]}" for key in SHORT if short[key] != full[key]),
+    )
+    rehearsal = Rehearsal(folder, clips, seed, whole, run, reduced)
+    files.write_text(rehearsal.params_file, yaml.safe_dump(values, sort_keys=False))
+    return rehearsal
 
 
-def _same(folder: Path, asked: dict[str, Any]) -> None:
-    """Raise ParameterError where the folder holds another rehearsal; else mark it as that of this one."""
+def _claim(folder: Path, asked: dict[str, Any]) -> None:
+    """Mark the folder as that of this rehearsal; raises ParameterError where it holds another."""
     marker = folder / "rehearsed.json"
     if marker.is_file() and results.load(marker) != json.loads(json.dumps(asked)):
         raise ParameterError(f"{folder}: holds another rehearsal (see {marker.name}); give the same "
@@ -80,19 +82,19 @@ def perform(rehearsal: Rehearsal, until: str) -> int:
     run.data_root.mkdir(exist_ok=True)
     # What is said of the dataset, in figures and paper, follows from this file.
     results.write(run.data_root / params.REHEARSAL, {"clips": rehearsal.clips, "reduced": rehearsal.reduced})
-    prepare = ["prepare", str(folder / "downloads"), str(run.data_root)]
-    table = {step.name: step for step in (*pipeline.TABLE, pipeline.REPORT)}
+    table = {step.name: step for step in pipeline.STEPS}
     for name in STEPS[: STEPS.index(until) + 1]:
-        notes = rehearsal.notes(name)
+        notes, step = rehearsal.notes(name), table.get(name)
         if taken(notes).finished:
-            if name not in table or not pipeline.reasons(table[name], run, pipeline.fingerprint(table[name], run)):
+            if step is None or not pipeline.reasons(step, run, pipeline.fingerprint(step, run)):
                 continue
             notes.unlink()  # its code has changed since: it is measured anew
-        arguments = prepare if name in (PREPARE, AGAIN) else ["doctor", file]
-        if name in table:
-            arguments = ["paper", file, "--only", name]
+        if name in (PREPARE, AGAIN):
+            arguments = ["prepare", str(folder / "downloads"), str(run.data_root)]
+        else:
+            arguments = ["paper", file, "--only", name] if step else [name, file]
         print(f"== {name}", flush=True)
-        if status := measured("tcar.__main__", arguments, folder, notes):
+        if status := run_measured("tcar.__main__", arguments, folder, notes):
             print(f"error: {name} ended with status {status}; the same command goes on there", file=sys.stderr)
             return 1
         write(rehearsal)
@@ -102,15 +104,14 @@ def perform(rehearsal: Rehearsal, until: str) -> int:
 def write(rehearsal: Rehearsal) -> list[dict[str, Any]]:
     """Write rehearsal.json of what has been measured so far; returns its rows."""
     rows = [row(rehearsal, name) for name in STEPS if taken(rehearsal.notes(name)).finished]
+    memory, device = psutil.virtual_memory().total, rehearsal.run.common.device
     values = {
         "reduced": rehearsal.reduced,
-        "machine": {
-            "cores": usable_cores(), "memory": psutil.virtual_memory().total, "device": rehearsal.run.common.device,
-        },
+        "machine": {"cores": usable_cores(), "memory": memory, "device": device},
         "memory_is": f"{memory_kind()} of all processes of a step together, looked at every {INTERVAL:g} s",
-        "projected_to": {"clips": PUBLISHED_CLIPS, "epochs": rehearsal.whole.training.epochs},
+        "projected_to": {"clips": ALL_CLIPS, "epochs": rehearsal.whole.training.epochs},
         "steps": rows,
-    }  # fmt: skip
+    }
     results.save(rehearsal.folder / "rehearsal.json", values, params=rehearsal.run, seeds=[rehearsal.seed])
     return rows
 
@@ -124,9 +125,9 @@ def rehearse(
     """
     folder = folder.resolve()
     scratch = folder / "tmp"
-    if len(str(scratch)) > space.SOCKET:
+    if len(str(scratch)) > SOCKET:
         raise ParameterError(f"{folder}: too long a path for the sockets of temporary files in it; at most "
-                             f"{space.SOCKET - 4} characters")  # fmt: skip
+                             f"{SOCKET - 4} characters")  # fmt: skip
     params.refuse_secrets(changes, "the command line")
     scratch.mkdir(parents=True, exist_ok=True)
     os.environ["TMPDIR"] = str(scratch)  # so that what passes through it is counted

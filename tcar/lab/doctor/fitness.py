@@ -1,34 +1,29 @@
 """Whether a parameter file can run on this machine: device, memory, disks, budget, dataset, weights, and its hours.
 
-These are the checks of `tcar.lab.doctor` that read the parameters.
+What is heavy is imported where it is used, so that the report says what of it is broken.
 """
 
 import importlib.util
 import os
 import platform
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from tcar.lab import results
+from tcar.lab.doctor.finding import FAULT, OK, REMARK, Finding, in_words, judged
+from tcar.lab.doctor.installation import existing, unwritable
 from tcar.lab.params import Params
+from tcar.lab.rehearsal.measuring import occupied
 
-OK, REMARK, FAULT = "ok", "remark", "FAULT"
 FETCH = "run `tcar fetch` with this parameter file: it fetches it, or says how to by hand"
-GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report; `fix` is shown where the state is not ok."""
-
-    subject: str
-    state: str
-    detail: str
-    fix: str = ""
+REST = 10**9  # bytes of a run for what is not counted: notebooks, figures, results and logs
+PASSING = 64 * 2**20  # bytes of temporary files: no step copies tokens
+SOCKET = 108 - 33  # characters of a path that leave room for the name of a socket, as multiprocessing makes it
 
 
 def check_machine(run: Params) -> Iterator[Finding]:
@@ -36,59 +31,49 @@ def check_machine(run: Params) -> Iterator[Finding]:
     import torch
 
     yield Finding("CPU", OK, f"{os.cpu_count()} cores, {run.workers} workers, {platform.machine()}")
-    device, kind = run.common.device, run.common.device.partition(":")[0]
+    kind, _, number = run.common.device.partition(":")
     there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    number = int(device.partition(":")[2] or 0)
-    if kind in there and number >= there[kind]:
+    if kind in there and int(number or 0) >= there[kind]:
         fix = "set device to auto, which takes what there is, or to cpu"
-        yield Finding("device", FAULT, f"device is {device}, and {there[kind]} such are found", fix)
+        yield Finding("device", FAULT, f"device is {run.common.device}, and {there[kind]} such are found", fix)
     on_cpu = kind == "cpu" or (kind == "auto" and not any(there.values()))
     if on_cpu and run.trainer.precision == "fp16":
         yield Finding("precision", FAULT, "precision is fp16, which a CPU does not train in", "set it to bf16 or fp32")
-
-
-def on_gpu(run: Params) -> bool:
-    """Whether the run uses an NVIDIA card."""
-    import torch
-
-    return torch.cuda.is_available() and run.common.device.partition(":")[0] in ("auto", "cuda")
 
 
 def check_memory(run: Params) -> Iterator[Finding]:
     """The peaks of memory that sizes of weights, layers and batches let expect, beside what there is."""
     import torch
 
-    from tcar.lab import demand
+    from tcar.lab.demand import sizes
 
     total, card = psutil.virtual_memory().total, 0
-    if on_gpu(run):
+    if torch.cuda.is_available() and run.common.device.partition(":")[0] in ("auto", "cuda"):
         card = torch.cuda.get_device_properties(torch.device(run.common.device.replace("auto", "cuda"))).total_memory
-    for peak in demand.memory(run, bool(card)):
-        detail = f"about {_size(peak.host)} of {_size(total)}"
-        detail += f", and {_size(peak.device)} of {_size(card)} of the GPU" if card else ""
-        state = FAULT if peak.host > total or peak.device > card else OK
-        yield Finding(f"memory, {peak.work}", state, f"{detail}; {peak.about}", peak.fix)
+    for peak in sizes.memory(run, bool(card)):
+        detail = f"about {in_words(peak.host)} of {in_words(total)}"
+        detail += f", and {in_words(peak.device)} of {in_words(card)} of the GPU" if card else ""
+        fine = peak.host <= total and peak.device <= card
+        yield judged(f"memory, {peak.work}", fine, f"{detail}; {peak.about}", peak.fix)
 
 
 def check_fusions(run: Params) -> Iterator[Finding]:
     """Every configuration that is trained: that it can be made, within its budget."""
-    from tcar.lab import demand
+    from tcar.lab.demand import sizes
 
-    allowed = run.fusion.max_trained_parameters
-    sizes = {each.fusion: demand.cost(run, each.fusion)["trained_parameters"] for each in demand.trainings(run)}
-    largest = max(sizes, key=sizes.get)
-    detail = f"{len(sizes)} configurations, up to {sizes[largest]:,} trained parameters ({largest.kind})"
+    planned, allowed = sizes.trainings(run), run.fusion.max_trained_parameters
+    largest = max(planned, key=lambda each: each.parameters)
+    detail = f"{len(planned)} configurations, up to {largest.parameters:,} trained parameters ({largest.fusion.kind})"
+    fine = largest.parameters <= allowed
     fix = "lower fusion_width, cross_width, fusion_blocks or mlp_ratio, or raise max_trained_parameters"
-    over = sizes[largest] > allowed
-    detail += f", max_trained_parameters is {allowed:,}" if over else ""
-    yield Finding("fusions", FAULT if over else OK, detail, fix)
+    yield judged("fusions", fine, detail if fine else f"{detail}, max_trained_parameters is {allowed:,}", fix)
 
 
 def check_hours(run: Params, measure: bool) -> Iterator[Finding]:
     """How long extraction and training take, from measured speeds."""
-    from tcar.lab import demand
+    from tcar.lab.demand import hours
 
-    for found in demand.hours(run, measure=measure):
+    for found in hours.hours(run, measure=measure):
         amount = "not known" if found.hours is None else f"{found.hours:.2g} hours"
         yield Finding(f"hours, {found.work}", OK, f"{amount}: {found.source}")
 
@@ -107,37 +92,40 @@ def check_watching(run: Params) -> Iterator[Finding]:
 
 def check_disks(run: Params) -> Iterator[Finding]:
     """The disks that the run and its temporary files go to, with what is needed of them and what is free."""
-    from tcar.lab import space
+    from tcar.lab.demand import sizes
 
     try:
-        yield _place("disk", space.run_folder(run))
-        if problem := space.Place(run.figures_dir, 0, "").problem:
-            yield Finding("figures", FAULT, problem, "set figures to a folder that can be written")
-        place = space.temporary()
+        whole = sizes.disk(run)
     except ValueError as error:  # of a stream or a class: named by what checks these
         yield Finding("disk", REMARK, f"how much is needed is not known: {error}", "correct it in the parameter file")
-        return
+    else:
+        left = {name: max(0, size - occupied(run.run_dir / name)) for name, size in whole.items() if size}
+        words = ", ".join(f"{size / 1e9:.1f} GB of {name}" for name, size in left.items() if size >= 5e7)
+        fix = f"this run still writes {words + ' and ' if words else ''}about {REST / 1e9:.0f} GB of results: "
+        fix += "free some, or set `runs:` to a folder on another disk"
+        yield _room("disk", run.run_dir, sum(left.values()) + REST, fix)
+    if problem := unwritable(run.figures_dir):
+        yield Finding("figures", FAULT, problem, "set figures to a folder that can be written")
+    try:
+        folder = Path(tempfile.gettempdir())
     except FileNotFoundError as error:
         yield Finding("temporary files", FAULT, str(error), "set TMPDIR to a folder that can be written")
         return
-    yield _place("temporary files", place)
+    fix = "set TMPDIR to a folder on a larger disk"
+    yield _room("temporary files", folder, PASSING, fix)
     asked = os.environ.get("TMPDIR", "")
-    if asked and Path(asked).resolve() != place.folder.resolve():
-        yield Finding("TMPDIR", REMARK, f"{asked} cannot be written, so {place.folder} is used", place.fix)
-    elif len(str(place.folder)) > space.SOCKET:
-        long = f"{place.folder} is {len(str(place.folder))} characters long, and sockets in it may have no name"
-        yield Finding("TMPDIR", REMARK, long, f"set TMPDIR to a folder of at most {space.SOCKET} characters")
+    if asked and Path(asked).resolve() != folder.resolve():
+        yield Finding("TMPDIR", REMARK, f"{asked} cannot be written, so {folder} is used", fix)
+    elif len(str(folder)) > SOCKET:
+        long = f"{folder} is {len(str(folder))} characters long, and sockets in it may have no name"
+        yield Finding("TMPDIR", REMARK, long, f"set TMPDIR to a folder of at most {SOCKET} characters")
 
 
-def _place(subject: str, place) -> Finding:
-    if problem := place.problem:
-        return Finding(subject, FAULT, problem, place.fix)
-    detail = f"{_size(place.needed)} needed, {_size(place.free)} free in {place.folder}"
-    return Finding(subject, FAULT if place.free < place.needed else OK, detail, place.fix)
-
-
-def _size(size: int) -> str:
-    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.0f} MiB"
+def _room(subject: str, folder: Path, needed: int, fix: str) -> Finding:
+    if problem := unwritable(folder):
+        return Finding(subject, FAULT, problem, fix)
+    free = shutil.disk_usage(existing(folder)).free
+    return judged(subject, free >= needed, f"{in_words(needed)} needed, {in_words(free)} free in {folder}", fix)
 
 
 def check_dataset(run: Params) -> Iterator[Finding]:
@@ -145,9 +133,7 @@ def check_dataset(run: Params) -> Iterator[Finding]:
     root = run.data_root
     if run.data.dataset == "tabletop":
         there = (root / "labels.json").is_file()
-        yield Finding(
-            "dataset", OK, f"Tabletop in {root}" if there else "Tabletop, rendered by the first notebook"
-        )
+        yield Finding("dataset", OK, f"Tabletop{f' in {root}' if there else ', rendered by the first notebook'}")
         return
     from tcar.data import prepare
     from tcar.data.ssv2 import SPLITS, DatasetError, load_split
@@ -163,8 +149,9 @@ def check_dataset(run: Params) -> Iterator[Finding]:
             fix = "put test-answers.csv (id;template) there" if split == "test" else f"get the whole {split}.json"
             yield Finding(f"{split} split", FAULT, f"{root}: no clip of {split} has a known class", fix)
     listed, missing = sum(found.listed.values()), len(found.missing)
-    begun = any((root / name).exists() for name in (prepare.LOCK, prepare.REPORT))
-    cut_off = begun and (bool(found.unread) or not (root / prepare.REPORT).is_file())
+    reported = (root / prepare.REPORT).is_file()
+    begun = reported or (root / prepare.LOCK).exists()
+    cut_off = begun and (bool(found.unread) or not reported)
     problem = f", {missing:,} missing" if missing else ""
     if cut_off:
         problem += f", cut off midway: {found.unread or 'prepare'} has not come to its end"
@@ -181,60 +168,41 @@ def check_dataset(run: Params) -> Iterator[Finding]:
 
 
 def check_checkpoints(run: Params) -> Iterator[Finding]:
-    """The weights of both streams."""
-    from tcar.lab import needs
-    from tcar.streams import published
+    """The weights of both streams; those that are there are loaded, as nothing else shows that they fit."""
+    from tcar.lab import fetch
+    from tcar.streams.published import PACKAGED
+    from tcar.streams.registry import create_stream
+    from tcar.streams.weights import CheckpointError
 
     for role in ("semantic", "motion"):
         name, stated = getattr(run.streams, role), getattr(run.streams, f"{role}_checkpoint")
         subject, path = f"{role} stream", run.root / Path(stated).expanduser()
-        if name in published.PACKAGED and not stated:
-            path = packaged.WEIGHTS / f"{name}.safetensors"
-            found = results.relative(path, run.root) if path.is_file() else "no weights in the package"
-            yield Finding(subject, OK if path.is_file() else FAULT, f"{name}: {found}", "run `make streams`")
-        elif stated and path.exists():
-            problem = _unfit(name, path)
-            fix = f"set {role}_checkpoint to weights of {name}; {FETCH}"
-            where = f"{name}: {results.relative(path, run.root)}"
-            yield Finding(subject, FAULT if problem else OK, f"{where}{problem and ': '}{problem}", fix)
-        else:
-            try:
-                need = needs.need_of(run, role)
-            except ValueError as error:
-                yield Finding(subject, FAULT, str(error), f"set {role}_checkpoint to a file or a name of the Hub")
+        packaged = name in PACKAGED and not stated
+        where = "weights of the package" if packaged else results.relative(path, run.root)
+        fix = "run `make streams`" if packaged else f"set {role}_checkpoint to a file or a name of the Hub; {FETCH}"
+        try:
+            if packaged or (stated and path.exists()):
+                create_stream(name, pretrained=True, checkpoint=path if stated else None)
+                yield Finding(subject, OK, f"{name}: {where}")
                 continue
-            served, words = needs.state(need)
-            where = f"{role}_checkpoint {stated}" if stated else need.checkpoint.name
-            yield Finding(subject, OK if served else FAULT, f"{name}: {where} is {words}", FETCH)
-
-
-def _unfit(stream: str, path: Path) -> str:
-    """Why a file holds no weights of a stream; empty where it does. They are loaded, as nothing else shows it."""
-    from tcar.streams.registry import create_stream
-    from tcar.streams.weights import CheckpointError
-
-    try:
-        create_stream(stream, checkpoint=path)
-    except (CheckpointError, ValueError, OSError) as error:
-        return str(error).partition("\n")[0]
-    return ""
+            need = fetch.stream_need(run, role)
+        except (CheckpointError, ValueError, OSError) as error:
+            yield Finding(subject, FAULT, f"{name}: {where}: {str(error).partition(chr(10))[0]}", fix)
+            continue
+        there, words = fetch.state(need)
+        where = f"{role}_checkpoint {stated}" if stated else need.checkpoint.name
+        yield judged(subject, there, f"{name}: {where} is {words}", FETCH)
 
 
 def check_baselines(run: Params) -> Iterator[Finding]:
     """The weights of the baselines, where the run has any."""
-    from tcar.lab import needs
+    from tcar.lab import fetch
 
-    try:
-        wanted = needs.baseline_needs(run)
-    except ValueError as error:
-        yield Finding("baselines", FAULT, str(error), "correct it in the parameter file")
-        return
-    for need in wanted:
-        served, words = needs.state(need)
-        where = f"{need.checkpoint.name} in the cache of the Hub"
-        where = results.relative(need.target, run.root) if need.target else where
+    for need in fetch.baseline_needs(run):
+        there, words = fetch.state(need)
+        where = need.place(run.root) if need.target else f"{need.checkpoint.name} in {need.place(run.root)}"
         detail = f"{need.purpose.removeprefix('baseline ')}: {where} is {words}"
         if need.advice:  # left out, it would have random weights, which a run refuses
             yield Finding("baseline", FAULT, f"{detail}, and no parameter names it", f"{need.advice}; {FETCH}")
         else:
-            yield Finding("baseline", OK if served else FAULT, detail, FETCH)
+            yield judged("baseline", there, detail, FETCH)
