@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tcar.lab import results
-from tcar.lab.params import FIELDS, GROUPS, Params
+from tcar.lab.params import GROUPS, Params
 
 MEASURED = FILE, TERMS, SEARCH = "replicates.json", "loss_terms.json", "search.json"
 # The parameters that decide the numbers of each, by the groups that they are of: results of others are not shown.
@@ -34,8 +34,8 @@ def find(run: Params, file: str = FILE) -> Path | None:
 
 def decisive(file: str) -> list[str]:
     """The parameters that decide what a result file holds."""
-    own, stages = _DECISIVE[file]
-    return [*own, *(f.name for stage in stages for f in dataclasses.fields(GROUPS[stage]))]
+    own, groups = _DECISIVE[file]
+    return [*own, *(f.name for group in groups for f in dataclasses.fields(GROUPS[group]))]
 
 
 def _same(made: dict, run: Params, keys: Iterable[str]) -> bool:
@@ -43,15 +43,10 @@ def _same(made: dict, run: Params, keys: Iterable[str]) -> bool:
 
     A parameter that is younger than the result counts as at its default, which is to do nothing.
     """
-    stated = run.as_dict()
-    if any(made["parameters"].get(key, _default(key)) != stated[key] for key in keys):
+    stated, defaults = run.as_dict(), Params(root=run.root).as_dict()
+    if any(made["parameters"].get(key, defaults[key]) != stated[key] for key in keys):
         return False
     return all(
         (file := run.root / name).is_file() and results.digest(file) == digest
         for name, digest in made["inputs"].items()
     )
-
-
-def _default(key: str) -> object:
-    field = FIELDS[key]
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

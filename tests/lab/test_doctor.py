@@ -34,7 +34,7 @@ def test_a_tiny_clip_goes_through_both_decoders():
 
 
 def test_a_decoder_that_drops_or_spoils_frames_is_a_fault():
-    frames = [np.full((4, 4, 3), 20 * i, np.uint8) for i in range(5)]
+    frames = np.stack([np.full((4, 4, 3), 20 * i, np.uint8) for i in range(5)])
     assert installation.compared("decord", frames, frames).state == OK
     assert "4 of 5" in installation.compared("decord", frames, frames[:-1]).detail
     assert installation.compared("decord", frames, frames[::-1]).state == FAULT

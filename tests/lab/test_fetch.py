@@ -1,9 +1,11 @@
 """What a run needs of published weights comes to its place whole, and what cannot be had is named with its place."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from file_server import CONTENT, DIGEST
 from hub_files import hub_cache
 from huggingface_hub import constants
@@ -12,7 +14,7 @@ from tcar.__main__ import command
 from tcar.lab import params
 from tcar.lab.fetch import Need, baseline_needs, fetch, needs, state
 from tcar.streams.download import FetchError
-from tcar.streams.published import CHECKPOINTS, Checkpoint, find
+from tcar.streams.published import CHECKPOINTS, WEIGHTS, Checkpoint, find
 
 SSV2 = """
 dataset: ssv2
@@ -33,9 +35,7 @@ def hub(server, cache, monkeypatch):
     return server
 
 
-REPOSITORY = Checkpoint(
-    "owner/name", (), "hub", "owner/name", ("model.safetensors", "pytorch_model.bin"), "", "transformers"
-)
+REPOSITORY = Checkpoint("owner/name", (), "hub", "owner/name", WEIGHTS, "", "transformers")
 
 
 def publish(hub, **files: bytes) -> None:
@@ -186,13 +186,17 @@ def test_the_baselines_of_a_parameter_file_are_listed_like_its_streams(ssv2, cac
     assert f"{clip} in the cache of the Hub: there\n  -> set baseline_checkpoints: {{cast_b16.clip: {clip}}}\n" in said
 
 
+PUBLISHED = "pytorchvideo/I3D_8x8_R50"
+
+
+def published_as_content(monkeypatch, **changes) -> None:
+    """Let the published file of I3D be the one that the server has."""
+    known = replace(CHECKPOINTS[PUBLISHED], bytes=len(CONTENT), sha256=DIGEST, **changes)
+    monkeypatch.setitem(CHECKPOINTS, PUBLISHED, known)
+
+
 def test_what_was_put_there_by_hand_is_found_and_checked(ssv2, monkeypatch, capsys):
-    whole = CHECKPOINTS["pytorchvideo/I3D_8x8_R50"]
-    monkeypatch.setitem(
-        CHECKPOINTS,
-        whole.name,
-        Checkpoint(whole.name, whole.streams, "file", whole.address, whole.files, "", "", len(CONTENT), None, DIGEST),
-    )
+    published_as_content(monkeypatch)
     (ssv2 / "checkpoints").mkdir()
     (ssv2 / "checkpoints" / "dinov2_vits14.safetensors").write_bytes(b"any size: none is published exactly")
     (ssv2 / "checkpoints" / "i3d_r50.pyth").write_bytes(CONTENT[:-1])
@@ -211,19 +215,13 @@ def test_what_was_put_there_by_hand_is_found_and_checked(ssv2, monkeypatch, caps
 
 def test_the_command_fetches_a_file_to_its_place_and_a_second_time_nothing(ssv2, server, monkeypatch, capsys):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    whole = CHECKPOINTS["pytorchvideo/I3D_8x8_R50"]
-    address = f"{server.url}/file.pt"
-    monkeypatch.setitem(
-        CHECKPOINTS,
-        whole.name,
-        Checkpoint(whole.name, whole.streams, "file", address, whole.files, "", "", len(CONTENT), None, DIGEST),
-    )
-    assert command("fetch", [whole.name, "--list"]) == 1
+    published_as_content(monkeypatch, address=f"{server.url}/file.pt")
+    assert command("fetch", [PUBLISHED, "--list"]) == 1
     assert server.asked == []
-    assert command("fetch", [whole.name]) == 0
+    assert command("fetch", [PUBLISHED]) == 0
     assert (ssv2 / "checkpoints" / "I3D_8x8_R50.pyth").read_bytes() == CONTENT
     server.asked.clear()
-    assert command("fetch", [whole.name]) == 0
+    assert command("fetch", [PUBLISHED]) == 0
     assert server.asked == []
 
 
@@ -248,13 +246,7 @@ def test_wrong_names_are_said_with_the_right_ones(ssv2, capsys):
 
 
 # ---- what a parameter file needs ----
-NAMED = {
-    "dataset": "ssv2",
-    "semantic": "dinov2_vits14",
-    "semantic_checkpoint": "checkpoints/dinov2_vits14.safetensors",
-    "motion": "i3d_r50",
-    "motion_checkpoint": "checkpoints/i3d_r50.pyth",
-}
+NAMED = yaml.safe_load(SSV2)
 
 
 def needed(**changes) -> list[tuple[str, Path | None]]:

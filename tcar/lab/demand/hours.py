@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from math import prod
 
 import torch
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from tcar.data.protocol import PROTOCOLS
 from tcar.data.ssv2 import SPLITS, Clip, load_split
-from tcar.data.video import VideoError
 from tcar.data.workers import Failure, isolated_map, worker_count
 from tcar.features.packing import FeatureError
 from tcar.features.views import SegmentView
@@ -232,24 +231,15 @@ def _decoding_rate(run: Params, frames: int) -> float:
     clips = [clip for split in SPLITS for clip in load_split(run.data_root, split)]
     chosen = clips[:: max(1, len(clips) // DECODED_CLIPS)][:DECODED_CLIPS]
     began, done = 0.0, 0
-    with closing(isolated_map(_Decode(frames), chosen, time_limit=60)) as outcomes:
+    with closing(isolated_map(partial(_decode, frames), chosen, time_limit=60)) as outcomes:
         for _, outcome in log.progress(outcomes, total=len(chosen), description="decoding"):
             began = began or time.perf_counter()
-            done += not isinstance(outcome, Failure) and outcome
+            done += not isinstance(outcome, Failure)
     if done < 2:
         raise FeatureError(f"{done} of {len(chosen)} clips can be decoded; run the audit (notebook 00)")
     return (done - 1) / (time.perf_counter() - began)
 
 
-@dataclass(frozen=True)
-class _Decode:
-    """Decodes a clip in a worker process and says whether that went well: the frames stay there."""
-
-    frames: int
-
-    def __call__(self, clip: Clip) -> bool:
-        try:
-            SegmentView(self.frames)(clip, 0, 0)
-        except VideoError:
-            return False
-        return True
+def _decode(frames: int, clip: Clip) -> None:
+    """In a worker process, where the frames stay; a clip that cannot be read is a Failure."""
+    SegmentView(frames)(clip, 0, 0)
