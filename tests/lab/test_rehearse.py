@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -290,7 +291,7 @@ def here(arguments: list[str], notes: Path) -> int:
     return status
 
 
-def test_tiny_rehearsal(short, capfd, monkeypatch):
+def test_tiny_rehearsal(short, downloads, capfd, monkeypatch):
     def run_measured(module: str, arguments: list[str], folder: Path, notes: Path) -> int:
         if arguments[0] == "prepare":
             return measuring.run_measured(module, arguments, folder, notes)
@@ -299,7 +300,8 @@ def test_tiny_rehearsal(short, capfd, monkeypatch):
     monkeypatch.setattr(rehearse, "run_measured", run_measured)
     monkeypatch.setenv("TMPDIR", os.environ.get("TMPDIR", "/tmp"))
     monkeypatch.chdir(ROOT)
-    arguments = command(short / "r", "--clips", "10", "--until", "00_data_audit")
+    shutil.copytree(downloads, short / "r" / "downloads")
+    arguments = command(short / "r", "--clips", "10", "--seed", "3", "--until", "00_data_audit")
     assert main(["rehearse", *arguments]) == 0
     said = capfd.readouterr().out
     assert "10 clips of 220,847" in said
