@@ -298,6 +298,7 @@ def test_tiny_rehearsal(short, downloads, capfd, monkeypatch):
         return here(arguments, notes)
 
     monkeypatch.setattr(rehearse, "run_measured", run_measured)
+    monkeypatch.setattr("tcar.lab.doctor.INSTALLATION", {})  # is that of any run
     monkeypatch.setenv("TMPDIR", os.environ.get("TMPDIR", "/tmp"))
     monkeypatch.chdir(ROOT)
     shutil.copytree(downloads, short / "r" / "downloads")
