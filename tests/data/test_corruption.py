@@ -6,7 +6,7 @@ from videos import write_video
 
 from tcar.data.health import check
 from tcar.data.ssv2 import Clip
-from tcar.data.video import VideoError, probe, read_frames
+from tcar.data.video import VideoError, read_frames
 from tcar.data.workers import isolated_map
 
 
@@ -118,10 +118,3 @@ def test_zero_by_zero(tmp_path):
     path = tmp_path / "zero.webm"
     path.write_bytes(content)
     np.testing.assert_array_equal(read_frames(path, range(31)), reference(source))
-
-
-def test_times_that_run_backwards(tmp_path):
-    """B-frames in AVI, where the container has no times and the frames leave the decoder in another order."""
-    path = write_video(tmp_path / "clip.avi", 31, codec="mpeg4", rate=25, bf="2", qscale="2")
-    assert probe(path).frames == 31
-    np.testing.assert_array_equal(read_frames(path, range(31)), reference(path))
