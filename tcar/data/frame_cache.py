@@ -1,8 +1,8 @@
 """A cache of decoded frames on the disk, with a limit: a clip is decoded once, and read as an array afterwards.
 
-Worth its space where decoding is what a training waits for, and each epoch wants other frames of the same clips. What
-is in the cache stays: an epoch asks for every clip once, so that to drop the oldest for the newest would drop each clip
-just before it is wanted again. When the limit is reached, the rest is decoded as before.
+It is worth its space where a training waits for decoding, and each epoch reads other frames of the same clips. Nothing
+is dropped from the cache: an epoch reads every clip once, so that the oldest one is the next to be read. When the limit
+is reached, all other clips are decoded as before.
 """
 
 import fcntl
@@ -39,13 +39,13 @@ class FrameCache:
 
     @classmethod
     def open(cls, folder: str | Path, limit: int, upright: bool = True) -> "FrameCache":
-        """Begin to use a folder, with what earlier runs left in it; raises ValueError for a limit below 1."""
+        """Open a folder, which may hold clips of earlier runs; raises ValueError for a limit below 1 byte."""
         if limit < 1:
             raise ValueError(f"a frame cache of {limit} bytes holds nothing: set its limit to at least 1, or use none")
         cache = cls(Path(folder), limit, upright)
         cache.folder.mkdir(parents=True, exist_ok=True)
         with cache._locked() as used:
-            # What was cut off while it was written belongs to nobody; the count follows what is really there.
+            # Remove what an ended process left half written, and count what is really there.
             drop_drafts(cache.folder)
             _write(used, sum(path.stat().st_size for path in cache.folder.glob("*.npy")))
         return cache

@@ -1,7 +1,7 @@
-"""Clips in the order asked for, read ahead by worker processes that a bad file cannot take along.
+"""Clips in the order asked for, read ahead by worker processes that survive a bad file.
 
-torch's DataLoader is for files that can be trusted: a process of it that dies ends the run, and a file that hangs holds
-it up for good. Here each clip has its time, and a process that dies or hangs over one is replaced.
+With torch's DataLoader a process that dies ends the run, and a file that hangs stops it for ever. Here each clip has a
+time limit, and a process that dies or hangs over one is replaced.
 """
 
 import weakref
@@ -28,8 +28,9 @@ Reader = Callable[[tuple[Clip, int]], tuple[np.ndarray | int, ...] | str]
 class Loaded:
     """What was read of a group of clips.
 
-    `offsets` are the places in the group of the clips that could be read; `arrays` have a row for each, one tensor for
-    each of the reader's values, none where no clip could be read; `broken` says by offset why the others could not.
+    `offsets` are the places in the group of the clips that could be read. `arrays` has a tensor for each of the
+    reader's values, with a row for each of these clips; it is empty where no clip could be read. `broken` has the
+    reason for every other clip by its offset.
     """
 
     offsets: list[int]
@@ -45,13 +46,11 @@ class Loader:
     for a clip. A clip for which it returns text, raises, dies or takes too long is missing from its group, and stands
     with the reason in `broken`; it is not read again until it is taken out of there.
 
-    At most `ahead` clips, and no fewer than two for each process, are read or being read beyond the group that is asked
-    for: this bounds the memory, and a clip that hangs holds the others up there. What comes out, and in what order,
-    depends on `read`, the clips and `broken` alone.
+    At most `ahead` clips, but at least two for each process, are read beyond the group that is asked for, which bounds
+    the memory. What comes out, and in what order, depends on `read`, the clips and `broken` alone.
 
-    pin: put what was read into page-locked memory, which a GPU copies from while it computes; raises ValueError where
-    there is no CUDA. Processes start with the first clip, and end with `close`, at the end of `with`, or when nothing
-    refers to the loader any more.
+    pin: put the arrays into page-locked memory, from which a GPU copies while it computes; raises ValueError where no
+    CUDA is. Processes start with the first clip, and end with `close`, with `with`, or when the loader is deleted.
     """
 
     def __init__(self, read: Reader, *, workers: int = 0, time_limit: float = CLIP_LIMIT, ahead: int = 0,

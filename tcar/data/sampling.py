@@ -1,4 +1,4 @@
-"""Which frames of a clip are looked at: pure functions of its length, a number of frames and a seeded generator.
+"""Which frames of a clip are read: functions of its length, a number of frames and a seeded generator; and seeds.
 
 Samplers return numbers of frames, 0-based and in the order of time, of a clip of `frame_count` frames.
 """

@@ -1,4 +1,4 @@
-"""What pipelines that read with decord see of a clip, where that is something else: a warning, never a quarantine."""
+"""Where decord, with which others read videos, gives other frames than this library: a warning, never a quarantine."""
 
 import re
 from collections.abc import Sequence

@@ -19,7 +19,7 @@ from videos import write_video
 from tcar.data.loader import Loader
 from tcar.data.ssv2 import Clip
 from tcar.data.views import AugmentConfig
-from tcar.lab.params import usable_cores
+from tcar.ground.processes import usable_cores
 from tcar.train.clip_views import ClipViews
 
 AUGMENTED = AugmentConfig(224, (0.5, 1.0), flip=0.5)
