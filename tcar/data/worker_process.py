@@ -74,9 +74,9 @@ class WorkerProcess:
         with self._children:
             if self._ended:
                 raise RuntimeError("the crew was closed")
-            self._process = context.Process(target=_serve, args=(other, self._function), daemon=True)
-            self._process.start()
-        self._seen = psutil.Process(self._process.pid)
+            process = context.Process(target=_serve, args=(other, self._function), daemon=True)
+            process.start()
+            self._process, self._seen = process, psutil.Process(process.pid)
         other.close()  # so that the death of the process reads as the end of the pipe
         try:
             _received(self._connection)

@@ -111,7 +111,7 @@ class Crew:
         """Kill all processes; an item given afterwards starts new ones."""
         with self._change:
             self.forget()
-            self._closed, self._idle = True, 0
+            self._closed = True
             workers, self._workers = self._workers, {}
             self._change.notify_all()
         for worker in workers:
@@ -119,6 +119,7 @@ class Crew:
         for thread in workers.values():
             if thread is not threading.current_thread():  # the garbage collector may call this there
                 thread.join()
+        self._idle = 0
 
     # --- in the threads ----------------------------------------------------------------------------------
 

@@ -37,18 +37,6 @@ def test_none_of_this_damage_to_the_codec_of_the_dataset_is_read_as_frames(outco
     assert all(verdict.startswith(("exact", "error")) for verdict in found)
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-def test_cut_at_every_tenth(intact, tmp_path, kind):
-    content, frames = intact[kind].read_bytes(), np.load(intact[kind].with_suffix(".npy"))
-    for tenth in range(10):
-        path = tmp_path / f"cut{intact[kind].suffix}"
-        path.write_bytes(content[: tenth * len(content) // 10])
-        with pytest.raises(VideoError) as caught:
-            read_frames(path, range(len(frames)))
-        assert caught.value.reason in ("empty", "truncated", "no video stream", "undecodable")
-        assert not check(Clip("cut", path, None, "", "", ())).ok
-
-
 def test_flipped_bytes_of_vp9_are_noticed_where_libav_notices_nothing(intact, tmp_path):
     """In the data of the frames, one byte at a time; `reference` decodes with libav's own decoder."""
     source = intact["VP9 in WebM"]

@@ -195,6 +195,8 @@ def test_processes_and_threads_end_with_the_loader_however_it_ends():
     left = workers()
     loader.close()
     assert len(list(stream)) == 0
+    assert [numbers(loaded) for loaded in loader.groups([clips(7)])] == [[70]]  # by new processes
+    left += workers()
     del loader, stream
     dropped = Loader(Told(), workers=1)
     list(dropped.groups([clips(1)]))
@@ -202,7 +204,7 @@ def test_processes_and_threads_end_with_the_loader_however_it_ends():
     del dropped
     gc.collect()
     until(lambda: not any(worker.is_running() for worker in left), 10)
-    assert len(left) == 3 and threading.active_count() == threads
+    assert len(left) == 4 and threading.active_count() == threads
 
 
 def test_errors_come_to_the_one_who_asks(inline):
