@@ -7,7 +7,6 @@ from pathlib import Path
 
 import av
 import pytest
-from bright import in_this_process
 from videos import write_video
 
 from tcar.__main__ import command
@@ -17,14 +16,7 @@ from tcar.data.health import ClipHealth, check, read_journal
 from tcar.data.monitor import compare, compare_bytes, monitor
 from tcar.data.ssv2 import SPLITS, Clip, DatasetError, load_split
 
-
-@pytest.fixture(autouse=True)
-def _inline(monkeypatch):
-    """These tests are not about processes, and the memory of this one is not to be bounded."""
-    monkeypatch.setattr("tcar.data.audit.isolated_map", in_this_process)
-    monkeypatch.setattr("tcar.data.audit.check_within_limits", check)
-
-
+pytestmark = pytest.mark.usefixtures("audit_inline")
 LABELS = {"Pushing something from left to right": "0", "Showing something behind something": "1"}
 
 

@@ -13,6 +13,7 @@ from tcar.data.health import ClipHealth
 from tcar.data.second_opinion import disagreements, second_opinion
 from tcar.data.ssv2 import Clip
 
+pytestmark = pytest.mark.usefixtures("audit_inline")
 CLIPS = Path(__file__).parents[3] / "shared" / "clips"
 
 
