@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from tcar.data.augment import Augment, AugmentConfig
+from tcar.data.augment import Augment
+from tcar.data.views import AugmentConfig
 from tcar.features.views import SegmentView, View
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from bright import FRAMES, GRID, Brightness, seven_clips
 
-from tcar.data.augment import AugmentConfig
 from tcar.data.ssv2 import Clip
+from tcar.data.views import AugmentConfig
 from tcar.features import FeatureError, FeatureStore, extract, verify
 from tcar.features.augmented import AugmentedView
 from tcar.features.views import SegmentView

@@ -16,8 +16,8 @@ from stores import sparse_store
 from torch import nn
 
 from tcar.__main__ import main
-from tcar.data.augment import AugmentConfig
 from tcar.data.video import read_frames
+from tcar.data.views import AugmentConfig
 from tcar.data.workers import isolated_map
 from tcar.features import FeatureError, FeatureStore, extract, unpacked, verify
 from tcar.features.augmented import AugmentedView
