@@ -15,8 +15,8 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from tcar.data.views import PROTOCOLS
 from tcar.data.ssv2 import SPLITS, Clip, load_split
+from tcar.data.views import PROTOCOLS
 from tcar.data.workers import Failure, isolated_map, worker_count
 from tcar.features.packing import FeatureError
 from tcar.features.views import SegmentView
