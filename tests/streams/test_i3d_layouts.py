@@ -29,9 +29,7 @@ def reference_features(layout, state, x):
     stem_stride, (kernel, stride, padding), _ = NETWORKS[layout]
 
     def norm(x, place):
-        weight, bias, mean, var = (
-            state[key(layout, place, "norm", name)].view(1, -1, 1, 1, 1) for name in STATISTICS
-        )
+        weight, bias, mean, var = (state[key(layout, place, "norm", name)].view(1, -1, 1, 1, 1) for name in STATISTICS)
         return (x - mean) / torch.sqrt(var + 1e-5) * weight + bias
 
     def conv(x, place, stride=(1, 1, 1)):
@@ -91,12 +89,12 @@ def small_file(tmp_path):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_file_as_published_computes_what_is_published(layout, full_size, tmp_path):
-    state, path = published_state(layout, full_size), tmp_path / LAYOUTS[layout].file
+    state, path = published_state(layout, full_size), tmp_path / "published.pth"
     assert sum(v.numel() for slot, v in full_size.items() if "running" not in slot[2]) == 28_043_472
     assert len(state) == (320 if layout in COUNTED else 267)
     WRITERS[layout](path, state)
     generator_state = torch.get_rng_state()
-    model, found = load_i3d(path, expect_classes=400)
+    model, found = load_i3d(path)
     path.unlink()
     assert found is LAYOUTS[layout] and not model.training
     assert torch.equal(torch.get_rng_state(), generator_state)
@@ -105,7 +103,7 @@ def test_file_as_published_computes_what_is_published(layout, full_size, tmp_pat
     with torch.inference_mode():
         expected = reference_features(layout, state, clip)
         features = model.features(clip)
-        assert features.shape == expected.shape == (1, 2048, 8 if found.step == 8 else 2, 2, 2)
+        assert features.shape == expected.shape == (1, 2048, 8 if found.facts.step == 8 else 2, 2, 2)
         close(features, expected)
         close(model(clip), reference_scores(layout, state, expected))
         larger = torch.rand(1, 2048, 5, 8, 9, generator=torch.Generator().manual_seed(2))
@@ -122,13 +120,13 @@ def test_file_as_published_computes_what_is_published(layout, full_size, tmp_pat
     ("tushar_n", (114.75,) * 3, (57.375,) * 3, 32, 2),
 ])  # fmt: skip
 def test_frames_are_prepared_as_published(layout, mean, std, frames, step):
-    found = LAYOUTS[layout]
+    found = LAYOUTS[layout].facts
     assert [255 * value for value in found.mean] == pytest.approx(mean)  # as published, for frames of 0 to 255
     assert [255 * value for value in found.std] == pytest.approx(std)
     assert (found.frames, found.step) == (frames, step)
     # Every published network sees the clip it was trained on as the same map.
     with torch.device("meta"):
-        assert I3D(found.config).features(torch.empty(1, 3, frames, 224, 224)).shape == (1, 2048, 4, 7, 7)
+        assert I3D(LAYOUTS[layout].config).features(torch.empty(1, 3, frames, 224, 224)).shape == (1, 2048, 4, 7, 7)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -150,9 +148,7 @@ def test_named_layout_must_fit_the_keys(layout, small_file):
             load_i3d(path, other, config=TINY)
 
 
-def test_unknown_layouts_are_refused(small_file):
-    with pytest.raises(ValueError, match=r"unknown layout 'mmaction'; did you mean mmaction2\?"):
-        load_i3d(small_file("mmaction2"), "mmaction")
+def test_unknown_layouts_are_refused():
     with pytest.raises(CheckpointError, match=r"pytorchvideo, slowfast.*tushar_n.*1 keys found: encoder.weight"):
         detect_layout({"encoder.weight": torch.zeros(1)})
     with pytest.raises(CheckpointError, match=r"4 keys found: conv1.weight, conv2.weight"):  # of one name, by chance
@@ -199,13 +195,6 @@ def test_counters_are_there_all_or_none(small_file):
         load_i3d(small_file("pytorchvideo", lambda state: drop(state, 1)), config=TINY)
 
 
-def test_another_number_of_classes_is_refused(small_file):
-    with pytest.raises(CheckpointError, match=r"has 7 classes, 174 expected; expect 7, or .*without_classifier"):
-        load_i3d(small_file("tushar_n"), config=TINY, expect_classes=174)
-    assert load_i3d(small_file("tushar_n"), config=TINY, expect_classes=7)[0].config.num_classes == 7
-    assert load_i3d(small_file("tushar_n", config=TINY), config=TINY, expect_classes=0)[0].config.num_classes == 0
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_truncated_file_is_refused(layout, small_file):
     path = small_file(layout)
@@ -242,10 +231,9 @@ def image_network(classes=10):
     return network
 
 
-@pytest.mark.parametrize("kind", ["max", "avg"])
-def test_a_still_clip_has_the_features_of_its_image(kind):
+def test_a_still_clip_has_the_features_of_its_image():
     network = image_network()
-    inflated = inflate_resnet50(network, replace(I3DConfig(), temporal_pool_kind=kind)).double()
+    inflated = inflate_resnet50(network.state_dict()).double()
     network.double()
     image = torch.randn(1, 3, 48, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     # Zero padding reaches 2 frames through the stem and 3 through res2, so 3 steps after the pooling, and 6 further

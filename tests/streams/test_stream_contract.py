@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tcar.streams import pretrained, vjepa2_1
+from tcar.streams.catalogue import STREAMS
 from tcar.streams.registry import create_stream, list_streams, stream_spec, weights_digest
 
 TIMM = ["timm:resnet18", "timm:vit_tiny_patch16_224", "timm:convnext_atto", "timm:swin_tiny_patch4_window7_224"]
@@ -48,7 +49,7 @@ def shallow(monkeypatch):
 
     encoder = vjepa2_1.VJepa21Encoder
     monkeypatch.setattr(pretrained, "build", build)
-    monkeypatch.setattr(vjepa2_1, "VJepa21Encoder", lambda c: encoder(replace(c, depth=1, levels=(0,))))
+    monkeypatch.setattr(vjepa2_1, "VJepa21Encoder", lambda c: encoder(replace(c, depth=1)))
 
 
 @pytest.fixture(scope="module", params=[*list_streams(), *TIMM])
@@ -133,8 +134,12 @@ def test_the_network_has_the_published_size(name):
     assert built.width == stream_spec(name).width == width
     parameters = sum(parameter.numel() for parameter in built.parameters())
     assert parameters / 1e6 == pytest.approx(PUBLISHED[name], abs=0.06)
-    tokens = built(torch.empty(1, built.frames, 90, 120, 3, dtype=torch.uint8, device="meta"))
-    assert tokens.values.shape == (1, tokens.grid[0], tokens.grid[1] * tokens.grid[2], width)
+    facts = STREAMS[name]
+    assert facts.blocks == (len(built.blocks) if built.role == "semantic" else 0)
+    for count in (built.frames, 1, 5):
+        tokens = built(torch.empty(1, count, 90, 120, 3, dtype=torch.uint8, device="meta"))
+        assert tokens.values.shape == (1, tokens.grid[0], tokens.grid[1] * tokens.grid[2], width)
+        assert tokens.grid == facts.grid(count)
 
 
 @pytest.mark.parametrize("name", SOLE)
