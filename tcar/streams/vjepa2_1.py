@@ -136,7 +136,8 @@ class VJepa21Encoder(nn.Module):
     """V-JEPA 2.1's encoder: `encoder(clips)` takes clips of normalised RGB `[b 3 t h w]` and returns tokens `[b n d]`.
 
     Tokens run in time, row, column order over `grid(t, h, w)`. A clip of one frame goes through the image stem; others
-    have an even number of frames. ImageNet's mean and deviation normalise the pixels, from [0, 1], before this.
+    have an even number of frames, and sides are multiples of a patch, which the stream sees to. ImageNet's mean and
+    deviation normalise the pixels, from [0, 1], before this.
     """
 
     def __init__(self, config: VJepa21Config):
@@ -151,39 +152,17 @@ class VJepa21Encoder(nn.Module):
         self.norms_block = nn.ModuleList(nn.LayerNorm(config.width, eps=EPS) for _ in range(config.norms))
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Return the tokens (t, h, w) of clips that long and large, in frames and pixels.
-
-        Raises ValueError where tubelets or patches would leave frames or pixels over.
-        """
-        patch, tubelet = self.config.patch, self.config.tubelet
-        if frames < 1 or (frames > 1 and frames % tubelet):
-            raise ValueError(
-                f"V-JEPA 2.1 reads one frame or a multiple of {tubelet}, got {frames}: repeat or drop the last frame"
-            )
-        if height < 1 or width < 1 or height % patch or width % patch:
-            fit = "x".join(str(max(side // patch, 1) * patch) for side in (height, width))
-            raise ValueError(
-                f"V-JEPA 2.1 reads sides that are multiples of {patch}, got {height}x{width}: "
-                f"resize or crop the frames, to {fit} for one"
-            )
-        return max(frames // tubelet, 1), height // patch, width // patch
+        """Return the tokens (t, h, w) of clips that long and large, in frames and pixels."""
+        patch = self.config.patch
+        return max(frames // self.config.tubelet, 1), height // patch, width // patch
 
     def forward(self, clips: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b n d"]:
-        """Return the last block's tokens, through the norm of the last level.
-
-        Raises ValueError for clips of another shape or type, or that the stems cannot cut evenly.
-        """
-        if clips.ndim != 5 or clips.shape[1] != 3 or not clips.is_floating_point():
-            raise ValueError(
-                "clips must be normalised floats [batch, 3, time, height, width] (a still has time 1), "
-                f"got {clips.dtype} {list(clips.shape)}"
-            )
-        grid = self.grid(*clips.shape[2:])
+        """Return the last block's tokens, through the norm of the last level."""
         if clips.shape[2] == 1:
             x = self.patch_embed_img(clips) + self.img_mod_embed
         else:
             x = self.patch_embed(clips) + self.video_mod_embed
-        table = rope_table(grid, self.width // self.config.heads, x.dtype, x.device)
+        table = rope_table(self.grid(*clips.shape[2:]), self.width // self.config.heads, x.dtype, x.device)
         for block in self.blocks:
             x = block(x, table)
         return self.norms_block[-1](x)
@@ -194,11 +173,9 @@ def load_vjepa2_1(path: str | Path, size: str) -> VJepa21Encoder:
 
     `path` is a file as published, of which only the encoder's own tensors are copied into memory, or one that holds
     that encoder's tensors alone (.safetensors or PyTorch), with or without the published prefix.
-    Raises ValueError for another size, CheckpointError for a file that is unreadable or of another network, or
-    listing the keys missing, left over or misshapen.
+    Raises CheckpointError for a file that is unreadable or of another network, or listing the keys missing, left over
+    or misshapen.
     """
-    if size not in SIZES:
-        raise ValueError(f"size must be one of {', '.join(SIZES)} (G is larger than g), got {size!r}")
     found, encoders = _encoders(path)
     state = encoders.get(KEYS[size], encoders.get(""))
     kinds = map(_kind, encoders.values() if state is None else [state])

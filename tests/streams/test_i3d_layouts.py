@@ -21,12 +21,13 @@ NETWORKS = {
     "slowfast_caffe2": EIGHT,
     "mmaction2": ((2, 2, 2), ((1, 3, 3), (2, 2, 2), (0, 1, 1)), None),
     "tushar_n": ((2, 2, 2), ((2, 3, 3), (2, 2, 2), (0, 0, 0)), None),
+    "tiny": ((2, 2, 2), ((1, 3, 3), (1, 2, 2), (0, 1, 1)), (4, 7, 7)),
 }
 
 
-def reference_features(layout, state, x):
-    """The published network's feature map, from the published keys."""
-    stem_stride, (kernel, stride, padding), _ = NETWORKS[layout]
+def reference_features(layout, state, x, network=None, depths=(3, 4, 6, 3)):
+    """The published network's feature map, or that of another network, from the published keys."""
+    stem_stride, (kernel, stride, padding), _ = NETWORKS[network or layout]
 
     def norm(x, place):
         weight, bias, mean, var = (state[key(layout, place, "norm", name)].view(1, -1, 1, 1, 1) for name in STATISTICS)
@@ -37,14 +38,14 @@ def reference_features(layout, state, x):
         return norm(F.conv3d(x, weight, stride=stride, padding=[size // 2 for size in weight.shape[2:]]), place)
 
     x = F.max_pool3d(conv(x, "stem", stem_stride).relu(), kernel, stride, padding)
-    for stage, depth in zip((2, 3, 4, 5), (3, 4, 6, 3), strict=True):
+    for stage, depth in enumerate(depths, 2):
         for block in range(depth):
             strides = (1, 2, 2) if stage > 2 and block == 0 else (1, 1, 1)
             shortcut = conv(x, (stage, block, "shortcut"), strides) if block == 0 else x
             y = conv(x, (stage, block, "a")).relu()
             y = conv(y, (stage, block, "b"), strides).relu()
             x = (conv(y, (stage, block, "c")) + shortcut).relu()
-        if stage == 2:
+        if stage == 2 and network != "tiny":
             x = F.max_pool3d(x, (2, 1, 1))
     return x
 
@@ -205,12 +206,17 @@ def test_truncated_file_is_refused(layout, small_file):
             load_i3d(path, config=TINY)
 
 
-def test_small_network_keeps_its_weights(tmp_path):
-    model = I3D(TINY)
-    torch.save(model.state_dict(), tmp_path / "tiny.pth")
+def test_small_network_keeps_its_weights_and_computes_what_its_keys_say(tmp_path):
+    state = published_state("pytorchvideo", weights(TINY))
+    torch.save(state, tmp_path / "tiny.pth")
     loaded, found = load_i3d(tmp_path / "tiny.pth", config=TINY)
     assert found.name == "pytorchvideo" and loaded.config == TINY
-    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in state.items())
+    clip = torch.randn(1, 3, 16, 80, 80, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        features = loaded.features(clip)
+    assert features.shape == (1, 128, 8, 5, 5)
+    close(features, reference_features("pytorchvideo", state, clip, "tiny", TINY.depths))
 
 
 # --- inflation

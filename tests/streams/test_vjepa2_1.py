@@ -172,7 +172,6 @@ def test_half_precision_keeps_the_angles_of_late_tubelets():
 
 SHAPES = {
     "still": (2, 3, 1, 64, 96),
-    "the 24 x 24 grid": (1, 3, 2, 384, 384),
     "the reference grid": (1, 3, 2, 256, 256),
     "four frames": (2, 3, 4, 48, 80),
     "ten frames, one row": (1, 3, 10, 16, 64),
@@ -188,18 +187,12 @@ def test_agrees_with_the_slow_reference(encoder, state, shape):
         torch.testing.assert_close(encoder(x), expected, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize(("layout", "rescale"), [("tiled", True), ("interleaved", False), ("tiled", False)])
+@pytest.mark.parametrize(("layout", "rescale"), [("tiled", True), ("interleaved", False)])
 def test_the_reference_would_see_the_rotation_of_v_jepa_2(encoder, state, layout, rescale):
     x = clips(1, 3, 4, 80, 48)
     right, wrong = (reference(state, x, **how) for how in ({}, {"layout": layout, "rescale": rescale}))
     assert (normed(state, wrong, "norms_block.3") - encoder(x)).abs().max() > 0.1
     assert (normed(state, right, "norms_block.3") - encoder(x)).abs().max() < 1e-9
-
-
-def test_rescaling_leaves_the_reference_grid_alone(state):
-    x = clips(1, 3, 2, 256, 256)
-    tokens = [reference(state, x, rescale=rescale) for rescale in (True, False)]
-    torch.testing.assert_close(*tokens, rtol=0, atol=1e-12)
 
 
 def test_the_reference_is_v_jepa_2_but_for_the_differences(state):
@@ -284,25 +277,3 @@ def test_tables_of_an_inference_serve_a_gradient(state):
     unused = {key for key, p in encoder.named_parameters() if p.grad is None}
     levels = {f"norms_block.{i}.{kind}" for i in range(3) for kind in ("weight", "bias")}
     assert unused == levels | {"img_mod_embed", "patch_embed_img.proj.weight", "patch_embed_img.proj.bias"}
-
-
-# --- what is refused
-
-
-@pytest.mark.parametrize(("shape", "message"), [
-    ((3, 4, 32, 32), r"\[batch, 3, time, height, width\] \(a still has time 1\), got torch.float64 \[3, 4, 32, 32\]"),
-    ((1, 4, 2, 32, 32), r"got torch.float64 \[1, 4, 2, 32, 32\]"),
-    ((1, 3, 3, 32, 32), "a multiple of 2, got 3: repeat or drop the last frame"),
-    ((1, 3, 0, 32, 32), "a multiple of 2, got 0"),
-    ((1, 3, 2, 40, 64), "multiples of 16, got 40x64: resize or crop the frames, to 32x64"),
-    ((1, 3, 2, 64, 8), "got 64x8: resize or crop the frames, to 64x16"),
-    ((1, 3, 1, 0, 32), "got 0x32"),
-])  # fmt: skip
-def test_clips_the_stems_cannot_cut_are_refused(unchecked, encoder, shape, message):
-    with pytest.raises(ValueError, match=message):
-        encoder(clips(*shape))
-
-
-def test_raw_bytes_are_refused(unchecked, encoder):
-    with pytest.raises(ValueError, match="normalised floats.*got torch.uint8"):
-        encoder(torch.zeros(1, 3, 2, 32, 32, dtype=torch.uint8))
