@@ -279,22 +279,23 @@ def _others() -> Rows:
     # The library's default epsilon of VideoMAE is 1e-12; its weights were trained with 1e-6.
     yield _video("videomae_vitb16", "videomae", 768, 224, shape={"layer_norm_eps": 1e-6}, length=16)
     yield _video("timesformer_vitb16", "timesformer", 768, 224, frames=8, step=32, up=1, length=8, **KINETICS)
-    free = "CC-BY-NC-4.0"
-    for data, streams, about, dataset, top1, top5, views in (
-        ("kinetics", (), {}, "Kinetics-400", 80.9, 94.7, "16 frames, 5 x 3 views"),
-        ("ssv2", (BASELINES,), {"note": TUNED}, "SSv2", 70.6, 92.6, "16 frames, 2 x 3 views"),
-    ):
-        accuracy = Accuracy(dataset, top1, top5, views, "VideoMAE model zoo at the time of its release")
-        hub, streams = f"MCG-NJU/videomae-base-finetuned-{data}", ("videomae_vitb16", *streams)
-        yield _hub(hub, streams, free, megabytes=346, accuracy=accuracy, **about)
-    for data, about, dataset, top1, top5 in (
-        ("k400", {}, "Kinetics-400", 77.9, 93.2),
-        ("ssv2", {"note": TUNED}, "SSv2", 59.1, 85.6),
-    ):
-        source = "facebookresearch/TimeSformer, README"
-        accuracy = Accuracy(dataset, top1, top5, "8 frames, 1 x 3 views", source)
-        hub = f"facebook/timesformer-base-finetuned-{data}"
-        yield _hub(hub, ("timesformer_vitb16",), free, megabytes=486, accuracy=accuracy, **about)
+    zoo, readme = "VideoMAE model zoo at the time of its release", "facebookresearch/TimeSformer, README"
+    yield _hub(
+        "MCG-NJU/videomae-base-finetuned-kinetics", ("videomae_vitb16",), "CC-BY-NC-4.0", megabytes=346,
+        accuracy=Accuracy("Kinetics-400", 80.9, 94.7, "16 frames, 5 x 3 views", zoo),
+    )  # fmt: skip
+    yield _hub(
+        "MCG-NJU/videomae-base-finetuned-ssv2", ("videomae_vitb16", BASELINES), "CC-BY-NC-4.0", megabytes=346,
+        accuracy=Accuracy("SSv2", 70.6, 92.6, "16 frames, 2 x 3 views", zoo), note=TUNED,
+    )  # fmt: skip
+    yield _hub(
+        "facebook/timesformer-base-finetuned-k400", ("timesformer_vitb16",), "CC-BY-NC-4.0", megabytes=486,
+        accuracy=Accuracy("Kinetics-400", 77.9, 93.2, "8 frames, 1 x 3 views", readme),
+    )  # fmt: skip
+    yield _hub(
+        "facebook/timesformer-base-finetuned-ssv2", ("timesformer_vitb16",), "CC-BY-NC-4.0", megabytes=486,
+        accuracy=Accuracy("SSv2", 59.1, 85.6, "8 frames, 1 x 3 views", readme), note=TUNED,
+    )  # fmt: skip
     # The licence is that of the openai/CLIP repository; the page on the Hub states none.
     yield _hub("openai/clip-vit-base-patch16", (BASELINES,), "MIT", megabytes=599)
     yield _hub(

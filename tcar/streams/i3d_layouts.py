@@ -5,7 +5,7 @@ of different normalisation: a file read as another layout would load without an 
 `load_i3d` tells a file's layout by its keys, and the layout sets everything else.
 
 Keys cannot tell two files of one code base apart. mmaction2's "heavy" 8x8 and the 32x2 Caffe2 files of
-video-nonlocal-net carry the same names as the files below: give `load_i3d` their `config`.
+video-nonlocal-net carry the same names as the files below, and are not for these networks.
 """
 
 import re
@@ -172,11 +172,11 @@ def detect_layout(state: Mapping[str, Tensor], source: str | Path = "the checkpo
     return LAYOUTS[best]
 
 
-def load_i3d(checkpoint: str | Path, layout: str = "", *, config: I3DConfig | None = None) -> tuple[I3D, Layout]:
+def load_i3d(checkpoint: str | Path, layout: str = "") -> tuple[I3D, Layout]:
     """Load an I3D ResNet strictly from a published checkpoint; returns it in evaluation mode, and its layout.
 
-    `layout` insists on one of `LAYOUTS`, otherwise the keys tell. `config` is for a network other than the layout's;
-    the number of classes is always that of the file's classifier, 0 without one.
+    `layout` insists on one of `LAYOUTS`, otherwise the keys tell. The number of classes is that of the file's
+    classifier, 0 without one.
     Raises CheckpointError where the file cannot be read, is of another layout, or does not match, listing the keys that
     are missing, left over or misshapen as the file names them.
     """
@@ -189,7 +189,7 @@ def load_i3d(checkpoint: str | Path, layout: str = "", *, config: I3DConfig | No
             f"{checkpoint}: its keys are of the layout {found.name!r}, not {layout!r}; "
             f"give layout={found.name!r}, or none"
         )
-    return _load(_without_extras(state, found), found, config or found.config, checkpoint), found
+    return _load(_without_extras(state, found), found, found.config, checkpoint), found
 
 
 def inflate_resnet50(state: Mapping[str, Tensor]) -> I3D:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from i3d_files import COUNTED, STATISTICS, WRITERS, key, published_state, weights
 
 from tcar.streams.i3d import I3D, TINY, I3DConfig
-from tcar.streams.i3d_layouts import LAYOUTS, detect_layout, inflate_resnet50, load_i3d
+from tcar.streams.i3d_layouts import CONFIGS, LAYOUTS, detect_layout, inflate_resnet50, load_i3d
 from tcar.streams.weights import CheckpointError
 
 SMALL = replace(TINY, num_classes=7)
@@ -73,7 +73,14 @@ def full_size():
 
 
 @pytest.fixture
-def small_file(tmp_path):
+def miniature(monkeypatch):
+    """Every layout's network in small."""
+    for stream in CONFIGS:
+        monkeypatch.setitem(CONFIGS, stream, TINY)
+
+
+@pytest.fixture
+def small_file(tmp_path, miniature):
     """Write a small file of a layout, after a change to its state."""
 
     def write(layout, change=lambda state: None, config=SMALL):
@@ -134,7 +141,7 @@ def test_frames_are_prepared_as_published(layout, mean, std, frames, step):
 def test_layout_is_told_by_the_keys(layout, small_file):
     classes = []
     for config in (SMALL, TINY):
-        model, found = load_i3d(small_file(layout, config=config), config=TINY)
+        model, found = load_i3d(small_file(layout, config=config))
         assert found.name == layout
         classes.append(model.config.num_classes)
     assert classes == [7, 0]
@@ -143,10 +150,10 @@ def test_layout_is_told_by_the_keys(layout, small_file):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_named_layout_must_fit_the_keys(layout, small_file):
     path = small_file(layout)
-    load_i3d(path, layout, config=TINY)
+    load_i3d(path, layout)
     for other in LAYOUTS.keys() - {layout}:
         with pytest.raises(CheckpointError, match=rf"small.pth: its keys .* '{layout}', not '{other}'"):
-            load_i3d(path, other, config=TINY)
+            load_i3d(path, other)
 
 
 def test_unknown_layouts_are_refused():
@@ -169,7 +176,7 @@ def test_every_mismatch_is_listed_in_the_names_of_the_file(layout, small_file):
         state[reshaped] = state[reshaped][..., None].expand(-1, -1, -1, -1, -1, 2)[:, :, :, :, 0]
 
     with pytest.raises(CheckpointError) as error:
-        load_i3d(small_file(layout, spoil), config=TINY)
+        load_i3d(small_file(layout, spoil))
     assert str(error.value).split("\n")[1:] == [
         f"  missing (1): {gone}",
         "  unexpected (1): nonlocal_conv3_1_theta_w",
@@ -181,7 +188,7 @@ def test_every_mismatch_is_listed_in_the_names_of_the_file(layout, small_file):
 def test_half_a_classifier_is_refused(small_file, parameter):
     gone = f"cls_head.fc_cls.{parameter}"
     with pytest.raises(CheckpointError, match=rf"missing \(1\): {gone}$"):
-        load_i3d(small_file("mmaction2", lambda state: state.pop(gone)), config=TINY)
+        load_i3d(small_file("mmaction2", lambda state: state.pop(gone)))
 
 
 def test_counters_are_there_all_or_none(small_file):
@@ -190,10 +197,10 @@ def test_counters_are_there_all_or_none(small_file):
         for name in counters[keep:]:
             del state[name]
 
-    model, _ = load_i3d(small_file("pytorchvideo", lambda state: drop(state, 0)), config=TINY)
+    model, _ = load_i3d(small_file("pytorchvideo", lambda state: drop(state, 0)))
     assert all(value == 0 for name, value in model.named_buffers() if name.endswith("num_batches_tracked"))
     with pytest.raises(CheckpointError, match=r"missing \(18\): .*num_batches_tracked"):
-        load_i3d(small_file("pytorchvideo", lambda state: drop(state, 1)), config=TINY)
+        load_i3d(small_file("pytorchvideo", lambda state: drop(state, 1)))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -203,13 +210,13 @@ def test_truncated_file_is_refused(layout, small_file):
     for part in (0.02, 0.5, 0.99):
         path.write_bytes(whole[: int(part * len(whole))])
         with pytest.raises(CheckpointError, match=r"small.pth: not a readable checkpoint \(truncated"):
-            load_i3d(path, config=TINY)
+            load_i3d(path)
 
 
-def test_small_network_keeps_its_weights_and_computes_what_its_keys_say(tmp_path):
+def test_small_network_keeps_its_weights_and_computes_what_its_keys_say(miniature, tmp_path):
     state = published_state("pytorchvideo", weights(TINY))
     torch.save(state, tmp_path / "tiny.pth")
-    loaded, found = load_i3d(tmp_path / "tiny.pth", config=TINY)
+    loaded, found = load_i3d(tmp_path / "tiny.pth")
     assert found.name == "pytorchvideo" and loaded.config == TINY
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in state.items())
     clip = torch.randn(1, 3, 16, 80, 80, generator=torch.Generator().manual_seed(1))
