@@ -25,6 +25,7 @@ from tcar.lab import measured, notebooks, params, results
 from tcar.lab.notebooks import Notebook, NotebookError
 from tcar.lab.params import Params
 from tcar.lab.real_plans import plan_files
+from tcar.streams import packaged
 
 
 class PipelineError(TcarError, RuntimeError):

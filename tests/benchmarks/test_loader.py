@@ -19,7 +19,7 @@ from tcar.data.augment import AugmentConfig
 from tcar.data.clip_reader import ClipReader
 from tcar.data.loader import Loader
 from tcar.data.ssv2 import Clip
-from tcar.lab.params import usable_cores
+from tcar.ground.processes import usable_cores
 from tcar.train.clip_views import ClipViews
 
 AUGMENTED = AugmentConfig(224, (0.5, 1.0), flip=0.5)

@@ -64,7 +64,7 @@ def test_other_epochs_are_those_of_every_method_unless_both_are_stated(project):
         ("seeds: [0, -1]", ["seeds", "at least 0"]),
         ("dataset: kinetics", ["dataset", "tabletop, ssv2"]),
         ("device: gpu", ["device", "cuda"]),
-        ("semantic_grid: [8, 4]", ["semantic_grid", "3 numbers"]),
+        ("semantic_grid: [8, 4]", ["semantic_grid", "at least 3"]),
         ("epochs: 3\nepochs: 4", ["epochs", "twice"]),
         ("epochs: [", ["YAML"]),
         ("- epochs", ["key: value"]),

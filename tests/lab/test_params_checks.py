@@ -46,9 +46,10 @@ def breaking(key: str):
         kind = str if key == "baseline_checkpoints" else type((items or [1])[0])
         yield {f"{next(iter(limits['keys']))}x": kind(1)}, f"did you mean {next(iter(limits['keys']))!r}?"
     if "pattern" in limits:
-        yield "no such thing", f"expected {limits['pattern']}"
+        yield "no such thing", f"expected {limits['expected']}"
     if "length" in limits:
-        yield [default[0]] * (limits["length"] + 1), f"expected {limits['length']} numbers"
+        yield [default[0]] * (limits["length"] + 1), f"at most {limits['length']} of them"
+        yield [default[0]] * (limits["length"] - 1), f"at least {limits['length']} of them"
     if "shortest" in limits:
         yield [], f"at least {limits['shortest']}"
     if "distinct" in limits:
@@ -219,4 +220,4 @@ class TestTables:
         assert {name: tuple(made.published) for name, made in BASELINES.items()} == model_settings.BASELINES
         assert set(CONTROLS) == set(tabletop_settings.CONTROLS)
         assert report.HEADLINE == lab_settings.HEADLINE
-        assert all(params.TYPES[term] is float for term in lab_settings.LOSS_TERMS)
+        assert all(lab_settings.TYPES[term] is float for term in lab_settings.LOSS_TERMS)
