@@ -126,7 +126,7 @@ def test_what_an_interrupted_step_drew_is_not_shown_and_goes_when_it_is_made_no_
     notebook = published / "notebooks" / "03_training.ipynb"
     write_notebook(notebook, "epochs = 14", SETUP, DRAW, "1 / 0", SAVE)
     say(epochs=3)
-    assert command("paper", ["toy.yaml"], steps=STEPS) == 1
+    assert command("paper", ["toy.yaml"], steps=STEPS) == 2
     assert command("paper", ["toy.yaml", "--only", "report", "--force"], steps=STEPS) == 0
     assert figures_of_the_paper(published) == []
     write_notebook(notebook, "epochs = 14", SETUP, DRAW, SAVE)
