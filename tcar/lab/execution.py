@@ -106,7 +106,7 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], logfile: 
 
 def _with_one_retry(source: Path, part: Path, parameters: dict[str, Any], echo: Echo) -> None:
     """Run the notebook; a kernel that does not start (a port just taken, a busy machine) gets another try."""
-    # Every notebook is handed parameters of other stages too, on purpose: papermill need not warn of each.
+    # Every notebook is handed parameters of other groups too, on purpose: papermill need not warn of each.
     logging.getLogger("papermill").setLevel(logging.ERROR)
     for attempt in (1, 2):
         try:

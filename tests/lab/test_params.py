@@ -22,7 +22,7 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def test_values_reach_their_stage_and_the_rest_keeps_its_default(project):
+def test_values_reach_their_group_and_the_rest_keeps_its_default(project):
     run = params.load(written(project, "name: x\nepochs: 3\nlearning_rate: 1\nseeds: [4]\n"), seed=7)
     assert (run.common.name, run.common.seed, run.training.epochs, run.training.seeds) == ("x", 7, 3, [4])
     assert run.training.learning_rate == 1.0
@@ -83,8 +83,8 @@ def test_a_missing_file_names_those_there_are(project):
         params.load(project / "nope.yaml")
 
 
-def test_every_key_belongs_to_one_stage():
-    names = [f.name for stage in params.GROUPS.values() for f in dataclasses.fields(stage)]
+def test_every_key_belongs_to_one_group():
+    names = [f.name for group in params.GROUPS.values() for f in dataclasses.fields(group)]
     assert len(names) == len(set(names)) == len(params.Params().as_dict())
 
 
