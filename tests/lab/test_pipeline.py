@@ -144,7 +144,7 @@ def test_comments_and_outputs_do_not_count_code_does(toy, project):
 
 def test_a_changed_module_concerns_those_that_import_it(toy, tmp_path, monkeypatch):
     package = tmp_path / "copy" / "tcar"
-    shutil.copytree(ROOT / "tcar", package, ignore=shutil.ignore_patterns("__pycache__", "weights"))
+    shutil.copytree(ROOT / "tcar", package, ignore=shutil.ignore_patterns("__pycache__", "small_weights"))
     monkeypatch.setattr(sources, "PACKAGE", package)
     sources._module.cache_clear()
     run(toy)
