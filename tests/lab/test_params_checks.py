@@ -48,8 +48,8 @@ def breaking(key: str):
     if "pattern" in limits:
         yield "no such thing", f"expected {limits['expected']}"
     if "length" in limits:
-        yield [default[0]] * (limits["length"] + 1), f"at most {limits['length']} of them"
-        yield [default[0]] * (limits["length"] - 1), f"at least {limits['length']} of them"
+        for length in (limits["length"] - 1, limits["length"] + 1):
+            yield [default[0]] * length, f"expected {limits['length']} numbers"
     if "shortest" in limits:
         yield [], f"at least {limits['shortest']}"
     if "distinct" in limits:

@@ -14,15 +14,18 @@ from tcar.lab.params.settings import FIELDS, TYPES
 # What is said of a value of the right type that is outside its limits, by the names that pydantic gives the errors.
 _SAID = {
     "greater_than_equal": "expected at least {minimum}", "less_than_equal": "expected at most {maximum}",
-    "too_short": "expected at least {min_length} of them", "too_long": "expected at most {max_length} of them",
+    "too_short": "expected at least {shortest} of them", "length": "expected {length} numbers",
     "string_pattern_mismatch": "expected {expected}", "value_error": "{error}",
 }  # fmt: skip
 
 
 def check(values: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """The values that are right by themselves, in their declared types, and what is wrong with each of the others."""
-    wrong = {key: f"unknown parameter {key!r}{meant(key, FIELDS)}" for key in values if key not in FIELDS}
-    wrong |= {error["loc"][0]: _said(error, values) for error in reversed(_errors(values))}
+    first = {error["loc"][0]: error for error in reversed(_errors(values))}
+    wrong = {
+        key: _said(first[key], value) if key in FIELDS else f"unknown parameter {key!r}{meant(key, FIELDS)}"
+        for key, value in values.items() if key in first or key not in FIELDS
+    }  # fmt: skip
     right = _Flat.model_validate({key: value for key, value in values.items() if key not in wrong})
     return {key: getattr(right, key) for key in values if key not in wrong}, wrong
 
@@ -76,9 +79,10 @@ def _errors(values: Mapping[Any, Any]) -> list[dict[str, Any]]:
     return []
 
 
-def _said(error: Mapping[str, Any], values: Mapping[Any, Any]) -> str:
+def _said(error: Mapping[str, Any], value: Any) -> str:
     key, kind = error["loc"][0], error["type"]
-    limits, value, expected = FIELDS[key].metadata, values[key], TYPES[key]
+    limits, expected = FIELDS[key].metadata, TYPES[key]
+    kind = "length" if kind.startswith("too_") and "length" in limits else kind
     told = f"{key} is {HIDDEN if limits.get('secret') else repr(value)}"
     if kind == "literal_error":
         return f"{told}, {unknown(error['input'], limits['keys' if error['loc'][-1] == '[key]' else 'choices'])}"
