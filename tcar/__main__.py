@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from tcar.ground.errors import TcarError, unknown
 from tcar.ground.instructions import add_as_avx2
@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command(verb, given[1:])
 
 
-def command(verb: str, arguments: Sequence[str], **given: Any) -> int:
-    """Run a verb on the arguments after it; `given` goes to its function beside them. Gives the exit status."""
+def command(verb: str, arguments: Sequence[str]) -> int:
+    """Run a verb on the arguments after it; gives the exit status."""
     module = import_module(f"tcar.lab.commands.{verb}")
     parser = _Parser(
         f"tcar {verb}", formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -62,7 +62,7 @@ def command(verb: str, arguments: Sequence[str], **given: Any) -> int:
     )  # fmt: skip
     module.add_arguments(parser)
     try:
-        return module.run(parser.parse_args(arguments), **given)
+        return module.run(parser.parse_args(arguments))
     except TcarError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -299,22 +299,19 @@ def _say(text: str, colour: str = "") -> None:
     print(f"\x1b[{colour}m{text}\x1b[0m" if coloured else text, flush=True)
 
 
-def perform(
-    file: Path, steps: tuple[Step, ...] = STEPS, *, only: list[str], listed: bool = False, force: bool = False
-) -> int:
-    """Run what is stale of a parameter file's steps, or with `listed` only say what is; gives the exit status.
+def perform(file: Path, *, only: Collection[str], listed: bool = False, force: bool = False) -> None:
+    """Run what is stale of a parameter file's steps, or with `listed` only say what is.
 
     Raises ParameterError, NotebookError, PipelineError or ResultError: what is wrong, and the fix.
     """
     os.environ.update(OFFLINE | os.environ)  # what is set stays
-    run, known = params.load(file), [step.name for step in steps]
+    run, known = params.load(file), [step.name for step in STEPS]
     for name in only:
         if name not in known:
             raise PipelineError(f"--only {name}: no such step, {unknown(name, known)}")
     if listed:
-        show(run, steps)
-        return 0
+        show(run, STEPS)
+        return
     # Two runs of the same name would write the same files.
     with locks.of_run(run.run_dir, PipelineError):
-        run_all(run, steps, only=only, force=force)
-    return 0
+        run_all(run, STEPS, only=only, force=force)
