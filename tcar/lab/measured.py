@@ -34,8 +34,8 @@ def find(run: Params, file: str = FILE) -> Path | None:
 
 def decisive(file: str) -> list[str]:
     """The parameters that decide what a result file holds."""
-    own, stages = _DECISIVE[file]
-    return [*own, *(f.name for stage in stages for f in dataclasses.fields(GROUPS[stage]))]
+    own, groups = _DECISIVE[file]
+    return [*own, *(f.name for group in groups for f in dataclasses.fields(GROUPS[group]))]
 
 
 def _same(made: dict, run: Params, keys: Iterable[str]) -> bool:
