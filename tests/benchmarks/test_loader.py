@@ -13,10 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tcar.data.clip_reader import ClipReader
 from videos import write_video
 
 from tcar.data.augment import AugmentConfig
-from tcar.data.clip_reader import ClipReader
 from tcar.data.loader import Loader
 from tcar.data.ssv2 import Clip
 from tcar.ground.processes import usable_cores
