@@ -18,7 +18,7 @@ from transformers import CLIPVisionConfig, VideoMAEConfig
 
 from tcar.fusion.blocks import Record
 from tcar.models.cast_blocks import CLIP_EPS, VIDEOMAE_EPS, Block, CASTConfig, Head, initialise
-from tcar.models.keeping import CONFIG_FILE, WEIGHTS_FILE, keep, understanding
+from tcar.models.keeping import CONFIG_FILE, WEIGHTS_FILE, config_errors, keep
 from tcar.streams import pretrained
 from tcar.streams.stream import IMAGENET
 from tcar.streams.weights import CheckpointError, load_strict, read_state, state_digest
@@ -235,7 +235,7 @@ class CAST(nn.Module):
         where the folder, a key or the digest of the experts' weights does not match.
         """
         path, weights = Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE
-        with understanding(path, "CAST"):
+        with config_errors(path, "CAST"):
             saved = json.loads(path.read_text(encoding="utf-8"))
             values, experts = saved["config"], saved["experts"]
             if odd := values.keys() ^ {field.name for field in fields(CASTConfig)}:

@@ -72,7 +72,7 @@ def kept_folder(name: str | Path, *, local_files_only: bool = False, revision: s
 
 
 @contextmanager
-def understanding(path: Path, kind: str) -> Iterator[None]:
+def config_errors(path: Path, kind: str) -> Iterator[None]:
     """Make of what goes wrong with the config.json of a kept model a CheckpointError that says what to do."""
     try:
         yield

@@ -14,7 +14,7 @@ from tcar.fusion.blocks import Record
 from tcar.fusion.kinds import create_fusion
 from tcar.models.budget import BudgetError, Row, check_budget, cost_table
 from tcar.models.card import model_card
-from tcar.models.keeping import AGAIN, CONFIG_FILE, WEIGHTS_FILE, keep, kept_folder, understanding
+from tcar.models.keeping import AGAIN, CONFIG_FILE, WEIGHTS_FILE, config_errors, keep, kept_folder
 from tcar.models.tca_config import TCAConfig
 from tcar.models.training_data import TrainingData
 from tcar.streams.adapters import add_adapters
@@ -196,7 +196,7 @@ class TCA(nn.Module):
 def _read_config(path: Path) -> tuple[TCAConfig, dict[str, dict[str, Any]], TrainingData | None]:
     """Return what config.json says of a model, of each stream (its digest and the arguments that create it), and of
     the training clips."""
-    with understanding(path, "TCA"):
+    with config_errors(path, "TCA"):
         saved = json.loads(path.read_text(encoding="utf-8"))
         # Models of before the card was written had the streams' own sizes.
         usual = {"input_size": None, "fit": "squash"}
