@@ -159,11 +159,9 @@ class TestTables:
         import torch
 
         from tcar.fusion.kinds import _KINDS, FUSIONS, FusionConfig
-        from tcar.fusion.positions import POSITIONS, WINDOWS
         from tcar.streams.grids import grid_coordinates
 
-        assert fusion_settings.FUSIONS == FUSIONS
-        assert (fusion_settings.WINDOWS, fusion_settings.POSITIONS) == (WINDOWS, POSITIONS)
+        assert tuple(_KINDS) == FUSIONS
         size = {"semantic_width": 32, "motion_width": 32, "num_classes": 4, "width": 16, "heads": 2, "mlp_ratio": 4}
         places = grid_coordinates((2, 2, 2)).flatten(0, 1)
         for kind in FUSIONS:
@@ -182,7 +180,7 @@ class TestTables:
         assert {name: family.classes for name, family in FAMILIES.items()} == {
             name: list(classes) for name, classes in tabletop_settings.FAMILIES.items()
         }
-        assert {name: tuple(made.published) for name, made in BASELINES.items()} == model_settings.BASELINES
+        assert {name: made.published for name, made in BASELINES.items()} == model_settings.PUBLISHED
         assert set(CONTROLS) == set(tabletop_settings.CONTROLS)
         assert report.HEADLINE == lab_settings.HEADLINE
         assert all(lab_settings.TYPES[term] is float for term in lab_settings.LOSS_TERMS)
