@@ -19,7 +19,6 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -160,7 +159,7 @@ class FeatureStore:
 
 def key_of(made: Mapping) -> str:
     """The key of a store: the digest of all that decides its numbers."""
-    return hashlib.sha256(_canonical(made)).hexdigest()
+    return hashlib.sha256(canonical(made)).hexdigest()
 
 
 def header(kind: np.dtype, rows: int) -> bytes:
@@ -171,67 +170,12 @@ def header(kind: np.dtype, rows: int) -> bytes:
     return file.getvalue()
 
 
-def allocate(folder: Path, kind: np.dtype, rows: int) -> None:
-    """Give the file of tokens its beginning and its size, unless it has them: several processes may do so at once.
-
-    Raises FeatureError where the tokens of batches that are done are gone.
-    """
-    head, path = header(kind, rows), folder / TOKENS
-    size = len(head) + rows * kind.itemsize
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        if os.fstat(file).st_size == size and os.pread(file, len(head), 0) == head:
-            return
-        if records(folder):
-            raise FeatureError(f"{path} is not what was written there; delete the folder and extract again")
-        os.pwrite(file, head, 0)
-        os.ftruncate(file, size)
-    finally:
-        os.close(file)
-    sync_folder(folder)
-
-
-def records(folder: Path) -> dict[int, dict]:
-    """What is done, by the number of the batch; a line that was cut off does not count."""
-    found = {}
-    for path in sorted(folder.glob("done-[0-9]*.jsonl")):
-        with suppress(FileNotFoundError):  # rank 0 has completed the store at this moment
-            for line in path.read_bytes().splitlines():
-                with suppress(ValueError):
-                    record = json.loads(line)
-                    found[record["batch"]] = record
-    return found
-
-
-def note(folder: Path, rank: int, record: Mapping) -> None:
-    """Write down that a batch is done, once its tokens are on the disk.
-
-    A line that is lost to a power cut is no harm, as its batch is made again: it does not wait for the disk.
-    """
-    with (folder / f"done-{rank}.jsonl").open("ab", buffering=0) as file:
-        file.write(b"\n" + _canonical(record) + b"\n")  # begins anew after a line that was cut off
-
-
-def complete(
-    folder: Path, made: Mapping, clips: Sequence[str], broken: Mapping[str, str], digests: Sequence[str], *,
-    width: int, flipped: Mapping[str, Sequence[int]], error: Mapping[str, float] | None = None,
-) -> None:  # fmt: skip
-    """Write, last, the description that makes a store complete; `digests` are those of its batches."""
-    described = {
-        "made": made, "key": key_of(made), "width": width, "clips": list(clips), "broken": dict(broken),
-        "batches": list(digests), "coordinates": _digest(folder / COORDINATES), "flipped": dict(flipped),
-        "error": error,
-    }  # fmt: skip
+def write_description(folder: Path, described: Mapping) -> None:
+    """Write, last, the description that makes a store complete."""
+    described = {**described, "key": key_of(described["made"]), "coordinates": _digest(folder / COORDINATES)}
     described["content"] = _content(described)
     sync_folder(folder)  # what the description stands for is on the disk before it is
-    replace_file(folder / DESCRIPTION, _canonical(described) + b"\n")
-
-
-def summed(errors: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """How exact the tokens of several batches are: the error's root mean square against theirs, and the largest."""
-    squares = {name: math.fsum(error[name] for error in errors) for name in ("error", "tokens")}
-    relative = math.sqrt(squares["error"] / squares["tokens"]) if squares["tokens"] else 0.0
-    return {"relative_rms": relative, "largest": max(error["largest"] for error in errors)}
+    replace_file(folder / DESCRIPTION, canonical(described) + b"\n")
 
 
 def verify(root: str | Path) -> list[str]:
@@ -306,10 +250,11 @@ def _head(described: dict) -> bytes:
 
 
 def _content(described: dict) -> str:
-    return hashlib.sha256(_canonical({name: described[name] for name in _CONTENT})).hexdigest()
+    return hashlib.sha256(canonical({name: described[name] for name in _CONTENT})).hexdigest()
 
 
-def _canonical(content: Mapping) -> bytes:
+def canonical(content: Mapping) -> bytes:
+    """JSON of which there is one form only, so that its digest tells what is the same."""
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 

@@ -12,7 +12,7 @@ from bright import contents, seven_clips
 from interrupted import in_a_child, make
 
 from tcar.features import FeatureError, FeatureStore, extraction, verify
-from tcar.features.store import records
+from tcar.features.making import records
 from tcar.ground import locks
 
 KILLED = -signal.SIGKILL
