@@ -11,9 +11,9 @@ which frames a stream sees, `ranks` the processes that share the work, `outdated
 code; `store` reads what is complete, `packing` knows how a token is kept.
 """
 
-from tcar.features.extraction import TokenSpec, extract
+from tcar.features.extraction import extract
 from tcar.features.packing import FeatureError, unpacked
-from tcar.features.settings import ExtractionSettings
+from tcar.features.settings import ExtractionSettings, TokenSpec
 from tcar.features.store import FeatureStore, verify
 
 __all__ = ["ExtractionSettings", "FeatureError", "FeatureStore", "TokenSpec", "extract", "unpacked", "verify"]

@@ -6,15 +6,13 @@ none is made twice; what is not there when a process dies is made by the next ru
 """
 
 import datetime
-import hashlib
 import json
-import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,16 +21,14 @@ from torch import nn
 from tcar.data.ssv2 import Clip
 from tcar.data.workers import Failure, isolated_map
 from tcar.features.batches import Extractor, Frames, OnDevice, Piece, Reader, compute, write
-from tcar.features.making import ClipBatch, StoreSpec, finish, missing, note
+from tcar.features.making import ClipBatch, StoreSpec, fingerprint, finish, missing, note
 from tcar.features.outdated import make_way
 from tcar.features.packing import FeatureError
 from tcar.features.ranks import Ranks, await_ranks
-from tcar.features.settings import ExtractionSettings
-from tcar.features.store import DESCRIPTION, LAYOUT, META, FeatureStore, key_of
-from tcar.features.views import SegmentView
+from tcar.features.settings import ExtractionSettings, TokenSpec
+from tcar.features.store import DESCRIPTION, META, FeatureStore, key_of
 from tcar.ground import locks, log
 from tcar.ground.files import drop_drafts, replace_file
-from tcar.streams.registry import weights_digest
 
 # Reading and computing one batch takes seconds to minutes; beyond these a process hangs.
 BATCH_LIMIT, CLIP_LIMIT = 3600.0, 60.0
@@ -40,18 +36,6 @@ BATCH_LIMIT, CLIP_LIMIT = 3600.0, 60.0
 AHEAD = 2
 
 logger = log.get(__name__)
-
-
-@dataclass(frozen=True)
-class TokenSpec:
-    """The tokens wanted of a stream: what `view` shows it of each clip, averaged to `grid` (t, h, w).
-
-    `build` makes the stream, with the same weights each time; it is picklable, for worker processes.
-    """
-
-    build: Callable[[], nn.Module]
-    grid: Sequence[int]
-    view: SegmentView
 
 
 def extract(
@@ -71,11 +55,8 @@ def extract(
     settings, ranks = settings or ExtractionSettings(), Ranks.here()
     device, size = _device(settings.device, ranks), settings.batch_clips
     streams = [one.build().to(device) for one in wanted]
-    fingerprint = _fingerprint(clips)
-    stores = [
-        _spec(Path(root), len(clips), fingerprint, one, stream, settings)
-        for one, stream in zip(wanted, streams, strict=True)
-    ]
+    sizes, both = fingerprint(clips), list(zip(wanted, streams, strict=True))
+    stores = [StoreSpec.of(one, stream, Path(root), len(clips), sizes, settings) for one, stream in both]
     batches = [ClipBatch(n, start, clips[start : start + size]) for n, start in enumerate(range(0, len(clips), size))]
     for store, stream in zip(stores, streams, strict=True):
         make_way(store, stream, batches, ranks)
@@ -106,41 +87,6 @@ def _device(asked: str, ranks: Ranks) -> str:
     if asked == "auto":
         asked = "cuda" if torch.cuda.is_available() else "cpu"
     return f"cuda:{ranks.local % torch.cuda.device_count()}" if asked == "cuda" and ranks.world > 1 else asked
-
-
-def _fingerprint(clips: Sequence[Clip]) -> str:
-    """Ids and file sizes in order: cheap for 220,847 videos, changed by any repaired or re-rendered one."""
-    digest = hashlib.sha256()
-    for clip in clips:
-        try:
-            size = os.stat(clip.path).st_size
-        except (FileNotFoundError, NotADirectoryError):  # of a disk that fails, the key of the store must not depend
-            size = -1
-        digest.update(f"{clip.id} {size}\n".encode())
-    return digest.hexdigest()
-
-
-def _spec(
-    root: Path, clips: int, fingerprint: str, wanted: TokenSpec, stream: nn.Module, settings: ExtractionSettings
-) -> StoreSpec:
-    """The store of these tokens, in the folder that its key names."""
-    grid, weights = tuple(wanted.grid), weights_digest(stream)
-    kept = ("views", "view_seed", "token_type", "precision", "batch_clips")
-    made = {
-        "layout": LAYOUT,
-        "stream": stream.name,
-        "weights": weights,
-        "input_size": stream.input_size,
-        "fit": getattr(stream, "fit", ""),
-        "frames": wanted.view.frames,
-        "sampling": wanted.view.key,
-        "grid": list(grid),
-        "clips": fingerprint,
-        "quarantine": [],  # in every key of this layout; what the audit sets aside is not among the clips
-        **{name: getattr(settings, name) for name in kept},
-    }
-    folder = root / f"{stream.name.replace(':', '-').replace('/', '-')}-{key_of(made)[:16]}"
-    return StoreSpec(folder, clips, grid, stream.width, weights, wanted.view, settings, made)
 
 
 def _speed(stores: Sequence[StoreSpec], clips: int, spent: Counter, seconds: float, ranks: Ranks, device: str) -> bytes:

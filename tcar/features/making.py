@@ -4,6 +4,7 @@ Where the tokens of a clip lie follows from the order of the clips alone, so the
 made it or on how often the work was cut off.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -18,10 +19,12 @@ from jaxtyping import Float
 
 from tcar.data.ssv2 import Clip
 from tcar.features.packing import FeatureError, row_type
-from tcar.features.settings import ExtractionSettings
-from tcar.features.store import COORDINATES, DESCRIPTION, TOKENS, canonical, header, write_description
+from tcar.features.settings import ExtractionSettings, TokenSpec
+from tcar.features.store import COORDINATES, DESCRIPTION, LAYOUT, TOKENS, canonical, header, key_of, write_description
 from tcar.features.views import SegmentView
 from tcar.ground.files import sync_folder
+from tcar.streams.registry import weights_digest
+from tcar.streams.stream import Stream
 
 SAME_PLACE = 1e-4  # of the frame: devices differ by less in a coordinate, frames of another shape by more
 
@@ -41,6 +44,34 @@ class StoreSpec:
     view: SegmentView
     settings: ExtractionSettings = field(default_factory=ExtractionSettings)
     made: Mapping = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, wanted: TokenSpec, stream: Stream, root: Path, clips: int, sizes: str, settings: ExtractionSettings
+    ) -> "StoreSpec":
+        """The store of the tokens wanted of a stream, in the folder of `root` that its key names.
+
+        `sizes` is the `fingerprint` of the clips.
+        """
+        made = {
+            "layout": LAYOUT,
+            "stream": stream.name,
+            "weights": (weights := weights_digest(stream)),
+            "input_size": stream.input_size,
+            "fit": stream.fit,
+            "frames": wanted.view.frames,
+            "sampling": wanted.view.key,
+            "views": settings.views,
+            "view_seed": settings.view_seed,
+            "grid": list(wanted.grid),
+            "token_type": settings.token_type,
+            "precision": settings.precision,
+            "batch_clips": settings.batch_clips,
+            "clips": sizes,
+            "quarantine": [],  # in every key of this layout; what the audit sets aside is not among the clips
+        }
+        folder = root / f"{stream.name.replace(':', '-').replace('/', '-')}-{key_of(made)[:16]}"
+        return cls(folder, clips, tuple(wanted.grid), stream.width, weights, wanted.view, settings, made)
 
     @property
     def kind(self) -> np.dtype:
@@ -65,6 +96,18 @@ class ClipBatch:
     clips: Sequence[Clip]
     broken: dict[str, str] = field(default_factory=dict)
     wanted: tuple[int, ...] = (0,)
+
+
+def fingerprint(clips: Sequence[Clip]) -> str:
+    """A digest of ids and file sizes in order: cheap for 220,847 videos, changed by any repaired or re-rendered one."""
+    digest = hashlib.sha256()
+    for clip in clips:
+        try:
+            size = os.stat(clip.path).st_size
+        except (FileNotFoundError, NotADirectoryError):  # of a disk that fails, the key of the store must not depend
+            size = -1
+        digest.update(f"{clip.id} {size}\n".encode())
+    return digest.hexdigest()
 
 
 def allocate(folder: Path, kind: np.dtype, rows: int) -> None:

@@ -1,11 +1,27 @@
-"""What can be set of an extraction."""
+"""What can be asked of an extraction: tokens of streams, and how they are computed and kept."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from torch import nn
+
 from tcar.features.packing import FeatureError, TokenType
+from tcar.features.views import SegmentView
 
 Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class TokenSpec:
+    """The tokens wanted of a stream: what `view` shows it of each clip, averaged to `grid` (t, h, w).
+
+    `build` makes the stream, with the same weights each time; it is picklable, for worker processes.
+    """
+
+    build: Callable[[], nn.Module]
+    grid: Sequence[int]
+    view: SegmentView
 
 
 @dataclass(frozen=True)

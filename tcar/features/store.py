@@ -42,8 +42,8 @@ class FeatureStore:
     """The cached tokens of one stream; `broken` holds the reason for every clip that has none.
 
     `coordinates` are the centres (t, y, x) in [0, 1] of the N tokens of a clip, in the order of the tokens. They are
-    those of a mirrored view as well: its frames were mirrored before the stream saw them. `flips` says for each clip
-    which views these are, and is empty where none is. `places` holds the row of each clip's first view. `content` is a
+    those of a mirrored view as well: its frames were mirrored before the stream saw them. `flips` holds the numbers
+    of these views for each clip that has any. `places` holds the row of each clip's first view. `content` is a
     digest of all tokens, taken when they were written. `start` is where the first row begins in the file, in bytes.
     """
 
@@ -59,7 +59,7 @@ class FeatureStore:
     places: dict[str, int] = field(repr=False)
     views: int = 1
     token_type: TokenType = "fp16"
-    flips: dict[str, list[bool]] = field(default_factory=dict, repr=False)
+    flips: dict[str, list[int]] = field(default_factory=dict, repr=False)
     content: str = ""
     start: int = 128
     buffers: Buffers = field(default_factory=Buffers, repr=False, compare=False)
@@ -72,15 +72,11 @@ class FeatureStore:
         if faults := [*_told(root, described), *_shape(root, described)]:
             raise FeatureError(f"{root}: {faults[0]}; delete the folder and extract again")
         made, broken, views = described["made"], described["broken"], described["made"]["views"]
-        flips = {}
-        if mirrored := described["flipped"]:
-            flips = {name: [n in mirrored.get(name, ()) for n in range(views)] for name in described["clips"]}
         places = {name: row * views for row, name in enumerate(described["clips"]) if name not in broken}
-        coordinates = np.load(root / COORDINATES)
-        start = len(_head(described))
         return cls(
             root, described["key"], made["stream"], made["frames"], tuple(made["grid"]), described["width"],
-            coordinates, list(places), broken, places, views, made["token_type"], flips, described["content"], start,
+            np.load(root / COORDINATES), list(places), broken, places, views, made["token_type"], described["flipped"],
+            described["content"], len(_head(described)),
         )  # fmt: skip
 
     def only(self, ids: list[str]) -> "FeatureStore":
@@ -133,9 +129,8 @@ class FeatureStore:
         Clips and views are named as in `read`, and the errors are those of `read`.
         """
         ids, rows = self._asked(ids, view)
-        if not self.flips:
-            return np.zeros(len(ids), bool)
-        return np.array([self.flips[name][row % self.views] for name, row in zip(ids, rows, strict=True)], bool)
+        mirrored = [row % self.views in self.flips.get(name, ()) for name, row in zip(ids, rows, strict=True)]
+        return np.array(mirrored, bool)
 
     def _asked(self, ids: Sequence[str] | None, view: int | Sequence[int]) -> tuple[list[str], list[int]]:
         """The clips meant, and their rows in the file."""

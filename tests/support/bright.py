@@ -21,7 +21,7 @@ class Brightness(Stream):
 
     def __init__(self, scale: float = 1.0):
         nn.Module.__init__(self)
-        self.name, self.input_size, self.width = "brightness", 0, 3
+        self.name, self.input_size, self.fit, self.width = "brightness", 0, "", 3
         self.backbone = nn.Module()
         self.backbone.scale = nn.Parameter(torch.tensor(scale), requires_grad=False)
 
