@@ -35,7 +35,7 @@ def copy_notebooks(root: Path) -> list[Path]:
     return older
 
 
-def open_lab(given: Sequence[str]) -> int:
+def open_lab(given: Sequence[str]) -> None:
     """Become JupyterLab, with options of its own."""
     root = find_root(Path.cwd()).resolve()
     for copy in copy_notebooks(root):

@@ -158,7 +158,7 @@ class TestCode:
 
     def test_relative_imports_are_followed(self, package):
         reached = sources.module_digests("tcar.models.other")
-        assert set(reached) == {"tcar.models", "tcar.models.other", "tcar.models.deep", "tcar.train"}
+        assert set(reached) == {"tcar.ground", "tcar.models", "tcar.models.other", "tcar.models.deep", "tcar.train"}
 
     def test_a_module_that_is_not_there_is_an_error(self, package):
         shutil.rmtree(package / "models")

@@ -14,7 +14,7 @@ from tcar.lab.steps.clips import dataset_folder
 from tcar.lab.steps.features import stream
 from tcar.streams.grids import pool_tokens
 from tcar.streams.packaged import packaged
-from tcar.tabletop import load_truth
+from tcar.tabletop.dataset import load_truth
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from tcar.__main__ import command
 from tcar.lab import demand, doctor, fitness, params
 from tcar.lab.doctor import FAULT, OK, REMARK, Finding
 from tcar.lab.params import Params
+from tcar.streams import packaged
 from tcar.tabletop import dataset
 
 
@@ -301,5 +302,5 @@ def test_a_fix_stands_only_under_what_is_not_ok():
 
 @pytest.mark.parametrize("name", ["nope.yaml"])
 def test_a_missing_parameter_file_is_one_line(project, capsys, name):
-    assert command("doctor", [name]) == 1
-    assert capsys.readouterr().out.startswith(f"error: {Path(name)}: no such parameter file")
+    assert command("doctor", [name]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {Path(name)}: no such parameter file")

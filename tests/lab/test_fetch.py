@@ -234,7 +234,7 @@ def test_where_the_package_is_installed_files_go_right_here(tmp_path, monkeypatc
     assert command("fetch", ["i3d_r50", "--list"]) == 1
     assert "in checkpoints/I3D_8x8_R50.pyth: missing" in capsys.readouterr().out
     (tmp_path / "run.yaml").write_text("motion: i3d_r50")
-    assert command("fetch", ["run.yaml", "--list"]) == 1
+    assert command("fetch", ["run.yaml", "--list"]) == 2
     assert "the installed package has no parameter files" in capsys.readouterr().err
 
 
@@ -244,7 +244,7 @@ def test_wrong_names_are_said_with_the_right_ones(ssv2, capsys):
         ("facebook/dinov2-smol", "facebook/dinov2-small"),
         ("i3d_r5", "i3d_r50"),
     ):
-        assert command("fetch", [wrong]) == 1
+        assert command("fetch", [wrong]) == 2
         assert said in capsys.readouterr().err
 
 

@@ -148,7 +148,7 @@ def test_every_file_of_the_project_can_be_loaded(file):
 
 
 def test_the_check_needs_no_torch():
-    code = f"import sys; from tcar import params; params.load({str(ROOT / 'params/ssv2.yaml')!r}); "
+    code = f"import sys; from tcar.lab import params; params.load({str(ROOT / 'params/ssv2.yaml')!r}); "
     code += "sys.exit(str({'torch', 'numpy', 'timm'} & set(sys.modules) or ''))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
     assert done.stderr.strip() == b""

@@ -20,8 +20,8 @@ from tcar.train.settings import Recipe
 ROOT = Path(__file__).parents[2]
 EPOCHS = Recipe().epochs
 STEPS = (
-    Step("a", (), ("first",), ("tabletop",)),
-    Step("b", ("first",), ("second",), ("tabletop", "training")),
+    Step("a", (), ("first",), ("data", "tabletop")),
+    Step("b", ("first",), ("second",), ("data", "tabletop", "training")),
     Step("c", (), ("third",), ("evaluation",)),
 )
 SAVE = "results.save(run.results_dir / '{}.json', {}, params=run)"
@@ -90,7 +90,7 @@ def test_a_changed_parameter_concerns_the_steps_of_its_stage(toy, capsys):
     say(train_sets=3, epochs=5)
     capsys.readouterr()
     assert run(toy) == (0, ["b"])
-    assert f"[2/3] b: epochs: {EPOCHS} -> 5" in capsys.readouterr().out
+    assert f"[2/3] b: epochs: {EPOCHS} -> 5" in "".join(capsys.readouterr())
     say(train_sets=3, epochs=5, confidence=0.9, workers=1, log_level="ERROR")
     assert run(toy) == (0, ["c"])
 
@@ -109,7 +109,7 @@ def test_another_version_of_a_package_that_decides_values_makes_stale(toy, monke
     newer = results.versions() | {"torch": "99.0"}
     monkeypatch.setattr(results, "versions", lambda: newer)
     assert run(toy) == (0, ["a", "b", "c"])
-    assert "-> 99.0" in capsys.readouterr().out
+    assert "-> 99.0" in "".join(capsys.readouterr())
     assert run(toy) == (0, [])
 
 
@@ -145,10 +145,10 @@ def test_comments_and_outputs_do_not_count_code_does(toy, project):
 def test_a_changed_module_concerns_those_that_import_it(toy, tmp_path, monkeypatch):
     package = tmp_path / "copy" / "tcar"
     shutil.copytree(ROOT / "tcar", package, ignore=shutil.ignore_patterns("__pycache__", "weights"))
-    monkeypatch.setattr(results, "PACKAGE", package)
+    monkeypatch.setattr(sources, "PACKAGE", package)
     sources._module.cache_clear()
     run(toy)
-    with (package / "plots" / "__init__.py").open("a") as file:
+    with (package / "lab" / "plots" / "__init__.py").open("a") as file:
         file.write("\nEXTRA = 1\n")
     sources._module.cache_clear()
     assert run(toy) == (0, ["a"])
@@ -161,19 +161,19 @@ def test_an_edited_or_missing_output_is_made_again(toy, project, capsys, name):
     original = (project / name).read_bytes()
     (project / name).write_text('{"odd": 5}')
     assert run(toy) == (0, ["a"])
-    assert f"{name} was edited" in capsys.readouterr().out
+    assert f"{name} was edited" in "".join(capsys.readouterr())
     assert (project / name).read_bytes() == original
     (project / name).unlink()
     assert run(toy) == (0, ["a"])
-    assert f"{name} is missing" in capsys.readouterr().out
+    assert f"{name} is missing" in "".join(capsys.readouterr())
     assert run(toy) == (0, [])
 
 
 def test_a_failure_ends_the_run_and_the_next_continues_there(toy, project, capsys):
     write_b(project, extra="\n1 / 0")
-    assert run(toy) == (1, ["a", "b"])
-    assert "[2/3] b failed" in capsys.readouterr().out
-    assert run(toy) == (1, ["b"])
+    assert run(toy) == (2, ["a", "b"])
+    assert "[2/3] b failed" in "".join(capsys.readouterr())
+    assert run(toy) == (2, ["b"])
     write_b(project)
     assert run(toy) == (0, ["b", "c"])
 
@@ -181,15 +181,15 @@ def test_a_failure_ends_the_run_and_the_next_continues_there(toy, project, capsy
 def test_a_failed_step_is_stale_even_when_its_old_outputs_are_whole(toy, project):
     run(toy)
     write_b(project, extra="\n1 / 0")
-    assert run(toy)[0] == 1
+    assert run(toy)[0] == 2
     write_b(project)
     assert run(toy) == (0, ["b"])
 
 
 def test_a_step_that_writes_no_result_has_failed(toy, project, capsys):
     write_notebook(project / "notebooks" / "a.ipynb", "train_sets = 100", SETUP)
-    assert run(toy) == (1, ["a"])
-    assert "without writing" in capsys.readouterr().out
+    assert run(toy) == (2, ["a"])
+    assert "without writing" in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize(
@@ -197,8 +197,8 @@ def test_a_step_that_writes_no_result_has_failed(toy, project, capsys):
 )
 def test_a_wrong_parameter_file_runs_nothing(toy, project, capsys, text, named):
     (project / "toy.yaml").write_text(text)
-    assert run(toy) == (1, [])
-    assert named in capsys.readouterr().out
+    assert run(toy) == (2, [])
+    assert named in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize(
@@ -217,8 +217,8 @@ def test_a_malformed_notebook_runs_nothing_not_even_those_before_it(
     toy, project, capsys, parameters, cells, named
 ):
     write_notebook(project / "notebooks" / "c.ipynb", parameters, *cells)
-    assert run(toy) == (1, [])
-    output = capsys.readouterr().out
+    assert run(toy) == (2, [])
+    output = "".join(capsys.readouterr())
     assert "c.ipynb" in output
     assert named in output
 
@@ -237,20 +237,20 @@ def test_list_says_why_and_runs_nothing(toy, capsys):
     say(train_sets=4)
     capsys.readouterr()
     assert run(toy, "--list") == (0, [])
-    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    lines = [line.split(maxsplit=1) for line in "".join(capsys.readouterr()).splitlines()]
     assert [name for name, _ in lines] == ["a", "b", "c"]
     assert "train_sets: 3 -> 4" in lines[0][1]
     assert lines[2][1].startswith("up to date")
 
 
 def test_only_and_force(toy, capsys):
-    assert run(toy, "--only", "b") == (1, [])
-    assert "needs the results first" in capsys.readouterr().out
+    assert run(toy, "--only", "b") == (2, [])
+    assert "needs the results first" in "".join(capsys.readouterr())
     run(toy)
     assert run(toy, "--only", "b") == (0, [])
     assert run(toy, "--only", "b", "--force") == (0, ["b"])
     assert run(toy, "--force") == (0, ["a", "b", "c"])
-    assert run(toy, "--only", "d") == (1, [])
+    assert run(toy, "--only", "d") == (2, [])
 
 
 def test_the_report_follows_results_figures_and_its_own_sources(toy, project, monkeypatch):
@@ -287,7 +287,7 @@ def test_two_runs_of_one_name_do_not_mix(toy, project):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", held, lock], **pipes) as other:
         other.stdout.readline()
-        assert run(toy, "--force") == (1, [])
+        assert run(toy, "--force") == (2, [])
     assert run(toy) == (0, [])
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from tcar.__main__ import command
 from tcar.data import ssv2
-from tcar.tabletop import controls, load_index, load_truth
+from tcar.tabletop import controls
+from tcar.tabletop.dataset import load_index, load_truth
 from tcar.tabletop.scene import render
 from tcar.tabletop.stage import Stage
 from tcar.tabletop.templates import FAMILIES

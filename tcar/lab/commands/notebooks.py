@@ -14,4 +14,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(asked: argparse.Namespace) -> int:
     """Become JupyterLab."""
-    return jupyter.open_lab(asked.options)
+    jupyter.open_lab(asked.options)
+    return 0

@@ -25,8 +25,7 @@ from tcar.lab.steps.features import stream
 from tcar.streams.grids import pool_tokens
 from tcar.streams.packaged import SEEDS, packaged
 from tcar.streams.registry import create_stream, stream_cost
-from tcar.tabletop import load_index, load_truth
-from tcar.tabletop.dataset import load_flow
+from tcar.tabletop.dataset import load_flow, load_index, load_truth
 from tcar.tabletop.pretrain import training_code
 
 if TYPE_CHECKING:

@@ -123,7 +123,7 @@ def on_moving(run: Params, seen: Look, ids: list[str]) -> dict[str, dict[str, di
 
 
 def _moving(run: Params, clip: str) -> np.ndarray:
-    from tcar.tabletop import load_truth
+    from tcar.tabletop.dataset import load_truth
 
     truth, instances = load_truth(run.data_root, clip)
     return np.isin(instances[:, ::_COARSE, ::_COARSE], truth["moving"])

@@ -31,7 +31,7 @@ from tcar.lab.steps.fusion import fusion_config
 from tcar.lab.steps.methods import scored
 from tcar.lab.steps.trainings import fit_all
 from tcar.streams.packaged import SEEDS, packaged
-from tcar.tabletop import load_index
+from tcar.tabletop.dataset import load_index
 from tcar.train.tokens import StoredTokens
 
 METRICS = ("top1", "twin_accuracy")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tcar.ground.log import interactive  # noqa: F401  which notebook 03 asks
 from tcar.lab import results
 from tcar.lab.params import Common, Params
 from tcar.train import alerts, tracking
