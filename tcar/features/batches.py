@@ -20,13 +20,12 @@ from torch import Tensor, nn
 from tcar.data.machine import reason_of
 from tcar.data.ssv2 import Clip
 from tcar.data.video import VideoError
-from tcar.features.making import ClipBatch, StoreSpec, one_place_each
+from tcar.features.making import ClipBatch, StoreSpec, one_place_each, weights_of
 from tcar.features.packing import FeatureError, packed, parts_of, unpacked, untyped
 from tcar.features.store import COORDINATES, TOKENS, header
 from tcar.features.views import SegmentView, read_views
 from tcar.ground.files import replace_file
 from tcar.streams.grids import pool_tokens
-from tcar.streams.registry import weights_digest
 
 OnDevice = list[list[tuple[list[int], UInt8[Tensor, "_ _ _ _ 3"]]]]
 
@@ -142,7 +141,7 @@ class Extractor:
         if number not in self.streams:
             torch.set_num_threads(1)
             self.streams[number] = stream = self.builders[number]()
-            if weights_digest(stream) != self.stores[number].weights:
+            if weights_of(stream) != self.stores[number].weights:
                 raise FeatureError(f"{stream.name}: its factory gives other weights each time; seed it")
         return self.streams[number]
 

@@ -23,7 +23,6 @@ from tcar.features.settings import ExtractionSettings, TokenSpec
 from tcar.features.store import COORDINATES, DESCRIPTION, LAYOUT, TOKENS, canonical, header, key_of, write_description
 from tcar.features.views import SegmentView
 from tcar.ground.files import sync_folder
-from tcar.streams.registry import weights_digest
 from tcar.streams.stream import Stream
 
 SAME_PLACE = 1e-4  # of the frame: devices differ by less in a coordinate, frames of another shape by more
@@ -56,7 +55,7 @@ class StoreSpec:
         made = {
             "layout": LAYOUT,
             "stream": stream.name,
-            "weights": (weights := weights_digest(stream)),
+            "weights": (weights := weights_of(stream)),
             "input_size": stream.input_size,
             "fit": stream.fit,
             "frames": wanted.view.frames,
@@ -96,6 +95,14 @@ class ClipBatch:
     clips: Sequence[Clip]
     broken: dict[str, str] = field(default_factory=dict)
     wanted: tuple[int, ...] = (0,)
+
+
+def weights_of(stream: Stream) -> str:
+    """The digest of a stream's weights."""
+    # The registry imports the libraries of all streams, which takes seconds, and most steps read tokens alone.
+    from tcar.streams.registry import weights_digest
+
+    return weights_digest(stream)
 
 
 def fingerprint(clips: Sequence[Clip]) -> str:
