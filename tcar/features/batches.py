@@ -83,7 +83,7 @@ class Reader:
 
     def __call__(self, batch: ClipBatch) -> tuple[list[Frames], float]:
         began = time.perf_counter()
-        asked = [self.stores[number].views for number in batch.wanted]
+        asked = [self.stores[number].readings for number in batch.wanted]
         videos = [[{} for _ in views] for views in asked]
         broken = [dict(batch.broken) for _ in asked]
         for row, clip in enumerate(batch.clips):

@@ -78,8 +78,8 @@ class StoreSpec:
         return row_type(self.settings.token_type, math.prod(self.grid), self.width)
 
     @property
-    def views(self) -> list[tuple[SegmentView, int, int]]:
-        """The views of each clip, for `read_views`."""
+    def readings(self) -> list[tuple[SegmentView, int, int]]:
+        """What is read of each clip by `read_views`: view, number, seed."""
         return [(self.view, number, self.settings.view_seed) for number in range(self.settings.views)]
 
 
@@ -200,7 +200,7 @@ def finish(store: StoreSpec, clips: Sequence[Clip], batches: Sequence[ClipBatch]
     ends = [np.array(record["ends"]) for record in found if record["sha256"]]
     one_place_each(store.made["stream"], [np.load(store.folder / COORDINATES)[[0, -1]], *ends])
     readable = [clip.id for clip in clips if clip.id not in broken]
-    flipped = {name: [n for view, n, seed in store.views if view.flipped(name, n, seed)] for name in readable}
+    flipped = {name: [n for view, n, seed in store.readings if view.flipped(name, n, seed)] for name in readable}
     errors = [record["error"] for record in found if "error" in record]
     write_description(store.folder, {
         "made": dict(store.made), "width": store.width, "clips": [clip.id for clip in clips], "broken": broken,

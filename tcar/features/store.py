@@ -107,16 +107,12 @@ class FeatureStore:
         kind = row_type(self.token_type, len(self.coordinates), self.width)
         inner = [(kind.base, kind.shape)] if kind.names is None else [kind[name].subdtype for name in kind.names]
         parts = [self.buffers.empty((len(ids), *shape), base) for base, shape in inner]
-        bytes_of = [memoryview(part).cast("B") if part.size else memoryview(b"") for part in parts]
-        lengths = [part[0].nbytes if part.size else 0 for part in parts]
+        lines = [part.reshape(len(ids), math.prod(part.shape[1:])).view(np.uint8) for part in parts]
         # Read, not mapped: of a map that is new every page costs a fault.
         file = os.open(path := self.root / TOKENS, os.O_RDONLY | os.O_CLOEXEC)
         try:
             for position, row in enumerate(rows):
-                into = [
-                    part[position * length : (position + 1) * length]
-                    for part, length in zip(bytes_of, lengths, strict=True)
-                ]
+                into = [line[position] for line in lines]
                 if os.preadv(file, into, self.start + row * kind.itemsize) != kind.itemsize:
                     raise FeatureError(f"{path} ends before clip {ids[position]}; verify the store, and extract again")
         finally:
@@ -219,10 +215,10 @@ def _told(root: Path, described: dict) -> list[str]:
     if _content(described) != described["content"]:
         faults.append(f"{DESCRIPTION}: its content has changed")
     if not (root / COORDINATES).is_file():
-        return [*faults, f"{COORDINATES}: missing"]
-    return faults + [f"{COORDINATES}: its content has changed"] * (
-        _digest(root / COORDINATES) != described["coordinates"]
-    )
+        faults.append(f"{COORDINATES}: missing")
+    elif _digest(root / COORDINATES) != described["coordinates"]:
+        faults.append(f"{COORDINATES}: its content has changed")
+    return faults
 
 
 def _shape(root: Path, described: dict) -> list[str]:
