@@ -1,1 +1,1 @@
-"""Data: annotation files, exact frames, the health of a dataset, and the embedded benchmark."""
+"""Data: annotation files, exact frames, what a clip looks like, the loader, and the health of a dataset."""

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tcar.data.dataset_files import SUFFIXES
 from tcar.data.ssv2 import PREFIXES, SPLITS, DatasetError
-from tcar.data.video_files import SUFFIXES
 
 ANNOTATIONS = ("labels.json", *(f"{split}.json" for split in SPLITS), "test-answers.csv")
 NEWER = {f"{prefix}{name}": name for name in ANNOTATIONS for prefix in PREFIXES}  # name by that of either release

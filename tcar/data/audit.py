@@ -9,12 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from tcar.data.health import ClipHealth, check_within_limits, mend, note, read_journal, stamp
 from tcar.data.ssv2 import Clip, DatasetError
 from tcar.data.workers import Failure, isolated_map
-from tcar.ground import files
 from tcar.ground.log import progress
 
 
@@ -48,9 +45,7 @@ def audit(
 
 
 def _unhealthy(clip: Clip, failure: Failure) -> ClipHealth:
-    reason = {"crashed": "crashed the decoder", "timed out": "timed out", "error": "undecodable"}[
-        failure.kind
-    ]
+    reason = {"crashed": "crashed the decoder", "timed out": "timed out", "error": "undecodable"}[failure.kind]
     size = clip.path.stat().st_size if clip.path.is_file() else 0
     return ClipHealth(clip.id, False, reason, bytes=size, detail=failure.detail.strip().splitlines()[-1])
 
@@ -60,15 +55,8 @@ def quarantine_list(health: Iterable[ClipHealth]) -> list[dict[str, str]]:
     return [{"id": clip.id, "reason": clip.reason, "detail": clip.detail} for clip in health if not clip.ok]
 
 
-def save_quarantine(health: Iterable[ClipHealth], path: str | Path) -> None:
-    """Write the quarantine list as JSON."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(path, json.dumps(quarantine_list(health), indent=1) + "\n")
-
-
 def load_quarantine(path: str | Path) -> dict[str, str]:
-    """Id to reason of every quarantined clip in a list that `save_quarantine` wrote."""
+    """Id to reason of every quarantined clip in a list that `monitor` wrote; raises DatasetError for anything else."""
     try:
         return {entry["id"]: entry["reason"] for entry in json.loads(Path(path).read_text(encoding="utf-8"))}
     except FileNotFoundError as error:
@@ -88,40 +76,3 @@ def require_healthy(health: Sequence[ClipHealth], threshold: float) -> None:
             f"quarantine_threshold={threshold:g} allows; first: {broken[0].id}. Check data_root and whether "
             "the videos were unpacked completely, or raise the threshold"
         )
-
-
-def statistics(clips: Sequence[Clip], health: Sequence[ClipHealth]) -> dict:
-    """Durations (s), frames, frames a second, bytes and frame sizes of the healthy clips, and how even the classes are.
-
-    Classes are counted over the healthy clips whose label is known, under their template text without brackets.
-    """
-    healthy = {found.id: found for found in health if found.ok}
-    known = (clip for clip in clips if clip.id in healthy and clip.label is not None)
-    # the answers of test come without the brackets that the other splits have
-    counts = Counter(clip.template.replace("[", "").replace("]", "") for clip in known)
-    sizes = Counter(f"{found.width}x{found.height}" for found in healthy.values())
-    return {
-        "clips": len(healthy),
-        "durations": _summary([found.duration for found in healthy.values()]),
-        "frames": _summary([found.frames for found in healthy.values()]),
-        "rates": _summary([found.rate for found in healthy.values()]),
-        "bytes": _summary([found.bytes for found in healthy.values()]),
-        "sizes": dict(sorted(sizes.items())),
-        "classes": dict(sorted(counts.items())),
-        "imbalance": max(counts.values()) / min(counts.values()) if counts else None,
-    }
-
-
-def _summary(values: list[float] | list[int]) -> dict[str, float] | None:
-    if not values:
-        return None
-    low, median, high = np.quantile(values, (0.05, 0.5, 0.95))
-    return {
-        "minimum": float(min(values)),
-        "percentile_5": float(low),
-        "median": float(median),
-        "mean": float(np.mean(values)),
-        "percentile_95": float(high),
-        "maximum": float(max(values)),
-        "total": float(sum(values)),
-    }

@@ -16,8 +16,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
-from tcar.data.augment_config import AugmentConfig
-from tcar.data.seeds import view_seed
+from tcar.data.sampling import view_seed
+from tcar.data.views import AugmentConfig
 
 # Mean and deviation of red, green and blue over ImageNet's images, of 255: noise of these is what normalisation takes
 # to standard normal noise.

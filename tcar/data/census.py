@@ -1,4 +1,4 @@
-"""What a dataset is made of, beyond the health of its files: words, groups, repetitions, and clips unlike the rest."""
+"""What a dataset is made of: sizes and durations, words, groups, repetitions, and clips unlike the rest."""
 
 import re
 from collections import Counter, defaultdict
@@ -11,6 +11,37 @@ from tcar.data.ssv2 import Clip
 
 USUAL_SHARE = 0.9  # of the clips must agree on a height or rate before another one is called unusual
 EXTREME_ASPECT = 3.0  # longer side over shorter side
+
+
+def statistics(clips: Sequence[Clip], health: Sequence[ClipHealth]) -> dict:
+    """Durations (s), frames, frames a second, bytes and frame sizes of the healthy clips, and how even the classes are.
+
+    Classes are counted over the healthy clips whose label is known, under their template text without brackets.
+    """
+    measured = {"durations": "duration", "frames": "frames", "rates": "rate", "bytes": "bytes"}
+    healthy = {found.id: found for found in health if found.ok}
+    known = (clip for clip in clips if clip.id in healthy and clip.label is not None)
+    # the answers of test come without the brackets that the other splits have
+    counts = Counter(clip.template.replace("[", "").replace("]", "") for clip in known)
+    sizes = Counter(f"{found.width}x{found.height}" for found in healthy.values())
+    return {
+        "clips": len(healthy),
+        **{key: _summary([getattr(found, name) for found in healthy.values()]) for key, name in measured.items()},
+        "sizes": dict(sorted(sizes.items())),
+        "classes": dict(sorted(counts.items())),
+        "imbalance": max(counts.values()) / min(counts.values()) if counts else None,
+    }
+
+
+def _summary(values: list[float] | list[int]) -> dict[str, float] | None:
+    if not values:
+        return None
+    low, median, high = np.quantile(values, (0.05, 0.5, 0.95))
+    found = {
+        "minimum": min(values), "percentile_5": low, "median": median, "mean": np.mean(values), "percentile_95": high,
+        "maximum": max(values), "total": sum(values),
+    }  # fmt: skip
+    return {name: float(value) for name, value in found.items()}
 
 
 def duplicates(health: Iterable[ClipHealth]) -> list[list[str]]:
@@ -34,11 +65,8 @@ def unusual(health: Iterable[ClipHealth]) -> dict[str, list[str]]:
         common, count = values.most_common(1)[0] if values else (None, 0)
         if count >= USUAL_SHARE * len(healthy):
             found[name] = [clip.id for clip in healthy if round(getattr(clip, name), 3) != common]
-    found["aspect"] = [
-        clip.id
-        for clip in healthy
-        if max(clip.width, clip.height) > EXTREME_ASPECT * min(clip.width, clip.height)
-    ]
+    extreme = [max(clip.width, clip.height) > EXTREME_ASPECT * min(clip.width, clip.height) for clip in healthy]
+    found["aspect"] = [clip.id for clip, is_extreme in zip(healthy, extreme, strict=True) if is_extreme]
     return {name: ids for name, ids in found.items() if ids}
 
 

@@ -1,8 +1,8 @@
 """A cache of decoded frames on the disk, with a limit: a clip is decoded once, and read as an array afterwards.
 
-Worth its space where decoding is what a training waits for, and each epoch wants other frames of the same clips. What
-is in the cache stays: an epoch asks for every clip once, so that to drop the oldest for the newest would drop each clip
-just before it is wanted again. When the limit is reached, the rest is decoded as before.
+It is worth its space where a training waits for decoding, and each epoch reads other frames of the same clips. Nothing
+is dropped from the cache: an epoch reads every clip once, so that the oldest one is the next to be read. When the limit
+is reached, all other clips are decoded as before.
 """
 
 import fcntl
@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -26,7 +27,7 @@ USED = "used"  # the file with the bytes taken, under a lock: workers share one 
 
 @dataclass(frozen=True)
 class FrameCache:
-    """All frames of clips, whose shorter side is `side` pixels (0: as they are), in at most `limit` bytes of a folder.
+    """All frames of clips, in at most `limit` bytes of a folder.
 
     `upright` is that of `tcar.data.video.read_frames`. Picklable, and safe to use from several processes at once.
     A disk that does not take a clip is warned of, and the cache grows no more.
@@ -34,20 +35,19 @@ class FrameCache:
 
     folder: Path
     limit: int
-    side: int = 0
     upright: bool = True
 
     @classmethod
-    def open(cls, folder: str | Path, limit: int, side: int = 0, upright: bool = True) -> "FrameCache":
-        """Begin to use a folder, with what earlier runs left in it; raises ValueError for a limit below 1."""
+    def open(cls, folder: str | Path, limit: int, upright: bool = True) -> "FrameCache":
+        """Open a folder, which may hold clips of earlier runs; raises ValueError for a limit below 1 byte."""
         if limit < 1:
             raise ValueError(f"a frame cache of {limit} bytes holds nothing: set its limit to at least 1, or use none")
-        cache = cls(Path(folder), limit, side, upright)
+        cache = cls(Path(folder), limit, upright)
         cache.folder.mkdir(parents=True, exist_ok=True)
         with cache._locked() as used:
-            # What was cut off while it was written belongs to nobody; the count follows what is really there.
+            # Remove what an ended process left half written, and count what is really there.
             drop_drafts(cache.folder)
-            used.write(sum(path.stat().st_size for path in cache.folder.glob("*.npy")))
+            _write(used, sum(path.stat().st_size for path in cache.folder.glob("*.npy")))
         return cache
 
     def read(self, path: Path, indices: list[int]) -> UInt8[np.ndarray, "t h w 3"]:
@@ -58,8 +58,7 @@ class FrameCache:
         frames = self._kept(path)
         if frames is None:
             with Video(path, self.upright) as video:
-                size = self._size(video.info.height, video.info.width)
-                frames = video.read(list(range(video.info.frames)), size)
+                frames = video.read(list(range(video.info.frames)))
             self._keep(path, frames)
         if indices and not 0 <= min(indices) <= max(indices) < len(frames):
             raise IndexError(f"{path}: frames {min(indices)} to {max(indices)} asked of {len(frames)} frames")
@@ -73,22 +72,10 @@ class FrameCache:
         with Video(path) as video:
             return video.info.frames
 
-    @property
-    def used(self) -> int:
-        """The bytes that are taken."""
-        with self._locked() as used:
-            return used.read()
-
-    def _size(self, height: int, width: int) -> tuple[int, int] | None:
-        if not self.side:
-            return None
-        scale = self.side / min(height, width)
-        return max(self.side, round(height * scale)), max(self.side, round(width * scale))
-
     def _place(self, path: Path) -> Path:
-        """Where a video's frames are: another place as soon as the file, or the size wanted of it, is another."""
+        """Where a video's frames are: another place as soon as the file is another."""
         status = path.stat()
-        name = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {self.side}{' upright' * self.upright}"
+        name = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} 0{' upright' * self.upright}"
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
 
     def _kept(self, path: Path) -> UInt8[np.ndarray, "t h w 3"] | None:
@@ -101,22 +88,22 @@ class FrameCache:
         place, needed = self._place(path), frames.nbytes + 128  # np.save's header
         try:
             with self._locked() as used:
-                if place.exists() or used.read() + needed > self.limit:
+                if place.exists() or (taken := _read(used) + needed) > self.limit:
                     return
-                used.write(used.read() + needed)  # before the lock is given up: others see the space as taken
+                _write(used, taken)  # before the lock is given up: others see the space as taken
             with drafted(place) as draft, draft.open("wb") as file:
                 np.save(file, frames)
         except OSError as error:  # of our disk, and no fault of the clip
             _warn(f"{self.folder}: {error.strerror or error}; clips are decoded, and no more of them kept here: make "
                   "room, or set frame_cache_gb to what the disk has")  # fmt: skip
             with suppress(OSError), self._locked() as used:
-                used.write(self.limit)
+                _write(used, self.limit)
 
     @contextmanager
-    def _locked(self) -> Iterator["_Used"]:
+    def _locked(self) -> Iterator[TextIO]:
         with open(os.open(self.folder / USED, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="ascii") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield _Used(file)
+            yield file
 
 
 @cache
@@ -125,17 +112,13 @@ def _warn(text: str) -> None:
     log.get(__name__).warning(text)
 
 
-class _Used:
-    """The number in the locked file, always of one length: a disk that is full takes that, too."""
+def _read(used: TextIO) -> int:
+    used.seek(0)
+    return int(used.read() or 0)
 
-    def __init__(self, file):
-        self.file = file
 
-    def read(self) -> int:
-        self.file.seek(0)
-        return int(self.file.read() or 0)
-
-    def write(self, count: int) -> None:
-        self.file.seek(0)
-        self.file.write(f"{count:020}")
-        self.file.flush()
+def _write(used: TextIO, count: int) -> None:
+    """Write the number of bytes, always as long as before: a disk that is full takes that, too."""
+    used.seek(0)
+    used.write(f"{count:020}")
+    used.flush()

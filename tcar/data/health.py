@@ -70,23 +70,12 @@ def check(clip: Clip) -> ClipHealth:
         "variable frame rate": uneven, "rotated": held.turned, "slanted": held.slanted, "pixels not square": shape != 1,
         "single frame": info.frames == 1,
     }  # fmt: skip
+    detail = info.warning if ok else f"{info.frames} packets decode to {seen.frames} frames"
+    warnings = tuple(name for name, present in found.items() if present)
     return ClipHealth(
-        clip.id,
-        ok,
-        "" if ok else "undecodable",
-        info.frames,
-        info.width,
-        info.height,
-        info.rate,
-        info.duration,
-        size,
-        info.warning if ok else f"{info.frames} packets decode to {seen.frames} frames",
-        tuple(name for name, present in found.items() if present),
-        info.codec,
-        seen.difference,
-        digest,
-        seen.content,
-    )
+        clip.id, ok, "" if ok else "undecodable", info.frames, info.width, info.height, info.rate, info.duration, size,
+        detail, warnings, info.codec, seen.difference, digest, seen.content,
+    )  # fmt: skip
 
 
 class _Seen:

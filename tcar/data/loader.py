@@ -1,17 +1,14 @@
-"""Clips in the order asked for, read ahead by worker processes that a bad file cannot take along.
+"""Clips in the order asked for, read ahead by worker processes that survive a bad file.
 
-torch's DataLoader is for files that can be trusted: a process of it that dies ends the run, and a file that hangs holds
-it up for good. Here each clip has its time, and a process that dies or hangs over one is replaced.
+With torch's DataLoader a process that dies ends the run, and a file that hangs stops it for ever. Here each clip has a
+time limit, and a process that dies or hangs over one is replaced.
 """
 
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import Pipe
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -31,8 +28,9 @@ Reader = Callable[[tuple[Clip, int]], tuple[np.ndarray | int, ...] | str]
 class Loaded:
     """What was read of a group of clips.
 
-    `offsets` are the places in the group of the clips that could be read; `arrays` have a row for each, one tensor for
-    each of the reader's values, none where no clip could be read; `broken` says by offset why the others could not.
+    `offsets` are the places in the group of the clips that could be read. `arrays` has a tensor for each of the
+    reader's values, with a row for each of these clips; it is empty where no clip could be read. `broken` has the
+    reason for every other clip by its offset.
     """
 
     offsets: list[int]
@@ -48,13 +46,11 @@ class Loader:
     for a clip. A clip for which it returns text, raises, dies or takes too long is missing from its group, and stands
     with the reason in `broken`; it is not read again until it is taken out of there.
 
-    At most `ahead` clips, and no fewer than two for each process, are read or being read beyond the group that is asked
-    for: this bounds the memory, and a clip that hangs holds the others up there. What comes out, and in what order,
-    depends on `read`, the clips and `broken` alone.
+    At most `ahead` clips, but at least two for each process, are read beyond the group that is asked for, which bounds
+    the memory. What comes out, and in what order, depends on `read`, the clips and `broken` alone.
 
-    pin: put what was read into page-locked memory, which a GPU copies from while it computes; raises ValueError where
-    there is no CUDA. Processes start with the first clip, and end with `close`, at the end of `with`, or when nothing
-    refers to the loader any more.
+    pin: put the arrays into page-locked memory, from which a GPU copies while it computes; raises ValueError where no
+    CUDA is. Processes start with the first clip, and end with `close`, with `with`, or when the loader is deleted.
     """
 
     def __init__(self, read: Reader, *, workers: int = 0, time_limit: float = CLIP_LIMIT, ahead: int = 0,
@@ -65,19 +61,13 @@ class Loader:
         self.ahead, self.pin = max(ahead, 2 * self._crew.size), pin
         self.broken: dict[str, str] = {}
         self._open: _Reading | None = None
-        # At the end of the interpreter multiprocessing ends them itself.
-        weakref.finalize(self, self._crew.close).atexit = False
+        weakref.finalize(self, self._crew.close)
 
     def __enter__(self) -> "Loader":
         return self
 
     def __exit__(self, *_) -> None:
         self.close()
-
-    @property
-    def processes(self) -> list[int]:
-        """The ids of the processes that run."""
-        return self._crew.processes
 
     def close(self) -> None:
         """End all processes, and the groups that are being read; a later call of `groups` starts new ones."""
@@ -96,11 +86,11 @@ class Loader:
         device = torch.cuda.current_device() if self.pin else None
         self._open = _Reading(self._crew, groups, epoch, self.ahead, dict(self.broken), device)
         try:
-            with closing(self._open.taken()) as taken:
-                for group, loaded in taken:
-                    self.broken |= {group[offset].id: reason for offset, reason in loaded.broken.items()}
-                    yield loaded
+            for group, loaded in self._open:
+                self.broken |= {group[offset].id: reason for offset, reason in loaded.broken.items()}
+                yield loaded
         finally:
+            self._open.stop()
             self._open = None
 
 
@@ -111,69 +101,58 @@ class _Group:
 
 
 class _Reading:
-    """One way through groups of clips: a thread gives clips to the crew and puts groups together, ahead of the user."""
+    """One way through groups of clips; a thread puts a group together while the user has the one before it."""
 
     def __init__(self, crew: Crew, groups: Iterable[Sequence[Clip]], epoch: int, ahead: int, broken: dict[str, str],
                  device: int | None):  # fmt: skip
         self.crew, self.epoch, self.ahead, self.broken, self.device = crew, epoch, ahead, broken, device
         self.unfinished: deque[_Group] = deque()
         self.todo, self.places = self._in_order(groups), {}
-        self.given = self.handed_over = 0  # clips
-        self.ready: SimpleQueue = SimpleQueue()
-        self.left, (self.bell, self.rope) = False, Pipe(duplex=False)
-        self.thread = threading.Thread(target=self._work, daemon=True)
+        self.given = self.taken = 0  # clips
+        self.left = False
+        self.thread = ThreadPoolExecutor(1, "groups", self._choose_device)
 
-    def taken(self) -> Iterator[tuple[Sequence[Clip], Loaded]]:
-        """What was read, as it becomes ready; an error of the thread is raised here."""
-        self.thread.start()
-        try:
-            while (item := self.ready.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                self.handed_over += len(item[0])
-                self.rope.send_bytes(b"taken")
-                yield item
-        finally:
-            self.stop()
+    def __iter__(self) -> Iterator[tuple[Sequence[Clip], Loaded]]:
+        """Yield groups and what was read of them; an error of the thread is raised here."""
+        coming = self.thread.submit(self._next)
+        while not self.left and (found := coming.result()) is not None:
+            self.taken += len(found[0])
+            coming = self.thread.submit(self._next)
+            yield found
 
     def stop(self) -> None:
         """End the thread; the processes stay, and what they hold is thrown away."""
         self.left = True
-        if self.thread.is_alive():
-            self.rope.send_bytes(b"left")
-            self.thread.join()
-        self.ready.put(None)
+        self.crew.forget()  # which ends the thread's waiting
+        self.thread.shutdown(cancel_futures=True)
+        self.crew.forget()
 
     # --- in the thread -----------------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        try:
-            if self.device is not None:
-                torch.cuda.set_device(self.device)  # else page-locked memory would open the first one as well
-            while not self.left:
-                dealt = self._deal()
-                self._hand_over()
-                if dealt and not self.unfinished:
-                    break
-                for number, outcome in self.crew.collect(self.bell):
-                    group, offset = self.places.pop(number)
-                    group.found[offset] = outcome
-                while self.bell.poll():
-                    self.bell.recv_bytes()
-            self.ready.put(None)
-        except BaseException as error:  # for the one who asks, in his thread
-            self.ready.put(error)
-        finally:
-            self.crew.forget()
-            self.unfinished.clear()
-            self.todo.close()
+    def _choose_device(self) -> None:
+        if self.device is not None:
+            torch.cuda.set_device(self.device)  # else page-locked memory would open the first one as well
 
-    def _deal(self) -> bool:
-        """Give out as many clips as may be read ahead; return whether these were the last."""
-        while self.given < self.handed_over + self.ahead + (len(self.unfinished[0].clips) if self.unfinished else 0):
-            item = next(self.todo, None)
-            if item is None:
-                return True
+    def _next(self) -> tuple[Sequence[Clip], Loaded] | None:
+        """Return the next group and what was read of it; None after the last."""
+        while not self.left:
+            self._deal()
+            if not self.unfinished:
+                break
+            group = self.unfinished[0]
+            if len(group.found) == len(group.clips):
+                self.unfinished.popleft()
+                return group.clips, self._loaded(group)
+            if (outcome := self.crew.collect()) is not None:
+                group, offset = self.places.pop(outcome[0])
+                group.found[offset] = outcome[1]
+        return None
+
+    def _deal(self) -> None:
+        """Give out as many clips as may be read ahead."""
+        while self.given < self.taken + self.ahead + (len(self.unfinished[0].clips) if self.unfinished else 0):
+            if (item := next(self.todo, None)) is None:
+                return
             group, offset = item
             clip = group.clips[offset]
             if clip.id in self.broken:
@@ -182,18 +161,12 @@ class _Reading:
                 self.places[self.given] = item
                 self.crew.give(self.given, (clip, self.epoch))
             self.given += 1
-        return False
 
     def _in_order(self, groups: Iterable[Sequence[Clip]]) -> Iterator[tuple[_Group, int]]:
         for clips in groups:
             group = _Group(clips)
             self.unfinished.append(group)
             yield from ((group, offset) for offset in range(len(clips)))
-
-    def _hand_over(self) -> None:
-        while self.unfinished and len(self.unfinished[0].found) == len(self.unfinished[0].clips):
-            group = self.unfinished.popleft()
-            self.ready.put((group.clips, self._loaded(group)))
 
     def _loaded(self, group: _Group) -> Loaded:
         broken = {}

@@ -9,7 +9,7 @@ import av
 
 from tcar.data.container import VideoError
 
-# What a system call says where the file asked for has no part in it.
+# Errors of system calls in which the file asked for has no part.
 FAULTS = frozenset(
     getattr(errno, name)
     for name in (
@@ -18,17 +18,17 @@ FAULTS = frozenset(
     )
     if hasattr(errno, name)
 )  # fmt: skip
-# What libav says of a damaged file, too.
+# Errors that libav also gives for a damaged file.
 _OF_LIBAV = {errno.EIO, errno.ENOBUFS, errno.ENODEV, errno.ENOSPC, errno.ENXIO}
 _PART = 2**20  # bytes
 
 
 class MachineError(OSError):
-    """A fault of the machine that stays; nothing is marked as broken for it, so the same call may go on afterwards."""
+    """A fault of the machine that stays; no clip is marked as broken for it, so the same call can go on afterwards."""
 
 
 def fault_of(error: BaseException | None) -> OSError | None:
-    """Return the fault of the machine among an error and what led to it, else None."""
+    """Return the fault of the machine among an error and its causes, else None."""
     while error is not None:
         if isinstance(error, MachineError) or (isinstance(error, OSError) and error.errno in _told(error)):
             return error
@@ -37,8 +37,8 @@ def fault_of(error: BaseException | None) -> OSError | None:
 
 
 def _told(error: OSError) -> frozenset[int]:
-    """What an error of its kind tells of the machine."""
-    limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY  # then it is the clip that wants much
+    """Return the numbers that are faults of the machine in an error of this kind."""
+    limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY  # then the clip asks for too much
     told = FAULTS - _OF_LIBAV if isinstance(error, av.FFmpegError) else FAULTS
     return told - {errno.ENOMEM} if limited else told
 

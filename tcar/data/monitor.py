@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tcar.data import census
-from tcar.data.audit import audit, save_quarantine, statistics
+from tcar.data.audit import audit, quarantine_list
+from tcar.data.dataset_files import SUFFIXES
 from tcar.data.health import ClipHealth, note, read_journal
 from tcar.data.ssv2 import SPLITS, Clip, DatasetError, load_split
-from tcar.data.video_files import SUFFIXES
 from tcar.ground import files, locks, log
 
 LOG = log.get(__name__)
@@ -59,7 +59,7 @@ def monitor(
         health += kept
         report = describe(listed, health, compare(before, health)) | {"audited": sorted(splits), "kept": len(kept)}
         files.write_text(folder / "health.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-        save_quarantine(health, folder / "quarantine.json")
+        files.write_text(folder / "quarantine.json", json.dumps(quarantine_list(health), indent=1) + "\n")
         with (folder / "history.jsonl").open("a", encoding="utf-8") as file:
             line = {key: report[key] for key in ("when", "audited", "checked", "broken", "reasons")}
             counts = {kind: len(ids) for kind, ids in report["changes"].items()}
@@ -150,7 +150,7 @@ def describe(
         "changes": dict(changes),
         "statistics": {
             split: {
-                **statistics(clips, [by_id[clip.id] for clip in clips if clip.id in by_id]),
+                **census.statistics(clips, [by_id[clip.id] for clip in clips if clip.id in by_id]),
                 "differences": census.differences(health, {clip.id: split for clip in clips}).get(split),
                 "template words": census.template_words(clips),
                 "object words": census.object_words(clips),

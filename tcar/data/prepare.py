@@ -1,14 +1,8 @@
 """Make a dataset folder of what Qualcomm's page hands out for Something-Something-V2.
 
-    tcar prepare DOWNLOADS DATASET
-
-DOWNLOADS is the folder with the downloaded files, in any form: the parts of the archive, bare or in zips, the whole
-archive, zips of videos, or the unpacked videos (these are linked, not copied), and the label files, in their zip or out
-of it. DATASET becomes the folder for `data_root`. A call that was cut off goes on where it ended when it is given
-again. prepare.json in DATASET says what is there, missing and surplus.
-
-Exit status: 0 when every listed video is there (with --allow-missing: as many as the downloads have), 1 when not, 2
-when nothing could be done, 130 when it was interrupted.
+The downloads may have any form: the parts of the archive, bare or in zips, the whole archive, zips of videos, or the
+unpacked videos (these are linked, not copied), and the label files, in their zip or out of it. A call that was cut off
+goes on where it ended when it is given again. prepare.json in the folder says what is there, missing and surplus.
 """
 
 import hashlib
@@ -23,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from tcar.data.archives import ANNOTATIONS, Archive, Downloads, Source, survey
+from tcar.data.dataset_files import other_names
 from tcar.data.ssv2 import SPLITS, DatasetError, find_annotation, load_labels, load_split
 from tcar.data.unpack import DRAFT, MEGABYTE, ArchiveError, CutShortError, Joined, Zipped, store_videos, video_name
-from tcar.data.video_files import other_names
 from tcar.ground import files, locks, log
 
 LOG = log.get(__name__)
@@ -62,18 +56,12 @@ class Report:
         """Whether every listed video is there, and the archive they come from was sound to its end."""
         return not self.missing and not self.unread
 
-    def as_dict(self) -> dict:
-        """As prepare.json has it."""
-        values = {k: v for k, v in vars(self).items() if k != "cut_short"}
-        return {"complete": self.complete, **values}
-
-
-@dataclass(frozen=True)
-class Present:
-    """The videos in the dataset folder: size in bytes by id, and how many are symbolic links."""
-
-    sizes: dict[str, int]
-    symbolic_links: int
+    def write(self, dataset: Path) -> None:
+        """Write prepare.json."""
+        values = {"complete": self.complete, **vars(self)}
+        del values["cut_short"]
+        text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        files.replace_file(dataset / REPORT, text.encode(errors=UNPRINTABLE))
 
 
 def prepare(downloads: str | Path, dataset: str | Path, allow_missing: bool = False) -> Report:
@@ -102,7 +90,7 @@ def prepare(downloads: str | Path, dataset: str | Path, allow_missing: bool = Fa
         report.unread, report.refused, report.left_out = before["unread"], before["refused"], found.remarks
         if not report.complete:
             _unpack(found, dataset, ids, report, allow_missing)
-        files.replace_file(dataset / REPORT, _json(report))
+        report.write(dataset)
     return report
 
 
@@ -130,18 +118,13 @@ def _install(found: Downloads, dataset: Path) -> None:
         target = dataset / name
         if target.is_file():
             sources.insert(0, Source(target, target.stat().st_size))
-        contents = [_content(source) for source in sources]
+        contents = [Joined([source]).readall() for source in sources]
         digests = {hashlib.sha256(content).digest(): source for content, source in zip(contents, sources, strict=True)}
         if len(digests) > 1:
             first, second, *_ = digests.values()
             raise DatasetError(f"{first} and {second} differ; remove the one that is not of your release")
         if not target.is_file():
             files.replace_file(target, contents[0])
-
-
-def _content(source: Source) -> bytes:
-    with Joined([source]) as stream:
-        return stream.readall()
 
 
 def _listed(dataset: Path, allow_missing: bool) -> dict[str, set[str]]:
@@ -160,7 +143,7 @@ def _listed(dataset: Path, allow_missing: bool) -> dict[str, set[str]]:
 
 def _link(found: Downloads, videos: Path) -> None:
     """Give unpacked videos a second name in the dataset: a hard link on the same disk, a symbolic one elsewhere."""
-    present, count = _present(videos).sizes, {"hard": 0, "symbolic": 0}
+    (present, _), count = _present(videos), {"hard": 0, "symbolic": 0}
     wanted = {video: path for video, path in found.videos.items() if found.sizes[video] > present.get(video, 0)}
     for video, path in log.progress(wanted.items(), description="linking", unit="videos") if wanted else ():
         draft = videos / f".{video_name(video)}{DRAFT}"
@@ -178,15 +161,18 @@ def _link(found: Downloads, videos: Path) -> None:
         LOG.info(f"{count['symbolic']:,} unpacked videos have symbolic links in {videos}: leave the first folder there")
 
 
-def _present(videos: Path) -> Present:
-    """What is in the folder; empty files and links to nothing do not count."""
+def _present(videos: Path) -> tuple[dict[str, int], int]:
+    """Return the bytes of each video in the folder by its id, and how many are symbolic links.
+
+    Empty files and links to nothing do not count.
+    """
     sizes, links = {}, 0
     for entry in os.scandir(videos):
         stem, suffix = os.path.splitext(entry.name)
         if suffix == ".webm" and stem[0] != "." and (size := _bytes(Path(entry.path))):
             sizes[stem] = size
             links += entry.is_symlink()
-    return Present(sizes, links)
+    return sizes, links
 
 
 def _bytes(path: Path) -> int:
@@ -199,12 +185,11 @@ def _bytes(path: Path) -> int:
 
 def _take_stock(videos: Path, ids: dict[str, set[str]], before: Report | None = None) -> Report:
     """Compare the videos that are there with the annotation files; what `before` says of the archive stays."""
-    present, listed = _present(videos), set().union(*ids.values())
+    (sizes, links), listed = _present(videos), set().union(*ids.values())
     named = {video: _bytes(videos / names[0]) for video, names in other_names(videos).items() if len(names) == 1}
-    sizes = present.sizes | {video: size for video, size in named.items() if size}
+    sizes |= {video: size for video, size in named.items() if size}
     report = before or Report({split: len(found) for split, found in ids.items()})
-    report.videos, report.bytes = len(sizes), sum(sizes.values())
-    report.symbolic_links = present.symbolic_links
+    report.videos, report.bytes, report.symbolic_links = len(sizes), sum(sizes.values()), links
     report.missing = sorted(listed - sizes.keys(), key=lambda video: (len(video), video))
     report.surplus = sorted(sizes.keys() - listed, key=lambda video: (len(video), video))
     return report
@@ -235,11 +220,11 @@ def _unpack(found: Downloads, dataset: Path, ids: dict[str, set[str]], report: R
     for archive in sound:
         _check_disk(dataset, report, archive)
         report.unread, report.problem, report.cut_short = archive.name, "", False
-        files.replace_file(dataset / REPORT, _json(report))  # whatever happens now, the next call knows
+        report.write(dataset)  # whatever happens now, the next call knows
         parts = archive.beginning() if archive.problems else [archive.parts[n] for n in sorted(archive.parts)]
         try:
             with nullcontext(Zipped(parts[0])) if archive.zipped else Joined(parts) as stream:
-                ticks = store_videos(stream, dataset / "videos", _present(dataset / "videos").sizes, report.refused)
+                ticks = store_videos(stream, dataset / "videos", _present(dataset / "videos")[0], report.refused)
                 total = math.ceil(sum(part.size for part in parts) / MEGABYTE)
                 for _ in log.progress(ticks, total, "unpacking", "MB"):
                     pass
@@ -301,14 +286,8 @@ def _check_disk(dataset: Path, report: Report, archive: Archive) -> None:
         )
 
 
-def _json(report: Report) -> bytes:
-    text = json.dumps(report.as_dict(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    return text.encode(errors=UNPRINTABLE)
-
-
 def _printable(text: str) -> str:
     return text.encode(errors=UNPRINTABLE).decode()
-
 
 
 def summary(report: Report, dataset: Path) -> str:

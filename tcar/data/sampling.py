@@ -1,7 +1,9 @@
-"""Which frames of a clip are looked at: pure functions of its length, a number of frames and a seeded generator.
+"""Which frames of a clip are read: functions of its length, a number of frames and a seeded generator; and seeds.
 
-Every function returns numbers of frames, 0-based and in the order of time, of a clip of `frame_count` frames.
+Samplers return numbers of frames, 0-based and in the order of time, of a clip of `frame_count` frames.
 """
+
+import hashlib
 
 import numpy as np
 
@@ -37,3 +39,9 @@ def random_segment_indices(frame_count: int, segments: int, generator: np.random
 def _check(frame_count: int, frames: int) -> None:
     if frame_count < 1 or frames < 1:
         raise ValueError(f"segments need at least one frame and one part, got {frame_count} and {frames}")
+
+
+def view_seed(seed: int, *names: str | int) -> int:
+    """Return the seed of one view, 63 bits of the SHA-256 of all that names it (clip, epoch, number of the view)."""
+    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
+    return int.from_bytes(digest[:8]) >> 1

@@ -1,4 +1,4 @@
-"""What pipelines that read with decord see of a clip, where that is something else: a warning, never a quarantine."""
+"""Where decord, with which others read videos, gives other frames than this library: a warning, never a quarantine."""
 
 import re
 from collections.abc import Sequence
@@ -31,10 +31,10 @@ def second_opinion(
 ) -> dict[str, int | list[dict[str, str]]]:
     """Read `count` healthy clips, drawn by `seed`, with decord as well, and all broken ones that hold anything.
 
-    Returns how many healthy `clips` and `broken` ones were read, and what `differs`: id, what (`differences`, "crash",
-    "time-out") and detail. `health` belongs to the clips; `upright` says how they are read here. A clip costs a second
-    and a third reading, 0.1 s of one core at the size of Something-Something-V2: 6 hours for all its 220,847, or 25
-    minutes on 16 cores.
+    Returns how many healthy `clips` and `broken` ones were read, and what `differs`: id, what (`disagreements`,
+    "crash" or "time-out") and detail. `health` belongs to the clips; `upright` says how they are read here. A clip
+    costs a second and a third reading, 0.1 s of one core at the size of Something-Something-V2: 6 hours for all its
+    220,847, or 25 minutes on 16 cores.
     """
     sound = [clip for clip, found in zip(clips, health, strict=True) if found.ok]
     broken = [clip for clip, found in zip(clips, health, strict=True) if not found.ok and found.bytes]
@@ -56,17 +56,17 @@ def second_opinion(
 
 @dataclass(frozen=True)
 class Comparison:
-    """`differences` of a clip and whether it is sound, in a worker process that decord may crash."""
+    """`disagreements` of a clip and whether it is sound, in a worker process that decord may crash."""
 
     upright: bool
 
     def __call__(self, item: tuple[Clip, bool]) -> dict[str, str]:
         limit_memory()
         clip, sound = item
-        return differences(clip.path, sound, self.upright)
+        return disagreements(clip.path, sound, self.upright)
 
 
-def differences(path: Path, sound: bool = True, upright: bool = True) -> dict[str, str]:
+def disagreements(path: Path, sound: bool = True, upright: bool = True) -> dict[str, str]:
     """Return what decord makes of a video that is not what is read here, and how; empty where there is nothing.
 
     "not opened"; "frames", another number of them; "orientation", pictures that are turned as the file asks, or are

@@ -1,9 +1,12 @@
-"""The pictures of H.264 and H.265, as the headers of their slices number them (ITU-T H.264, 7.3 and 7.4.3; H.265)."""
+"""The pictures of H.264 and H.265, as the headers of their slices number them (ITU-T H.264, 7.3 and 7.4.3; H.265).
+
+`pictures_of` gives the reader of any codec.
+"""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tcar.data.pictures import Bits, Pictures
+from tcar.data.pictures import Av1, Bits, Mpeg2, Mpeg4, OneEach, Pictures, Vp8, Vp9
 
 _HEADER = 48  # bytes of a slice that hold all that is read of its header
 _HIGH = frozenset((44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244))  # profiles that say more
@@ -232,3 +235,15 @@ class Hevc(Pictures):
         elif self._leads:
             self.cut = self.cut or not self.shown
         return 0 if kind in (8, 9) and self._orphaned else 1 if self._told else None
+
+
+_READERS = {"vp8": Vp8, "vp9": Vp9, "av1": Av1, "h264": H264, "hevc": Hevc}
+_READERS |= {"mpeg1video": Mpeg2, "mpeg2video": Mpeg2, "mpeg4": Mpeg4}
+_WHOLE = ("dnxhd", "dvvideo", "ffv1", "ffvhuff", "huffyuv", "mjpeg", "png", "prores", "rawvideo")
+_READERS |= dict.fromkeys(_WHOLE, OneEach)
+_READERS |= dict.fromkeys(("flv", "h263", "msmpeg4", "msmpeg4v1", "msmpeg4v2", "wmv1", "wmv2"), OneEach)
+
+
+def pictures_of(codec: str, extradata: bytes | None) -> Pictures:
+    """The reader of the packets of a codec, by the name of its decoder in libav."""
+    return _READERS.get(codec, Pictures)(extradata)

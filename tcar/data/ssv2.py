@@ -1,15 +1,15 @@
 """Read the annotation files of Something-Something-V2, and of everything written in their layout."""
 
 import gc
+import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tcar.data.annotation_files import DatasetError, read_json, read_rows
-from tcar.data.video_files import SUFFIXES, other_names
+from tcar.data.dataset_files import SUFFIXES, DatasetError, other_names, read_json, read_rows
 from tcar.ground import log
 
 LOG = log.get(__name__)
@@ -178,16 +178,8 @@ def _from_json(path: Path, labels: dict[str, int], videos: Path, answers: dict[s
             )
         if label is None and _text(path, entry, "label"):
             raise DatasetError(f'{path}: clip {identifier} has a caption but no "template"')
-        clips.append(
-            Clip(
-                identifier,
-                videos / f"{identifier}.webm",
-                label,
-                template,
-                _text(path, entry, "label"),
-                _placeholders(path, entry),
-            )
-        )
+        caption, names = _text(path, entry, "label"), _placeholders(path, entry)
+        clips.append(Clip(identifier, videos / f"{identifier}.webm", label, template, caption, names))
     if answers and clips and not any(clip.id in answers for clip in clips):
         raise DatasetError(
             f"{path}: none of its {len(clips)} clips is among the {len(answers)} of test-answers.csv; both must come "
@@ -232,12 +224,20 @@ def _from_csv(path: Path, names: list[str], videos: Path) -> list[Clip]:
         raise DatasetError(f"{path}: the first line must be `id,label_index`, found {header}")
     for number, row in rows:
         if len(row) != 2 or not row[1].isdecimal() or int(row[1]) >= len(names):
-            raise DatasetError(
-                f"{path}, line {number}: {row} is not an id and a class index from 0 to {len(names) - 1}"
-            )
+            last = len(names) - 1
+            raise DatasetError(f"{path}, line {number}: {row} is not an id and a class index from 0 to {last}")
         identifier, label = _identifier(path, row[0], row), int(row[1])
         clips.append(Clip(identifier, videos / f"{identifier}.webm", label, names[label], "", ()))
     return clips
+
+
+def fingerprint(clips: Sequence[Clip]) -> str:
+    """Return a digest of ids, labels and file sizes in order: cheap, and another one for any repaired clip."""
+    digest = hashlib.sha256()
+    for clip in clips:
+        size = clip.path.stat().st_size if clip.path.is_file() else -1
+        digest.update(f"{clip.id} {clip.label} {size}\n".encode())
+    return digest.hexdigest()
 
 
 def flip_pairs(class_names: list[str]) -> dict[int, int]:

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from tcar.data.codecs import pictures_of
 from tcar.data.container import VideoError, declared_duration, open_container, pauses, strict_decoder, video_stream
 from tcar.data.orientation import Orientation, orientation
 from tcar.data.sampling import segment_indices
+from tcar.data.slices import pictures_of
 from tcar.data.structure import SELF_CHECKED, check_structure
 
 # A whole file up to this size is read once and kept while its frames are decoded; a larger one is read twice.
@@ -40,7 +40,6 @@ class VideoInfo:
     rate: float
     duration: float
     codec: str
-    container: str
     warning: str = ""
 
 
@@ -140,7 +139,7 @@ class Video:
         duration, warning = self._compare_times(times, rate)
         found = orientation(self.path, stream.index, self.place) if self.upright else Orientation()
         self.orientation, (width, height) = found, found.size(codec.width, codec.height)
-        return VideoInfo(len(times), width, height, rate, duration, codec.name, name, warning)
+        return VideoInfo(len(times), width, height, rate, duration, codec.name, warning)
 
     def _shown(self) -> list[int | None]:
         """The times of the frames that a player shows, in order, decoded where the packets do not tell."""

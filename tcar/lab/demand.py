@@ -12,7 +12,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from tcar.data.protocol import PROTOCOLS
+from tcar.data.views import PROTOCOLS
 from tcar.fusion.kinds import FusionConfig, create_fusion, fusion_cost
 from tcar.ground.sources import PACKAGE
 from tcar.lab import plan

@@ -184,7 +184,7 @@ def check_dataset(run: Params) -> Iterator[Finding]:
 def check_checkpoints(run: Params) -> Iterator[Finding]:
     """The weights of both streams."""
     from tcar.lab import needs
-    from tcar.streams import published
+    from tcar.streams import packaged, published
 
     for role in ("semantic", "motion"):
         name, stated = getattr(run.streams, role), getattr(run.streams, f"{role}_checkpoint")

@@ -20,7 +20,7 @@ from tcar.fusion.blocks import Record
 from tcar.models.cast_blocks import CLIP_EPS, VIDEOMAE_EPS, Block, CASTConfig, Head, initialise
 from tcar.models.keeping import CONFIG_FILE, WEIGHTS_FILE, keep
 from tcar.streams import pretrained
-from tcar.streams.stream import IMAGENET
+from tcar.streams.catalogue import IMAGENET
 from tcar.streams.weights import CheckpointError, load_strict, read_state, state_digest
 
 Clip = UInt8[Tensor, "b t h w 3"] | Float[Tensor, "b t h w 3"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import TimesformerConfig
 
 from tcar.streams import pretrained
-from tcar.streams.stream import KINETICS
+from tcar.streams.catalogue import KINETICS
 
 NETWORK = "TimesformerForVideoClassification"  # of transformers
 

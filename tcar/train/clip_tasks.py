@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tcar.data.augment_config import AugmentConfig
-from tcar.data.clip_reader import fingerprint
 from tcar.data.frame_cache import FrameCache
 from tcar.data.loader import Loaded, Loader
-from tcar.data.ssv2 import Clip, check_label_order, flip_pairs, without_mirror_image
+from tcar.data.ssv2 import Clip, check_label_order, fingerprint, flip_pairs, without_mirror_image
+from tcar.data.views import AugmentConfig
 from tcar.models.baselines import Built, create_baseline, find_baseline
 from tcar.models.tca import TCA, TCAConfig
 from tcar.streams.registry import stream_spec, weights_digest

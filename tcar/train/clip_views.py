@@ -7,14 +7,12 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from tcar.data.augment_config import AugmentConfig
-from tcar.data.clip_reader import square
 from tcar.data.frame_cache import FrameCache
 from tcar.data.machine import reason_of
-from tcar.data.sampling import random_segment_indices, segment_indices
-from tcar.data.seeds import view_seed
+from tcar.data.sampling import random_segment_indices, segment_indices, view_seed
 from tcar.data.ssv2 import Clip
 from tcar.data.video import Video, VideoError
+from tcar.data.views import AugmentConfig, square
 
 
 @dataclass(frozen=True)

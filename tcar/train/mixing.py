@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tcar.data.seeds import view_seed
+from tcar.data.sampling import view_seed
 from tcar.train.losses import soft_targets
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tcar.data.seeds import view_seed
+from tcar.data.sampling import view_seed
 from tcar.ground.processes import end_with_launcher
 from tcar.train.checkpoints import Snapshot
 from tcar.train.compiling import compile_alone

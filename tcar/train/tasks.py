@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tcar.data.seeds import view_seed
+from tcar.data.sampling import view_seed
 from tcar.features import unpacked
 from tcar.fusion.kinds import FusionConfig, create_fusion
 from tcar.train.mixing import TokenMix

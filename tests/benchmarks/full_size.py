@@ -27,7 +27,7 @@ from bright import Brightness  # noqa: E402
 from videos import write_video  # noqa: E402
 
 from tcar.data.loader import Loader  # noqa: E402
-from tcar.data.seeds import view_seed  # noqa: E402
+from tcar.data.sampling import view_seed  # noqa: E402
 from tcar.data.ssv2 import Clip, load_labels, load_split  # noqa: E402
 from tcar.features import ExtractionSettings, FeatureStore, TokenSpec, extract, verify  # noqa: E402
 from tcar.features.views import SegmentView  # noqa: E402

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tcar.data.augment import Augment, AugmentConfig, Mix
-from tcar.data.seeds import view_seed
+from tcar.data.augment import Augment, Mix
+from tcar.data.sampling import view_seed
+from tcar.data.views import AugmentConfig
 
 MIRRORED = {1: 2, 2: 1}
 EVERYTHING = AugmentConfig(32, flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), operations=2, magnitude=9, erase=0.5)

@@ -2,10 +2,12 @@
 
 import dataclasses
 import gc
+import multiprocessing
 import os
 import signal
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +16,15 @@ import pytest
 import torch
 from clip_files import coloured_clips
 from crews import BatchedCrew, InlineCrew
-from deadly_reader import Told
+from deadly_reader import Told, same
 
-from tcar.data.clip_reader import ClipReader
 from tcar.data.frame_cache import FrameCache
 from tcar.data.loader import Loader
 from tcar.data.ssv2 import Clip
 from tcar.data.video import read_segments, resize
-from tcar.data.workers import Crew, Failure
+from tcar.data.views import AugmentConfig
+from tcar.data.workers import Failure, isolated_map
+from tcar.train.clip_views import ClipViews
 
 
 def clips(*numbers: int) -> list[Clip]:
@@ -56,8 +59,8 @@ def until(condition, seconds: float = 60.0) -> None:
         time.sleep(0.01)
 
 
-def workers_of(loader: Loader) -> list[psutil.Process]:
-    return [psutil.Process(process) for process in loader.processes]
+def workers() -> list[psutil.Process]:
+    return [psutil.Process(process.pid) for process in multiprocessing.active_children()]
 
 
 @pytest.fixture
@@ -70,7 +73,7 @@ def test_groups_come_in_order_and_a_bad_clip_takes_none_along(workers):
     """Clip 2 keeps its process busy while others are done; 3 kills it, 5 trips it, 7 never ends, 8 is known as cut."""
     told = Told({"2": "slow", "3": "exit", "5": "raise", "7": "hang", "8": "name"})
     plan = [clips(2, 4, 3), [], clips(3, 4), clips(5, 9), clips(7), clips(8, 1, 8), clips(1, 6, 0)]
-    with Loader(told, workers=workers, time_limit=5.0) as loader:
+    with Loader(told, workers=workers, time_limit=2.0) as loader:
         found = list(loader.groups(plan, epoch=4))
         assert [numbers(loaded) for loaded in found] == [[24, 44], [], [44], [94], [], [14], [14, 64, 4]]
         assert [loaded.offsets for loaded in found] == [[0, 1], [], [1], [1], [], [1], [0, 1, 2]]
@@ -166,18 +169,18 @@ def test_processes_stay_from_one_reading_to_the_next_even_where_one_was_left(tmp
     with Loader(Told({"11": "slow"}, tmp_path), workers=2) as loader:
         stream = loader.groups(batched(range(10, 30), 2), epoch=1)
         assert numbers(next(stream)) == [101, 111]
-        first = {worker.pid for worker in workers_of(loader)}
+        first = {worker.pid for worker in workers()}
         stream.close()
         found = [numbers(loaded) for loaded in loader.groups(batched(range(4), 2), epoch=2)]
         assert found == [[2, 12], [22, 32]]  # nothing of the reading that was left
-        assert {worker.pid for worker in workers_of(loader)} == first and len(first) == 2
+        assert {worker.pid for worker in workers()} == first and len(first) == 2
         assert {process for _, process in begun(tmp_path)} <= first
 
 
 def test_a_process_that_dies_with_nothing_to_do_is_replaced_and_no_clip_blamed():
     with Loader(Told(), workers=1) as loader:
         assert [numbers(loaded) for loaded in loader.groups([clips(1)])] == [[10]]
-        (worker,) = workers_of(loader)
+        (worker,) = workers()
         worker.send_signal(signal.SIGKILL)
         until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
         found = list(loader.groups([clips(2), clips(3)]))
@@ -189,17 +192,19 @@ def test_processes_and_threads_end_with_the_loader_however_it_ends():
     loader = Loader(Told({"3": "hang"}), workers=2)
     stream = loader.groups(batched(range(8), 2))
     next(stream)
-    left = workers_of(loader)
+    left = workers()
     loader.close()
     assert len(list(stream)) == 0
+    assert [numbers(loaded) for loaded in loader.groups([clips(7)])] == [[70]]  # by new processes
+    left += workers()
     del loader, stream
     dropped = Loader(Told(), workers=1)
     list(dropped.groups([clips(1)]))
-    left += workers_of(dropped)
+    left += workers()
     del dropped
     gc.collect()
     until(lambda: not any(worker.is_running() for worker in left), 10)
-    assert len(left) == 3 and threading.active_count() == threads
+    assert len(left) == 4 and threading.active_count() == threads
 
 
 def test_errors_come_to_the_one_who_asks(inline):
@@ -246,16 +251,18 @@ def test_frames_from_files_and_from_the_cache(tmp_path):
     cut.write_bytes(made[0].path.read_bytes()[:300])
     made[3] = dataclasses.replace(made[3], path=cut)
     cache = FrameCache.open(tmp_path / "cache", 10**8)
-    plain = ClipReader(4, 24)
+    plain = ClipViews((4,), 24, False, AugmentConfig(24), {}, 0)
     for read in (plain, dataclasses.replace(plain, cache=cache), dataclasses.replace(plain, cache=cache)):
         with Loader(read, workers=2) as loader:
             first, second = loader.groups([made[:2], made[2:]])
         assert second.broken == {1: "truncated"} and second.offsets == [0, 2]
         for loaded, some in ((first, made[:2]), (second, [made[2], made[4]])):
-            (frames,) = loaded.arrays
+            frames, labels = loaded.arrays
+            assert labels.tolist() == [clip.label for clip in some]
             for ours, clip in zip(frames.numpy(), some, strict=True):
                 np.testing.assert_array_equal(ours, resize(read_segments(clip.path, 4), 24))
-    assert cache.used == sum(path.stat().st_size for path in cache.folder.glob("*.npy")) > 0
+    used = int((cache.folder / "used").read_text())
+    assert used == sum(path.stat().st_size for path in cache.folder.glob("*.npy")) > 0
 
 
 def test_what_a_process_gives_is_what_it_made():
@@ -263,12 +270,7 @@ def test_what_a_process_gives_is_what_it_made():
     kinds = [np.zeros((0, 3)), np.arange(6).reshape(2, 3).T, np.arange(20)[::3], np.full(10**6, 7, np.uint8)]
     kinds.append(np.float32(2))
     wanted = [{"a": kind, "b": [kind, "text"]} for kind in kinds] + [None]
-    with Crew(_same, workers=2) as crew:
-        for number, item in enumerate([*wanted, threading.Lock]):
-            crew.give(number, item)
-        found = {}
-        while crew.busy:
-            found |= crew.collect()
+    found = dict(isolated_map(same, [*wanted, threading.Lock], workers=2))
     assert found[5] is None and found[6] == Failure("crashed", "the process ended with exit code 1")
     for number, kind in enumerate(kinds):
         for ours in (found[number]["a"], found[number]["b"][0]):
@@ -277,24 +279,15 @@ def test_what_a_process_gives_is_what_it_made():
 
 
 def test_a_process_has_its_next_item_before_anybody_asks_for_the_last(tmp_path):
-    """Nobody collects: the one item that waits in the process is done, and no other is begun."""
-    with Crew(Told(folder=tmp_path), workers=1, early=True) as crew:
-        for number, clip in enumerate(clips(*range(5))):
-            crew.give(number, (clip, 0))
-        outcomes = []
-        while not outcomes:
-            outcomes += crew.collect()
+    """Nobody asks on: one item more than there are processes is done, and no other is begun."""
+    items = [(clip, 0) for clip in clips(*range(5))]
+    with closing(isolated_map(Told(folder=tmp_path), items, workers=1)) as outcomes:
+        first = next(outcomes)
         until(lambda: len(begun(tmp_path)) == 3)
-        process = psutil.Process(crew.processes[0])
+        (process,) = workers()
         until(lambda: process.status() == psutil.STATUS_SLEEPING)
         assert [name for name, _ in begun(tmp_path)] == ["0", "1", "2"]
-        while crew.busy:
-            outcomes += crew.collect()
-    assert sorted(number for number, _ in outcomes) == list(range(5))
-
-
-def _same(item):
-    return item() if callable(item) else item
+        assert sorted(number for number, _ in [first, *outcomes]) == list(range(5))
 
 
 def test_a_crew_that_cannot_start_says_so(tmp_path):

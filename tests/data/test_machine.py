@@ -8,21 +8,23 @@ from pathlib import Path
 
 import psutil
 import pytest
-from faulty import Faulty, StaleClip
+from faulty import DYING, Faulty, StaleClip, sent
 from videos import write_video
 
 from tcar.data import workers
 from tcar.data.archives import Source
 from tcar.data.audit import audit
-from tcar.data.clip_reader import ClipReader
 from tcar.data.container import VideoError
 from tcar.data.loader import Loader
 from tcar.data.machine import MachineError, fault_of, reason_of
 from tcar.data.ssv2 import Clip
 from tcar.data.unpack import Joined
+from tcar.data.views import ProtocolReader
+from tcar.data.worker_process import WorkerProcess
 from tcar.data.workers import Failure, isolated_map
 
 FULL, STALE = errno.ENOSPC, errno.ESTALE
+READ = ProtocolReader("1", (4,))
 
 
 @pytest.fixture(autouse=True)
@@ -57,20 +59,17 @@ def test_a_process_that_is_kept_from_working_is_no_fault_of_its_item(tmp_path):
     (psutil.STATUS_DISK_SLEEP, 0.1, "machine"), (psutil.STATUS_RUNNING, 0.3, "machine"),
     (psutil.STATUS_RUNNING, 9.0, "timed out"), (psutil.STATUS_SLEEPING, 0.1, "timed out"),
 ])  # fmt: skip
-def test_how_a_late_process_stands_says_whose_fault_it_is(monkeypatch, status, spent, kind):
+def test_how_a_late_process_stands_says_whose_fault_it_is(status, spent, kind):
     """A decoder that loops uses its core, one that waits for a disk or for a core does not."""
-    times = type("times", (), {"user": spent, "system": 0.0})
-    worker = object.__new__(workers._Worker)
-    worker._spent, worker._seen = 0.0, type("seen", (), {"status": lambda: status, "cpu_times": lambda: times})
-    assert worker.lateness(10.0).kind == kind
+    worker = WorkerProcess(str, 10.0)
+    worker._seen = type("seen", (), {"status": lambda: status})
+    assert worker._lateness(spent).kind == kind
 
 
-def test_what_an_item_does_twice_is_its_own(tmp_path):
-    items = ["a", "killer die 9", "b", "hangs hang 9"]
-    found = dict(isolated_map(Faulty(tmp_path), items, workers=2, time_limit=1.0))
-    assert [found[0], found[2]] == ["A", "B"]
-    assert [found[1].kind, found[3].kind] == ["crashed", "timed out"]
-    assert all(isinstance(found[number], Failure) for number in (1, 3))
+def test_a_process_that_dies_while_it_sends_takes_no_other_result_along():
+    found = dict(isolated_map(sent, [0, DYING, 1, 2], workers=2, time_limit=60.0))
+    assert found.pop(1) == Failure("crashed", "the process ended with exit code -9")
+    assert {number: len(frames) for number, frames in found.items()} == {0: 1, 2: 1, 3: 1}
 
 
 def clips(folder: Path, count: int) -> list[Clip]:
@@ -81,8 +80,7 @@ def test_a_disk_that_fails_while_a_file_is_read_is_told_from_a_damaged_file(tmp_
     """libav takes the error for the end of the file; the file, read again, does not."""
     (clip,) = clips(tmp_path, 1)
     clip.path.write_bytes(clip.path.read_bytes()[: clip.path.stat().st_size // 2])
-    read = ClipReader(4, 24)
-    assert read((clip, 0)) == "truncated"
+    assert READ((clip, 0)) == "truncated"
     opened = Path.open
 
     def failing(path, *arguments, **settings):
@@ -92,7 +90,7 @@ def test_a_disk_that_fails_while_a_file_is_read_is_told_from_a_damaged_file(tmp_
 
     monkeypatch.setattr(Path, "open", failing)
     with pytest.raises(OSError, match="Input/output error"):
-        read((clip, 0))
+        READ((clip, 0))
 
 
 def test_too_many_open_files_are_no_fault_of_the_clip(tmp_path):
@@ -102,21 +100,21 @@ def test_too_many_open_files_are_no_fault_of_the_clip(tmp_path):
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(held) + 1, hard))
     try:
         with pytest.raises(OSError, match="Too many open files"):
-            ClipReader(4, 24)((clip, 0))
+            READ((clip, 0))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for handle in held:
             os.close(handle)
-    assert len(ClipReader(4, 24)((clip, 0))) == 1
+    assert len(READ((clip, 0))[0]) == 4
 
 
 def test_a_dataset_that_is_gone_is_not_one_of_missing_videos(tmp_path):
     lost = Clip("1", tmp_path / "videos" / "1.webm", 0, "", "", ())
-    with pytest.raises(MachineError, match="no such folder of videos"), Loader(ClipReader(4, 24), workers=1) as loader:
+    with pytest.raises(MachineError, match="no such folder of videos"), Loader(READ, workers=1) as loader:
         next(loader.groups([[lost]]))
     assert loader.broken == {}
     lost.path.parent.mkdir()
-    assert ClipReader(4, 24)((lost, 0)) == "missing"
+    assert READ((lost, 0)) == "missing"
 
 
 def test_an_audit_that_the_machine_ends_keeps_what_it_found_and_blames_no_clip(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from tcar.data.health import ClipHealth, check, read_journal
 from tcar.data.monitor import compare, compare_bytes, monitor
 from tcar.data.ssv2 import SPLITS, Clip, DatasetError, load_split
 
+pytestmark = pytest.mark.usefixtures("audit_inline")
 LABELS = {"Pushing something from left to right": "0", "Showing something behind something": "1"}
 
 

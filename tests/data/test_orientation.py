@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from videos import numbered_frame, write_video
 
-from tcar.data.augment import AugmentConfig
-from tcar.data.clip_reader import ClipReader
 from tcar.data.frame_cache import FrameCache
 from tcar.data.health import check
 from tcar.data.orientation import Orientation
 from tcar.data.ssv2 import SPLITS, Clip
 from tcar.data.video import probe, read_frames, read_segments, resize
+from tcar.data.views import AugmentConfig
 from tcar.features.views import SegmentView
 from tcar.lab import params, results
 from tcar.lab.steps import features as stage
@@ -98,9 +97,8 @@ def test_every_reader_of_clips_reads_alike(tmp_path, upright):
     np.testing.assert_array_equal(drawn, frames)
     cache = FrameCache.open(tmp_path / "cache", 10**7, upright=upright)
     views = ClipViews((2,), 32, False, config, {}, 0, upright=upright)
-    reader = ClipReader(2, 32, upright=upright)
     for _ in range(2):  # decoded, then out of the cache
-        for read in (reader, views, replace(reader, cache=cache), replace(views, cache=cache)):
+        for read in (views, replace(views, cache=cache)):
             np.testing.assert_array_equal(read((entry, 0))[0], resize(middles, 32))
 
 

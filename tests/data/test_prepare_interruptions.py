@@ -66,7 +66,7 @@ def wait_for(process: subprocess.Popen, dataset: Path, count: int) -> None:
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_killed_at_any_moment_and_called_again_gives_the_same(many, tmp_path, seed):
     rng = random.Random(seed)
     for share in (0.0, *sorted(rng.random() * 0.9 for _ in range(3))):
@@ -94,7 +94,7 @@ def test_interrupted_by_hand_it_leaves_nothing_half_done(many, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
-    assert b"run the same command again" in errors
+    assert b"the same command goes on here" in errors
     assert b"Traceback" not in errors
     left = digests(tmp_path / "videos")
     assert 200 <= len(left) < len(MANY)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tcar.data.augment import Augment, AugmentConfig
+from tcar.data.augment import Augment
+from tcar.data.views import AugmentConfig
 
 SIDE, DRAWS = 96, 250
 Y, X = np.mgrid[:SIDE, :SIDE].astype(float)

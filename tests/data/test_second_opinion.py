@@ -10,9 +10,10 @@ from videos import write_video
 from tcar.data import second_opinion as module
 from tcar.data.audit import audit
 from tcar.data.health import ClipHealth
-from tcar.data.second_opinion import differences, second_opinion
+from tcar.data.second_opinion import disagreements, second_opinion
 from tcar.data.ssv2 import Clip
 
+pytestmark = pytest.mark.usefixtures("audit_inline")
 CLIPS = Path(__file__).parents[3] / "shared" / "clips"
 
 
@@ -34,14 +35,14 @@ def test_real_clips_are_read_alike():
     ("turned.mp4", {"codec": "libx264", "rotation": 180}, ""),
 ])  # fmt: skip
 def test_files_that_decord_is_known_to_take_for_others(tmp_path, name, options, what):
-    found = differences(write_video(tmp_path / name, 60, **options))
+    found = disagreements(write_video(tmp_path / name, 60, **options))
     assert ", ".join(found) == what
     assert str(tmp_path) not in " ".join(found.values())
 
 
 def test_a_clip_that_is_turned_is_told_from_other_pictures(tmp_path):
     path = write_video(tmp_path / "clip.mp4", codec="libx264", rotation=90)
-    assert differences(path, upright=False) == {"orientation": "as shown"}
+    assert disagreements(path, upright=False) == {"orientation": "as shown"}
 
 
 def test_what_is_broken_and_read_all_the_same(tmp_path):

@@ -64,8 +64,7 @@ def write_dataset(root: Path, prefix: str = "", folder: str = "") -> Path:
     return root
 
 
-@pytest.mark.parametrize("prefix", ["", "something-something-v2-"])
-@pytest.mark.parametrize("folder", ["", "labels"])
+@pytest.mark.parametrize(("prefix", "folder"), [("", ""), ("something-something-v2-", "labels")])
 def test_either_naming_gives_the_same_clips(tmp_path, prefix, folder):
     root = write_dataset(tmp_path, prefix, folder)
     assert class_names(root) == ["Approaching something", "Holding something", "Tearing part of something"]
@@ -82,12 +81,8 @@ def test_either_naming_gives_the_same_clips(tmp_path, prefix, folder):
             ("the edge", "a page"),
         ),
     ]
-
-
-def test_labels_of_the_test_split_come_from_the_answers(tmp_path):
-    root = write_dataset(tmp_path)
     assert [clip.label for clip in load_split(root, "test")] == [None, None]
-    (root / "test-answers.csv").write_text("12;Holding something\n11;Tearing [part] of [something]\n")
+    (root / folder / "test-answers.csv").write_text("12;Holding something\n11;Tearing [part] of [something]\n")
     assert [(clip.id, clip.label) for clip in load_split(root, "test")] == [("11", 2), ("12", 1)]
 
 
@@ -139,8 +134,6 @@ def test_a_folder_without_labels(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ("{", "labels.json: not valid JSON"),
-        ("[1]", "holds a list, expected a dict"),
         ('{"a": "0", "b": "2"}', "must be 0 to n-1"),
         ('{"a": "0", "b": "0"}', "must be 0 to n-1"),
         ('{"a": "first"}', "not a whole number"),
@@ -159,7 +152,6 @@ def test_a_label_list_that_cannot_be_trusted(tmp_path, labels, message):
             [TRAIN[0] | {"template": "Juggling [something]"}],
             r"train.json: clip 78687 .*'Juggling \[something\]'.*not in the",
         ),
-        ([{"label": "holding potato"}], 'train.json: entry .* has no "id"'),
         ([{"id": "3", "label": "holding potato"}], 'clip 3 has a caption but no "template"'),
         ([TRAIN[0], TRAIN[1], TRAIN[0]], "clip 78687 is listed twice"),
     ],
@@ -227,10 +219,3 @@ def test_a_checkpoint_with_other_classes_or_another_order_does_not(tmp_path):
         check_label_order(labels, alphabetical_as_text)
     with pytest.raises(DatasetError, match="holds no class names"):
         check_label_order(labels, {i: f"LABEL_{i}" for i in range(174)})
-
-
-def test_both_namings_with_answers_for_the_test_split(tmp_path):
-    for prefix in ("", "something-something-v2-"):
-        root = write_dataset(tmp_path / (prefix or "new"), prefix, "labels")
-        (root / "labels" / "test-answers.csv").write_text("11;Holding something\n12;Approaching something\n")
-        assert [clip.label for clip in load_split(root, "test")] == [1, 0]

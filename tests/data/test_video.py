@@ -54,22 +54,16 @@ def test_frames_of_the_usual_containers_and_codecs(tmp_path, name):
     assert [read_number(frame) for frame in found] == indices
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"crf": "30", "b": "0", "cpu-used": "8"},
-        {"crf": "40", "b": "0", "cpu-used": "4", "g": "8", "auto-alt-ref": "1", "lag-in-frames": "16"},
-    ],
-)
-def test_every_frame_is_the_one_asked_for(tmp_path, options):
-    path = write_video(tmp_path / "clip.webm", 40, **options)
+def test_hidden_frames_of_vp9_are_not_counted(tmp_path):
+    hidden = {"crf": "40", "b": "0", "cpu-used": "4", "g": "8", "auto-alt-ref": "1", "lag-in-frames": "16"}
+    path = write_video(tmp_path / "clip.webm", 40, **hidden)
     order = np.random.default_rng(1).permutation(40).tolist()
     assert [read_number(frame) for frame in read_frames(path, order)] == order
     np.testing.assert_array_equal(read_frames(path, order), decode_all(path, order))
 
 
 def test_mpeg4_with_b_frames_in_avi(tmp_path):
-    """Where decord gives other frames than those asked for."""
+    """The container has no times, the frames leave the decoder in another order, and decord gives others."""
     path = write_video(tmp_path / "clip.avi", codec="mpeg4", rate=25, bf="2", qscale="2")
     assert [read_number(frame) for frame in read_frames(path, SHUFFLED)] == SHUFFLED
 
@@ -173,19 +167,6 @@ def test_broken_files_say_why(broken, reason):
         read_segments(path, 8)
     assert (caught.value.reason, caught.value.path) == (reason, path)
     assert str(caught.value).startswith(f"{path}: {reason}")
-
-
-@pytest.mark.parametrize("container", ["mp4", "avi", "mkv"])
-def test_files_cut_short_in_other_containers(tmp_path, container):
-    whole = write_video(tmp_path / f"whole.{container}", codec="mpeg4", rate=25)
-    assert probe(whole).frames == 31
-    content = whole.read_bytes()
-    for share in (0.3, 0.5, 0.8):
-        cut = tmp_path / f"cut.{container}"
-        cut.write_bytes(content[: int(share * len(content))])
-        with pytest.raises(VideoError) as caught:
-            probe(cut)
-        assert caught.value.reason == "truncated"
 
 
 def test_damage_hidden_by_concealment_is_found(tmp_path):

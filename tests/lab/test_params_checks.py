@@ -12,7 +12,6 @@ from tcar.lab import params
 from tcar.lab.params import FIELDS, ParameterError
 from tcar.lab.params import settings as lab_settings
 from tcar.models import settings as model_settings
-from tcar.streams import settings as stream_settings
 from tcar.tabletop import settings as tabletop_settings
 
 ROOT = Path(__file__).parents[2]
@@ -156,38 +155,6 @@ def test_the_check_needs_no_torch():
 
 class TestTables:
     """What is written down for the check is what the registries have."""
-
-    def test_streams(self):
-        from tcar.streams.registry import _REGISTRY
-
-        stated = {name: facts.role for name, facts in stream_settings.STREAMS.items()}
-        assert {name: spec.role for name, spec in _REGISTRY.items()} == stated
-
-    @pytest.mark.parametrize("name", ["dinov2_tiny", "i3d_tiny", "i3d_r50", "i3d_r50_mmaction2", "dinov3_vits16"])
-    def test_grids_and_blocks(self, name):
-        import torch
-
-        from tcar.streams.registry import count_stream, create_stream
-
-        with torch.device("meta"):
-            stream = create_stream(name)
-        facts = stream_settings.STREAMS[name]
-        for frames in (1, 5, 9) if facts.role == "motion" else (2,):
-            assert facts.grid(frames) == count_stream(stream, frames)[0].grid, frames
-        assert facts.blocks == (len(stream.blocks) if facts.role == "semantic" else 0)
-
-    def test_patches_of_the_transformers(self):
-        from tcar.streams.registry import stream_spec
-        from tcar.streams.video import VideoTransformer
-
-        for name, facts in stream_settings.STREAMS.items():
-            spec = stream_spec(name)
-            if "_vi" in name:
-                patch = 14 if name.startswith("dinov2") else 16
-                assert facts.side == spec.input_size // patch, name
-            if issubclass(spec.stream_class, VideoTransformer):
-                assert facts.up == spec.stream_class.tubelet, name
-            assert facts.length in (0, spec.frames)
 
     def test_fusions(self):
         import torch

@@ -3,9 +3,21 @@
 import errno
 import os
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+DYING = -1
+
+
+def sent(number: int):
+    """Give an array; of DYING one so large that the process is killed while it is on its way."""
+    import numpy as np
+
+    if number == DYING:
+        threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    return np.zeros(2 * 10**8 if number == DYING else 1, np.uint8)
 
 
 @dataclass(frozen=True)

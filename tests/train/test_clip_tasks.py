@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+import multiprocessing
 from functools import partial
 
 import numpy as np
@@ -15,9 +16,9 @@ from crews import BatchedCrew, InlineCrew
 from token_task import Recorder
 
 from tcar.__main__ import command
-from tcar.data.augment import AugmentConfig
 from tcar.data.frame_cache import FrameCache
 from tcar.data.video import read_segments, resize
+from tcar.data.views import AugmentConfig
 from tcar.features.views import SegmentView
 from tcar.fusion.kinds import FusionConfig
 from tcar.lab import params, results
@@ -79,7 +80,7 @@ def test_views_from_the_cache_are_those_of_decoding(clips, tmp_path, monkeypatch
     plain, cache = views(flip=0.5, erase=0.5), FrameCache.open(tmp_path, 10**9)
     cached = dataclasses.replace(plain, cache=cache)
     wanted = [plain((clip, epoch)) for epoch in (0, 1, 2) for clip in clips["train"]]
-    assert cache.used == 0
+    assert int((cache.folder / "used").read_text()) == 0
     found = [cached((clip, 0)) for clip in clips["train"]]
     monkeypatch.setattr("tcar.data.frame_cache.Video", None)  # what follows is read, not decoded
     found += [cached((clip, epoch)) for epoch in (1, 2) for clip in clips["train"]]
@@ -180,7 +181,7 @@ def test_training_and_validation_share_processes_that_end_with_the_task(clips):
     for epoch in (1, 2):
         for split in ("train", "validation"):
             list(task.batches(split, [Slice([0, 1]), Slice([2])], epoch, {}))
-            seen.append(task.loader.processes)
+            seen.append([child.pid for child in multiprocessing.active_children()])
     (worker,) = seen[0]
     assert seen == [[worker]] * 4
     del task

@@ -8,8 +8,8 @@ import pytest
 import torch
 from clip_files import coloured_clips
 
-from tcar.data.clip_reader import fingerprint, square
-from tcar.data.ssv2 import Clip
+from tcar.data.ssv2 import Clip, fingerprint
+from tcar.data.views import square
 from tcar.lab import params
 from tcar.lab.steps import baselines as stage
 from tcar.models.baselines import create_baseline

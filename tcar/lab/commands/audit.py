@@ -4,6 +4,7 @@
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from tcar.data.audit import require_healthy
@@ -52,6 +53,6 @@ def run(asked: argparse.Namespace) -> int:
     try:
         require_healthy([found for found, _ in read_journal(folder / "findings.jsonl").values()], threshold)
     except DatasetError as error:
-        print(error)
+        print(error, file=sys.stderr)
         return 1
     return 0

@@ -16,7 +16,7 @@ from tcar.tabletop.settings import TabletopSettings
 from tcar.train.settings import Recipe, TrainerSettings, WatchSettings
 
 HEADLINE = "cross_attention"  # which the paper compares all others with
-VIEWS = ("1", "2x3")  # of a clip, in the protocols of tcar.data.protocol
+VIEWS = ("1", "2x3")  # of a clip, in the protocols of tcar.data.views
 # What `tcar terms` can take away from a training on stored tokens, or add to it.
 LOSS_TERMS = (
     "label_smoothing", "weight_decay", "clip_norm", "dropout", "drop_path", "token_drop", "mixup", "cutmix",

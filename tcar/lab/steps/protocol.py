@@ -23,9 +23,9 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from tcar.data.clip_reader import fingerprint
 from tcar.data.loader import Loaded, Loader
-from tcar.data.protocol import PROTOCOLS, ProtocolReader, cut
+from tcar.data.ssv2 import fingerprint
+from tcar.data.views import PROTOCOLS, ProtocolReader, cut
 from tcar.evaluate import EvaluationError, metrics, over_seeds
 from tcar.fusion.kinds import create_fusion
 from tcar.ground import files, log, sources
@@ -77,7 +77,7 @@ def protocol_rows(
 def scored_views(
     run: Params, fits: Mapping[str, Sequence[Fit]], clips: Sequence[Clip], views: str
 ) -> tuple[dict[str, list[Float[np.ndarray, "n c"]]], list[str]]:
-    """Score clips by a protocol of `tcar.data.protocol.PROTOCOLS`; give each fit's logits and the ids of their rows.
+    """Score clips by a protocol of `tcar.data.views.PROTOCOLS`; give each fit's logits and the ids of their rows.
 
     The logits are the logarithms of the probabilities averaged over views. A clip that cannot be read is missing for
     all methods and named in a warning. Raises EvaluationError where none is left, or where the weights of a

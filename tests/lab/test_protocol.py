@@ -9,10 +9,10 @@ import torch
 from clip_files import RED, coloured_clips, write_clip
 from scipy.special import log_softmax, softmax
 
-from tcar.data import protocol as views
-from tcar.data.protocol import ProtocolReader, cut
+from tcar.data import views
 from tcar.data.ssv2 import Clip
 from tcar.data.video import probe, read_frames
+from tcar.data.views import ProtocolReader, cut
 from tcar.evaluate import EvaluationError, fit_temperature, metrics, over_seeds
 from tcar.fusion.kinds import FusionConfig, create_fusion
 from tcar.lab import params, results

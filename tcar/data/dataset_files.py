@@ -1,13 +1,18 @@
-"""The text files of a dataset, in whatever encoding they were saved, or one error that says what lies there instead."""
+"""The files of a dataset: its texts, in whatever encoding they were saved, and the names of its videos."""
 
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from tcar.ground.errors import TcarError
 
+# How the files of videos may end; those of the published set are called <id>.webm.
+SUFFIXES = (
+    ".webm", ".mp4", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".3gp", ".ts", ".flv", ".wmv", ".ogv",
+)  # fmt: skip
 _INSTEAD = {
     b"<!doctype": "a web page, saved in its place; sign in and fetch the file again",
     b"<html": "a web page, saved in its place; sign in and fetch the file again",
@@ -73,3 +78,21 @@ def read_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
                 yield rows.line_num, cells
     except csv.Error as error:
         raise DatasetError(f"{path}, line {rows.line_num}: {error}; fetch or write the file again") from error
+
+
+def other_names(folder: Path) -> dict[str, list[str]]:
+    """The names of videos by id, for each id without a `<id>.webm`: another suffix, or capitals.
+
+    One listing, of which names alone are looked at. Raises DatasetError where the folder cannot be listed.
+    """
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise DatasetError(f"{folder}: cannot be listed ({error.strerror}); mend this or move it") from error
+    found: dict[str, list[str]] = {}
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        if suffix != ".webm" and suffix.lower() in SUFFIXES and not stem.startswith("."):
+            found.setdefault(stem, []).append(name)
+    usual = set(names) if found else set()
+    return {stem: sorted(others) for stem, others in found.items() if f"{stem}.webm" not in usual}
