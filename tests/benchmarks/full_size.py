@@ -29,7 +29,8 @@ from videos import write_video  # noqa: E402
 from tcar.data.loader import Loader  # noqa: E402
 from tcar.data.sampling import view_seed  # noqa: E402
 from tcar.data.ssv2 import Clip, load_labels, load_split  # noqa: E402
-from tcar.features import FeatureStore, extract, verify  # noqa: E402
+from tcar.features import ExtractionSettings, FeatureStore, TokenSpec, extract, verify  # noqa: E402
+from tcar.features.views import SegmentView  # noqa: E402
 from tcar.ground import log
 from tcar.lab import params  # noqa: E402
 from tcar.train.clip_tasks import BaselineTask  # noqa: E402
@@ -150,7 +151,8 @@ def store_steps(clips: list[Clip], folder: Path, workers: int, batch_clips: int)
     """Extraction with a trivial stream, and two ways over what it has made."""
 
     def extraction() -> str:
-        made.append(extract(clips, Brightness(), (2, 1, 1), 2, folder, workers=workers, batch_clips=batch_clips))
+        wanted = [TokenSpec(Brightness, (2, 1, 1), SegmentView(2))]
+        made.extend(extract(clips, wanted, folder, ExtractionSettings(workers=workers, batch_clips=batch_clips)))
         assert made[0].ids == [clip.id for clip in clips]
         return f"{len(clips):,} clips"
 

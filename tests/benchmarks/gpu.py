@@ -31,7 +31,8 @@ from tcar.data.second_opinion import Comparison
 from tcar.data.ssv2 import Clip
 from tcar.data.video import read_segments
 from tcar.data.workers import Failure, isolated_map
-from tcar.features import FeatureStore, Wanted, extract_together
+from tcar.features import ExtractionSettings, FeatureStore, TokenSpec, extract
+from tcar.features.views import SegmentView
 from tcar.fusion.kinds import FusionConfig
 from tcar.ground import log
 from tcar.lab import params
@@ -90,14 +91,17 @@ def extraction(
 
     Processes start and kernels are chosen once, which a long extraction does not feel: two lengths are compared.
     """
-    wanted = [Wanted(partial(create_stream, name), grid, frames) for name, (frames, grid) in names.items()]
+    wanted = [
+        TokenSpec(partial(create_stream, name), grid, SegmentView(frames)) for name, (frames, grid) in names.items()
+    ]
+    how = ExtractionSettings(
+        batch_clips=run.streams.batch_clips, device=device, token_type=run.streams.token_type,
+        precision=run.streams.stream_precision,
+    )  # fmt: skip
     took, stores = [], []
     for count in counts:
         began = time.perf_counter()
-        stores = extract_together(
-            many(clips, count), wanted, root / f"{'-'.join(names)}-{count}", batch_clips=run.streams.batch_clips,
-            device=device, token_type=run.streams.token_type, precision=run.streams.stream_precision,
-        )  # fmt: skip
+        stores = extract(many(clips, count), wanted, root / f"{'-'.join(names)}-{count}", how)
         took.append(time.perf_counter() - began)
     speed = (counts[1] - counts[0]) / max(1e-9, took[1] - took[0])
     return {"clips_per_second": speed, "clips": counts[1], "start_seconds": took[0] - counts[0] / speed}, stores

@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
-from bright import in_this_process
+from bright import extract_one, in_this_process
 from videos import write_video
 
 from tcar.__main__ import main
-from tcar.features import FeatureError, extract
+from tcar.features import FeatureError
+from tcar.features.views import SegmentView
 from tcar.lab import params, plan
 from tcar.lab.params import from_values
 from tcar.streams.registry import create_stream
@@ -64,10 +66,10 @@ def test_it_is_the_size_of_the_store_that_is_then_made(dataset, monkeypatch):
     clips = [clip for clip in plan._clips(run) if clip.id != "a"]
     semantic, _ = plan.plan(run)
     assert semantic.clips == 3
-    stream = create_stream("dinov2_tiny")
+    stream = partial(create_stream, "dinov2_tiny")
     monkeypatch.setattr("tcar.features.extraction.isolated_map", in_this_process)
-    store = extract(clips, stream, [4, 2, 2], 8, dataset / "s", workers=1, batch_clips=2, views=2, token_type="bf16",
-                    device="cpu:0")  # fmt: skip
+    store = extract_one(clips, stream, dataset / "s", SegmentView(8), grid=[4, 2, 2], workers=1, batch_clips=2, views=2,
+                        token_type="bf16", device="cpu:0")  # fmt: skip
     made = (store.root / "tokens.npy").stat().st_size
     assert made - store.start == semantic.bytes // 3 * 2  # one of the three clips is broken
 

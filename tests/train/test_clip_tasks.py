@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from bright import in_this_process
+from bright import extract_one, in_this_process
 from clip_files import coloured_clips
 from crews import BatchedCrew, InlineCrew
 from token_task import Recorder
@@ -19,11 +19,12 @@ from tcar.__main__ import command
 from tcar.data.frame_cache import FrameCache
 from tcar.data.video import read_segments, resize
 from tcar.data.views import AugmentConfig
-from tcar.features import extract
+from tcar.features.views import SegmentView
 from tcar.fusion.kinds import FusionConfig
 from tcar.lab import params, results
 from tcar.models.tca import TCA
 from tcar.serve.predict import predict
+from tcar.streams.registry import create_stream
 from tcar.train.clip_tasks import BaselineTask, StreamTask
 from tcar.train.clip_views import ClipViews
 from tcar.train.stepping import Processes, Stepper
@@ -204,7 +205,10 @@ def test_a_baseline_learns_what_can_be_told_apart(clips, tmp_path, inline):
 
 def extracted(asked, made, root):
     return {
-        role: extract(made, getattr(asked.streams, role), GRID, frames, root / "runs/x/features", workers=1, views=2)
+        role: extract_one(
+            made, partial(create_stream, getattr(asked.streams, role), pretrained=True), root / "runs/x/features",
+            SegmentView(frames), grid=GRID, workers=1, views=2,
+        )
         for role, frames in (("semantic", 4), ("motion", 8))
     }
 

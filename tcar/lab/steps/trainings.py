@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from tcar.features.extraction import Ranks
+from tcar.features.ranks import Ranks
 from tcar.fusion.kinds import FusionConfig, fusion_cost
 from tcar.ground import log, processes
 from tcar.lab import results
