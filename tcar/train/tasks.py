@@ -54,7 +54,9 @@ class Batch:
 
 @runtime_checkable
 class Task(Protocol):
-    """What is trained. `labels` are those of each split; `recipe` is the run's, with what this model has of its own.
+    """What is trained, with the parameters of a run and a seed.
+
+    `labels` are those of each split; `recipe` is that of the run, with what this model has of its own.
 
     `reverse` plays inputs backwards, None where that cannot be done. `partly_used` says that some trained weights may
     get no gradient. `model.fusion` is there where the losses of the streams are asked for.
@@ -63,6 +65,8 @@ class Task(Protocol):
     name: str
     num_classes: int
     labels: dict[str, Int[np.ndarray, " n"]]
+    run: Run
+    seed: int
     recipe: Recipe
     reverse: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] | None
     partly_used: bool
@@ -112,7 +116,7 @@ class TokenTask:
         self.fusion, self.seed, self.name, self.num_classes = fusion, seed, fusion.kind, fusion.num_classes
         self.splits = {"train": train, "validation": validation}
         self.labels = {split: tokens.labels for split, tokens in self.splits.items()}
-        self.settings, self.recipe = run.trainer, replace(run.training, epochs=epochs_of(fusion, run.training))
+        self.run, self.recipe = run, replace(run.training, epochs=epochs_of(fusion, run.training))
         check_labels(self.name, self.num_classes, self.labels)
         for key, found in train.widths.items():
             if (width := getattr(fusion, key)) != found:
@@ -162,8 +166,9 @@ class TokenTask:
 
     @cached_property
     def _mix(self) -> TokenMix:
-        recipe = self.settings.mixup, self.settings.cutmix, self.settings.mix_probability
-        return TokenMix(self.num_classes, list(self.splits["train"].coordinates.values()), *recipe, seed=self.seed)
+        settings, coordinates = self.run.trainer, list(self.splits["train"].coordinates.values())
+        recipe = settings.mixup, settings.cutmix, settings.mix_probability
+        return TokenMix(self.num_classes, coordinates, *recipe, seed=self.seed)
 
 
 def unsound(task: Task, split: str, batches: Iterable[Batch]) -> str:

@@ -17,8 +17,8 @@ from torch import Tensor
 from tcar.evaluate import calibration
 from tcar.ground import log, sources
 from tcar.train.checkpoints import Checkpoints
-from tcar.train.settings import Run
-from tcar.train.stepping import Measured, Processes, Stepper, on_device, validation_row
+from tcar.train.processes import Processes
+from tcar.train.stepping import Measured, Stepper, on_device, validation_row
 from tcar.train.tasks import Batch, Slice, Task, unsound
 from tcar.train.watch import StopTraining, TrainingError, Watcher
 
@@ -56,10 +56,9 @@ class Trained:
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """One of the trainings that read the same batches: what is trained, with which parameters, and where it is kept."""
+    """One of the trainings that read the same batches: what is trained, where it is kept, and who follows it."""
 
     task: Task
-    run: Run
     folder: Path
     watchers: Sequence[Watcher] = ()
 
@@ -79,20 +78,21 @@ class State:
 class Training:
     """One training: its model, where it is, and how it came to its end (`reason`, empty while it goes on)."""
 
-    def __init__(self, head: Head, seed: int, processes: Processes, other_code: bool = False):
-        self.task, self.run, self.seed, self.processes = head.task, head.run, seed, processes
+    def __init__(self, head: Head, processes: Processes, other_code: bool = False):
+        self.task, self.processes, self.other_code = head.task, processes, other_code
         self.watchers = head.watchers if processes.main else ()
-        self.recipe, self.settings, self.name = self.task.recipe, self.run.trainer, f"{self.task.name}, seed {seed}"
+        self.recipe, self.settings = self.task.recipe, self.task.run.trainer
+        self.name = f"{self.task.name}, seed {self.task.seed}"
         if self.recipe.epochs <= self.recipe.warmup_epochs:
             raise TrainingError(
                 f"{self.name}: epochs is {self.recipe.epochs}, but must be above warmup_epochs, which is "
                 f"{self.recipe.warmup_epochs}"
             )
-        self.stepper = Stepper(self.task, self.run, seed, processes)
+        self.stepper = Stepper(self.task, processes)
         self.steps, self.state, self.checkpoints = self.stepper.steps, State(), Checkpoints(head.folder)
         total = {"batch_size x accumulation x processes": self.stepper.total}
-        self.identity = json.loads(json.dumps(total | identity(self.task, self.run, seed)))
-        self.other_code, self.reason, self.error = other_code, "", None
+        self.identity = json.loads(json.dumps(total | identity(self.task)))
+        self.error: TrainingError | None = None
         self._resume()
         self.reason = self.state.ended
 
@@ -128,7 +128,7 @@ class Training:
 
     def _facts(self) -> dict[str, Any]:
         return {
-            "name": self.name, "parameters": self.run.shown(), "seed": self.seed,
+            "name": self.name, "parameters": self.task.run.shown(), "seed": self.task.seed,
             "clips": {split: len(labels) for split, labels in self.task.labels.items()},
             "trained_parameters": sum(p.numel() for p in self.stepper.trained.values()),
             "total_batch": self.stepper.total, "learning_rate": self.stepper.rate, "processes": self.processes.count,
@@ -316,12 +316,12 @@ class Training:
         logger.warning(f"{self.name}: {'was trained' if ended else 'goes on that was begun'} by other code ({some})")
 
 
-def identity(task: Task, run: Run, seed: int) -> dict[str, Any]:
+def identity(task: Task) -> dict[str, Any]:
     """What parameters, clips and code decide of a training; how many processes it had is no part of it."""
-    settings = {key: value for key, value in asdict(run.trainer).items() if key not in _FREE}
+    settings = {key: value for key, value in asdict(task.run.trainer).items() if key not in _FREE}
     recipe = {key: getattr(task.recipe, key) for key in _RECIPE}
-    recipe[BATCH] = task.recipe.batch_size * run.trainer.accumulation
-    return {**recipe, **settings, "seed": seed, **code_of(task), **task.identity()}
+    recipe[BATCH] = task.recipe.batch_size * task.run.trainer.accumulation
+    return {**recipe, **settings, "seed": task.seed, **code_of(task), **task.identity()}
 
 
 def code_of(task: Task) -> dict[str, str]:

@@ -131,8 +131,8 @@ def trainings(configs: list[FusionConfig], tokens: dict[str, StoredTokens], run:
 
     def epoch(together: list[FusionConfig], name: str) -> tuple[float, list[Clock]]:
         clocks, tasks = [Clock() for _ in together], [TokenTask(one, *tokens.values(), run, 0) for one in together]
-        heads = [Head(task, run, root / f"{name}-{n}", [clocks[n]]) for n, task in enumerate(tasks)]
-        train_together(heads, 0)
+        heads = [Head(task, root / f"{name}-{n}", [clocks[n]]) for n, task in enumerate(tasks)]
+        train_together(heads)
         return clocks[-1].ends[1] - clocks[-1].ends[0], clocks
 
     alone = {config.kind: epoch([config], f"alone-{config.kind}")[0] for config in configs}

@@ -149,7 +149,7 @@ LIMITS = WatchSettings()
 
 def test_none_fires_in_a_real_training(tmp_path):
     kept, asked = Kept(), small_run(epochs=10, learning_rate=0.003, weight_decay=0.2, batch_size=16)
-    train(token_task(asked, 240, 60), asked, tmp_path / "x", 0, [kept, Alarm(LIMITS, tmp_path)])
+    train(token_task(asked, 240, 60), tmp_path / "x", [kept, Alarm(LIMITS, tmp_path)])
     assert Counter(kind for kind, _ in kept.rows) == {"step": 150, "epoch": 10} and kept.reason == "finished"
     assert alerts.raised(tmp_path) == []
     # The same rows with a fault put into them do raise one: it is not for want of looking.
@@ -176,7 +176,7 @@ def test_not_a_number_ends_a_real_training_and_the_last_good_checkpoint_is_kept(
 
     task.batches = poisoned
     with pytest.raises(Exception, match="epoch 3"):
-        train(task, asked, tmp_path, 0, [*tracking.watchers(LIMITS, tmp_path), kept])
+        train(task, tmp_path, [*tracking.watchers(LIMITS, tmp_path), kept])
     steps, epochs = tracking.read(tmp_path)
     assert [alert.kind for alert in alerts.raised(tmp_path)] == ["not a number"] and kept.reason == "not a number"
     assert math.isnan(steps[-1]["loss"]) and len(epochs) == 2
@@ -203,7 +203,7 @@ def test_not_a_number_in_validation_alone_ends_it_too_and_leaves_what_was_good(t
         task.batches = poisoned
         following = [*(tracking.watchers(LIMITS, folder) if watched else ()), kept]
         with pytest.raises(TrainingError, match=r"epoch 3/4: the validation loss is nan, that of training \d"):
-            train(task, asked, folder, 0, following)
+            train(task, folder, following)
         assert kept.reason == "not a number" and math.isnan(kept.rows[-1][1]["validation_loss"])
         if watched:
             (alert,) = alerts.raised(folder)
@@ -218,8 +218,8 @@ def test_not_a_number_in_validation_alone_ends_it_too_and_leaves_what_was_good(t
         )
         assert not (folder / "best-00003").exists()
         # With sound clips it goes on from there to the end.
-        again = train(token_task(asked), asked, folder, 0)
-        whole = train(token_task(asked), asked, tmp_path / "whole", 0)
+        again = train(token_task(asked), folder)
+        whole = train(token_task(asked), tmp_path / "whole")
         assert again.reason == "finished"
         assert all(torch.equal(value, again.state_dict[key]) for key, value in whole.state_dict.items())
 

@@ -36,7 +36,7 @@ def in_a_child(folder: Path, watcher=None, moment: int = 0) -> int:
             asked = run(**SETTINGS)
             if moment:
                 kill_at_file(moment, folder)
-            train(task_of(asked), asked, folder, 0, [watcher] if watcher else [])
+            train(task_of(asked), folder, [watcher] if watcher else [])
             code = 0
         finally:
             os._exit(code)
@@ -47,7 +47,7 @@ def in_a_child(folder: Path, watcher=None, moment: int = 0) -> int:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder, recorder, asked = tmp_path_factory.mktemp("whole"), Recorder(), run(**SETTINGS)
-    return train(task_of(asked), asked, folder, 0, [recorder]), recorder, folder
+    return train(task_of(asked), folder, [recorder]), recorder, folder
 
 
 def same_end(folder: Path, whole) -> None:
@@ -103,7 +103,7 @@ def test_a_checkpoint_cut_in_half_is_passed_over_with_a_warning(tmp_path, whole,
     content = (last / name).read_bytes()
     (last / name).write_bytes(content[: len(content) // 2])
     with caplog.at_level("WARNING", "tcar"):
-        found = train(task_of(run(**SETTINGS)), run(**SETTINGS), folder, 0)
+        found = train(task_of(run(**SETTINGS)), folder)
     assert f"{last} is passed over" in caplog.text
     assert found.reason == "finished"
     same_end(folder, whole)
@@ -119,7 +119,7 @@ def test_a_disk_that_fails_does_not_have_a_training_begin_anew(tmp_path, whole, 
 
     monkeypatch.setattr(Path, "read_bytes", stale)
     with pytest.raises(TrainingError, match="Stale file handle.*mend the disk and start again"):
-        train(task_of(run(**SETTINGS)), run(**SETTINGS), folder, 0)
+        train(task_of(run(**SETTINGS)), folder)
     monkeypatch.undo()
     same_end(folder, whole)
 
@@ -150,18 +150,18 @@ def test_a_second_training_in_the_folder_is_refused_and_goes_on_once_the_first_i
     folder, sign, asked = tmp_path / "training", tmp_path / "begun", run(epochs=2)
     child = os.fork()
     if not child:
-        train(token_task(asked), asked, folder, 0, [Waits(sign)])
+        train(token_task(asked), folder, [Waits(sign)])
         os._exit(0)
     try:
         while not sign.exists():
             assert os.waitpid(child, os.WNOHANG) == (0, 0)
             time.sleep(0.05)
         with pytest.raises(TrainingError, match=f"another process trains there.*held by process {child} on "):
-            train(token_task(asked), asked, folder, 0)
+            train(token_task(asked), folder)
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    assert train(token_task(asked), asked, folder, 0).reason == "finished"
+    assert train(token_task(asked), folder).reason == "finished"
 
 
 def test_who_only_reads_checkpoints_changes_nothing_and_sees_whole_ones(tmp_path, monkeypatch):
@@ -192,7 +192,7 @@ def test_what_comes_after_a_resume_is_told_from_there_on(tmp_path, whole):
     """The rows of the steps are those of the uninterrupted run, whichever start told them."""
     in_a_child(tmp_path, Kills(29))
     recorder, asked = Recorder(), run(**SETTINGS)
-    train(task_of(asked), asked, tmp_path, 0, [recorder])
+    train(task_of(asked), tmp_path, [recorder])
     assert recorder.begun["step"] == 27
     told = [{key: row[key] for key in ("step", "loss", "gradient_norm", "learning_rate")} for row in recorder.steps]
     expected = [{key: row[key] for key in told[0]} for row in whole[1].steps[27:]]

@@ -143,13 +143,13 @@ def fit_jobs(
 def folder_of(run_dir: Path, job: Job, tokens: Mapping[str, StoredTokens], other_code: bool = False) -> Path:
     """Give the folder in which a training is kept; with `other_code` one that other code has begun, where there is any.
     """
-    return folder_of_task(run_dir, job.task(tokens), job.run, job.seed, other_code)
+    return folder_of_task(run_dir, job.task(tokens), other_code)
 
 
-def folder_of_task(run_dir: Path, task: Task, run: Params, seed: int, other_code: bool = False) -> Path:
+def folder_of_task(run_dir: Path, task: Task, other_code: bool = False) -> Path:
     """Give the folder in which the training of a task is kept."""
-    decides = json.loads(json.dumps(identity(task, run, seed)))
-    name = f"{task.name.replace(' ', '-')}-seed{seed}"
+    decides = json.loads(json.dumps(identity(task)))
+    name = f"{task.name.replace(' ', '-')}-seed{task.seed}"
     own = run_dir / "trainings" / f"{name}-{results.digest(decides)}"
     if own.is_dir():
         return own
@@ -214,12 +214,12 @@ def _train(
     """Do one pass; each training is tracked in its own folder."""
     first = Ranks.here().rank == 0
     heads = [
-        Head(job.task(tokens), job.run, folder, [*tracking.watchers(job.run.watching, folder),
+        Head(job.task(tokens), folder, [*tracking.watchers(job.run.watching, folder),
              *([follow[folder]] if follow and folder in follow else [])] if first else ())
         for folder, job in together.items()
     ]  # fmt: skip
     job = next(iter(together.values()))
-    train_together(heads, job.seed, results.revision(job.run.root), other_code)
+    train_together(heads, results.revision(job.run.root), other_code)
 
 
 def _side_by_side(
