@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from tcar.train.settings import WatchSettings
+from tcar.train.watch import NOT_A_NUMBER
 
-NOT_A_NUMBER = "not a number"  # the alert that ends a training, and the word that it then ends with
 # Normal noise goes so many deviations beyond its median once in 10^9 rows.
 DEVIATIONS = 6.0
 EXPLOSION_ROWS = 2  # one high norm is a hard batch, which clipping answers

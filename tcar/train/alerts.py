@@ -19,9 +19,9 @@ from typing import Any
 
 from tcar.ground import log, records
 from tcar.ground.errors import ParameterError
-from tcar.train.alert_rules import NOT_A_NUMBER, Row, Rule, epoch_rules, step_rules
+from tcar.train.alert_rules import Row, Rule, epoch_rules, step_rules
 from tcar.train.settings import WatchSettings
-from tcar.train.watch import StopTraining
+from tcar.train.watch import NOT_A_NUMBER, StopTraining
 
 FILE = "alerts.jsonl"
 TIMEOUT = 5.0  # seconds that a webhook may take

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tcar.data.seeds import view_seed
 from tcar.features import unpacked
 from tcar.fusion.kinds import FusionConfig, create_fusion
+from tcar.ground import sources
 from tcar.train.mixing import TokenMix
 from tcar.train.recipe import epochs_of, parameter_groups
 from tcar.train.tokens import StoredTokens, ahead, not_finite
@@ -26,6 +27,11 @@ from tcar.train.watch import TrainingError
 
 if TYPE_CHECKING:
     from tcar.train.settings import Recipe, Run
+
+_RECIPE = ("epochs", "learning_rate", "weight_decay", "warmup_epochs", "label_smoothing", "clip_norm")
+# Of the parameters of `Trainer`, what changes no number beyond rounding: a training may go on with others.
+_FREE = ("task", "accumulation", "checkpointing", "compiled", "checkpoint_steps", "log_steps", "frame_cache_gb")
+BATCH = "batch_size x accumulation"
 
 
 @dataclass(frozen=True)
@@ -169,6 +175,21 @@ class TokenTask:
         settings, coordinates = self.run.trainer, list(self.splits["train"].coordinates.values())
         recipe = settings.mixup, settings.cutmix, settings.mix_probability
         return TokenMix(self.num_classes, coordinates, *recipe, seed=self.seed)
+
+
+def identity(task: Task) -> dict[str, Any]:
+    """What parameters, clips and code decide of a training; how many processes it had is no part of it."""
+    settings = {key: value for key, value in asdict(task.run.trainer).items() if key not in _FREE}
+    recipe = {key: getattr(task.recipe, key) for key in _RECIPE}
+    recipe[BATCH] = task.recipe.batch_size * task.run.trainer.accumulation
+    return {**recipe, **settings, "seed": task.seed, **code_of(task), **task.identity()}
+
+
+def code_of(task: Task) -> dict[str, str]:
+    """What computes a training: a digest of the code of trainer and task, and the version of torch."""
+    own = type(task).__module__
+    modules = ["tcar.train.trainer", *([own] if own.startswith("tcar.") else [])]
+    return {"code": sources.code_digest(*modules), "torch": torch.__version__}
 
 
 def unsound(task: Task, split: str, batches: Iterable[Batch]) -> str:

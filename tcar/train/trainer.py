@@ -33,8 +33,8 @@ from tcar.train.processes import Processes
 from tcar.train.recipe import reproducible
 from tcar.train.stepping import on_device, predict
 from tcar.train.tasks import Task
-from tcar.train.training import INTERRUPTED, Head, Trained, Training
-from tcar.train.watch import TrainingError, Watcher
+from tcar.train.training import Head, Trained, Training
+from tcar.train.watch import INTERRUPTED, TrainingError, Watcher
 
 
 def train(

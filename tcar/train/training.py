@@ -11,22 +11,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tcar.evaluate import calibration
-from tcar.ground import log, sources
+from tcar.ground import log
 from tcar.train.checkpoints import Checkpoints
 from tcar.train.processes import Processes
 from tcar.train.stepping import Measured, Stepper, on_device, validation_row
-from tcar.train.tasks import Batch, Slice, Task, unsound
-from tcar.train.watch import StopTraining, TrainingError, Watcher
+from tcar.train.tasks import BATCH, Batch, Slice, Task, code_of, identity, unsound
+from tcar.train.watch import EARLY, FINISHED, NOT_A_NUMBER, StopTraining, TrainingError, Watcher
 
-FINISHED, EARLY, NOT_A_NUMBER, INTERRUPTED = "finished", "stopped early", "not a number", "interrupted"
-_RECIPE = ("epochs", "learning_rate", "weight_decay", "warmup_epochs", "label_smoothing", "clip_norm")
-# Of the parameters of `Trainer`, what changes no number beyond rounding: a training may go on with others.
-_FREE = ("task", "accumulation", "checkpointing", "compiled", "checkpoint_steps", "log_steps", "frame_cache_gb")
-BATCH = "batch_size x accumulation"
 _SUMS = ("loss", "clips", "right", "norm", "steps")
 
 logger = log.get(__name__)
@@ -41,9 +35,8 @@ class Trained:
     """A training that has ended, and why (`reason`, one of the words of `tcar.train.watch`).
 
     `history` has the rows that watchers saw after each epoch; `state_dict` the trained weights of the best epoch, the
-    averaged ones where there are any; `calibration` is that of these weights on the validation clips, as
-    `tcar.evaluate.calibration` gives it (None where no epoch was validated); `broken` says by id why a clip was left
-    out.
+    averaged ones where there are any; `calibration` is theirs on the validation clips, as `tcar.evaluate.calibration`
+    gives it (None where no epoch was validated); `broken` says by id why a clip was left out.
     """
 
     reason: str
@@ -101,7 +94,13 @@ class Training:
         if self.reason:  # what was written down of it, its commit too, is of those who trained it
             logger.info(f"{self.name}: is finished ({self.reason}) and only opened, from {self.checkpoints.root}")
             return
-        facts = {**facts, **self._facts()}
+        facts = facts | {
+            "name": self.name, "parameters": self.task.run.shown(), "seed": self.task.seed,
+            "clips": {split: len(labels) for split, labels in self.task.labels.items()},
+            "trained_parameters": sum(p.numel() for p in self.stepper.trained.values()),
+            "total_batch": self.stepper.total, "learning_rate": self.stepper.rate, "processes": self.processes.count,
+            "device": str(self.processes.device), "step": self.state.step, "folder": str(self.checkpoints.root),
+        }  # fmt: skip
         logger.info(
             f"{self.name}: {self.recipe.batch_size} clips x {self.settings.accumulation} x {self.processes.count} "
             f"processes = {self.stepper.total} a step, {self.steps} steps an epoch; peak learning rate "
@@ -119,21 +118,11 @@ class Training:
 
     def outcome(self) -> Trained:
         """What has come of it."""
-        state, checkpoints = self.state, self.checkpoints
-        best, fitted = self.stepper.best(), None
+        state, weights, calibrated = self.state, self.stepper.best(), None
         if state.best_epoch:
-            best, fitted = checkpoints.read_best(state.best_epoch), checkpoints.read_best_row(state.best_epoch)
-        calibrated = fitted and fitted.get("calibration")
-        return Trained(self.reason, state.history, state.best_epoch, best, calibrated, state.broken)
-
-    def _facts(self) -> dict[str, Any]:
-        return {
-            "name": self.name, "parameters": self.task.run.shown(), "seed": self.task.seed,
-            "clips": {split: len(labels) for split, labels in self.task.labels.items()},
-            "trained_parameters": sum(p.numel() for p in self.stepper.trained.values()),
-            "total_batch": self.stepper.total, "learning_rate": self.stepper.rate, "processes": self.processes.count,
-            "device": str(self.processes.device), "step": self.state.step, "folder": str(self.checkpoints.root),
-        }  # fmt: skip
+            weights = self.checkpoints.read_best(state.best_epoch)
+            calibrated = self.checkpoints.read_best_row(state.best_epoch).get("calibration")
+        return Trained(self.reason, state.history, state.best_epoch, weights, calibrated, state.broken)
 
     # --- the loop ----------------------------------------------------------------------------------------
 
@@ -289,46 +278,32 @@ class Training:
         if found is None:
             return
         kept = self.checkpoints.read(found)
-        begun, asked = kept.state.pop("made_from"), self.identity
-        # Of the clips of a step the total counts, however many processes share it.
-        if odd := [key for key in {**begun, **asked} if key != BATCH and begun.get(key) != asked.get(key)]:
-            some = "; ".join(f"{key} was {_short(begun.get(key))}, is {_short(asked.get(key))}" for key in odd)
-            self._meet(odd, some, kept.state["ended"])
+        self._compare(kept.state.pop("made_from"), kept.state["ended"])
         self.stepper.restore(kept)
         self.state = State(**kept.state)
         if not self.processes.main:
             self.state.sums = dict.fromkeys(_SUMS, 0.0)
         logger.info(f"{self.name}: goes on after step {self.state.step}, from {found}")
 
-    def _meet(self, odd: list[str], some: str, ended: str) -> None:
-        """Raise TrainingError where a training cannot go on because of what is different, or else say that it does."""
-        root = self.checkpoints.root
-        if not code_of(self.task).keys() >= set(odd):
+    def _compare(self, begun: dict[str, Any], ended: str) -> None:
+        """Raise TrainingError where the folder holds another training, or half of one that other code has begun."""
+        asked, root = self.identity, self.checkpoints.root
+        # Of the clips of a step the total counts, however many processes share it.
+        odd = [key for key in {**begun, **asked} if key != BATCH and begun.get(key) != asked.get(key)]
+        some = "; ".join(f"{key} was {_short(begun.get(key))}, is {_short(asked.get(key))}" for key in odd)
+        if set(odd) - code_of(self.task).keys():
             raise TrainingError(
                 f"{root} holds a training with other parameters: {some}. Give them back, or train under another name, "
                 "or remove the folder"
             )
-        if not ended and not self.other_code:
+        if odd and not ended and not self.other_code:
             raise TrainingError(
                 f"{root} holds half a training by other code: {some}. Give the code back, or remove the folder to "
                 "begin anew; --other-code (other_code=True) goes on all the same, and its numbers are then of both"
             )
-        logger.warning(f"{self.name}: {'was trained' if ended else 'goes on that was begun'} by other code ({some})")
-
-
-def identity(task: Task) -> dict[str, Any]:
-    """What parameters, clips and code decide of a training; how many processes it had is no part of it."""
-    settings = {key: value for key, value in asdict(task.run.trainer).items() if key not in _FREE}
-    recipe = {key: getattr(task.recipe, key) for key in _RECIPE}
-    recipe[BATCH] = task.recipe.batch_size * task.run.trainer.accumulation
-    return {**recipe, **settings, "seed": task.seed, **code_of(task), **task.identity()}
-
-
-def code_of(task: Task) -> dict[str, str]:
-    """What computes a training: a digest of the code of trainer and task, and the version of torch."""
-    own = type(task).__module__
-    modules = ["tcar.train.trainer", *([own] if own.startswith("tcar.") else [])]
-    return {"code": sources.code_digest(*modules), "torch": torch.__version__}
+        if odd:
+            done = "was trained" if ended else "goes on that was begun"
+            logger.warning(f"{self.name}: {done} by other code ({some})")
 
 
 def _score(row: dict) -> tuple[float, float]:

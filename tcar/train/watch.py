@@ -7,6 +7,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from tcar.ground.errors import TcarError
 
+# How a training ends; others are "pruned" (of a search), and "failed: …".
+FINISHED, EARLY, NOT_A_NUMBER, INTERRUPTED = "finished", "stopped early", "not a number", "interrupted"
+
 
 class TrainingError(TcarError, RuntimeError):
     """A training that cannot start or go on; the message names it and the cause."""

@@ -5,8 +5,9 @@ import logging
 import pytest
 import token_task
 
+from tcar.ground import sources
 from tcar.lab import results
-from tcar.train import tracking, training
+from tcar.train import tasks, tracking, training
 from tcar.train.trainer import train
 from tcar.train.watch import StopTraining, TrainingError
 
@@ -41,8 +42,9 @@ def test_half_a_training_by_other_code_goes_on_only_where_that_is_asked_for(half
 def test_another_torch_is_other_code_too_and_what_is_finished_is_opened_with_a_word(half, monkeypatch, caplog):
     run, task, folder = half
     train(task, folder)
-    newer = training.code_of(task) | {"torch": "99.0"}
-    monkeypatch.setattr(training, "code_of", lambda task: newer)
+    newer = tasks.code_of(task) | {"torch": "99.0"}
+    for module in (tasks, training):
+        monkeypatch.setattr(module, "code_of", lambda task: newer)
     caplog.set_level(logging.WARNING)
     assert train(task, folder).reason == "finished"
     assert "was trained by other code (torch was" in caplog.text
@@ -51,5 +53,5 @@ def test_another_torch_is_other_code_too_and_what_is_finished_is_opened_with_a_w
 def test_the_code_of_a_task_counts(half, monkeypatch):
     asked = []
     monkeypatch.setattr(sources, "code_digest", lambda *modules: asked.append(modules) or "made")
-    training.code_of(half[1])
+    tasks.code_of(half[1])
     assert asked == [("tcar.train.trainer", "tcar.train.tasks")]

@@ -29,10 +29,10 @@ from tcar.lab.steps.features import stores
 from tcar.train import tracking
 from tcar.train.checkpoints import Checkpoints
 from tcar.train.recipe import epochs_of
-from tcar.train.tasks import Task, TokenTask
+from tcar.train.tasks import Task, TokenTask, code_of, identity
 from tcar.train.tokens import StoredTokens
 from tcar.train.trainer import train_together
-from tcar.train.training import Head, code_of, identity
+from tcar.train.training import Head
 from tcar.train.watch import TrainingError
 
 if TYPE_CHECKING:
