@@ -143,7 +143,7 @@ class Stepper:
 
     @contextmanager
     def scoring(self) -> Iterator[None]:
-        """Have the model as it is scored: with the averaged weights where there are any, in evaluation."""
+        """Put the model into evaluation, with the averaged weights where there are any, until the block ends."""
         self.learner.eval()
         with self._memory(), self._averaged_weights():
             yield
@@ -164,7 +164,7 @@ class Stepper:
 
     @contextmanager
     def _memory(self) -> Iterator[None]:
-        """Have an error for want of memory name what would help."""
+        """Turn an error for lack of memory into a TrainingError that names what would help."""
         try:
             yield
         except RuntimeError as error:

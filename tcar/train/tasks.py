@@ -1,7 +1,7 @@
 """What a training trains, and on what: here a fusion on kept tokens; `tcar.train.clip_tasks` has those on clips.
 
 A task builds the model and gives its batches; `tcar.train.trainer` knows nothing else of it. The batches are those of
-one process, read ahead of the training.
+one process, read ahead of the training. `identity` is what decides what comes of a task.
 """
 
 from __future__ import annotations

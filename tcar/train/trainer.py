@@ -95,7 +95,7 @@ def _check_company(heads: Sequence[Head]) -> None:
 
 @contextmanager
 def _alone(folder: Path, processes: Processes) -> Iterator[None]:
-    """Have the folder to oneself: the main process holds its lock, and all raise TrainingError where another has it."""
+    """Hold the lock of the folder in the main process; all raise TrainingError where another training has it."""
     busy = f"{folder}: another process trains there; wait for it, or end it and start again, to go on where it was"
     with ExitStack() as held:
         refused = ""

@@ -26,10 +26,6 @@ _SUMS = ("loss", "clips", "right", "norm", "steps")
 logger = log.get(__name__)
 
 
-class NotANumber(TrainingError):
-    """A loss or a gradient that is not finite."""
-
-
 @dataclass(frozen=True, eq=False)
 class Trained:
     """A training that has ended, and why (`reason`, one of the words of `tcar.train.watch`).
@@ -90,7 +86,7 @@ class Training:
         self.reason = self.state.ended
 
     def begin(self, facts: dict[str, Any]) -> None:
-        """Tell what begins; of what is finished already, watchers learn nothing."""
+        """Tell the watchers that it begins, unless it is finished already; `facts` are what the caller knows of it."""
         if self.reason:  # what was written down of it, its commit too, is of those who trained it
             logger.info(f"{self.name}: is finished ({self.reason}) and only opened, from {self.checkpoints.root}")
             return
@@ -110,14 +106,14 @@ class Training:
             watcher.start(facts)
 
     def end(self, reason: str) -> None:
-        """End what goes on, and tell the watchers why."""
+        """End it where it still goes on, and tell the watchers why."""
         if not self.reason:
             self.reason = reason
             for watcher in self.watchers:
                 watcher.end(reason)
 
     def outcome(self) -> Trained:
-        """What has come of it."""
+        """Return the trained weights, the history, and why it ended."""
         state, weights, calibrated = self.state, self.stepper.best(), None
         if state.best_epoch:
             weights = self.checkpoints.read_best(state.best_epoch)
@@ -127,12 +123,12 @@ class Training:
     # --- the loop ----------------------------------------------------------------------------------------
 
     def open_epoch(self) -> None:
-        """Make ready to train an epoch, or what is left of it."""
+        """Begin to train an epoch, or what is left of it."""
         self.stepper.wrapped.train()
         self.since, self.waited, self.clips, self.seconds, self.asked = time.perf_counter(), 0.0, 0.0, 0.0, ""
 
     def step(self, parts: Sequence[Batch], epoch: int, waited: float) -> None:
-        """One step, and what is told and kept after it; `waited` are the seconds for which all waited for its batch."""
+        """Do a step, tell its row, and keep a checkpoint where one is due; `waited` seconds went into its batch."""
         began, where = time.perf_counter(), f"{self.name}, epoch {epoch}/{self.recipe.epochs}"
         self.waited += waited
         for part in parts:
@@ -163,9 +159,9 @@ class Training:
         self.asked = reason
 
     def close_epoch(self, epoch: int, scored: tuple[Tensor, Tensor], broken: dict[str, str], seconds: float) -> None:
-        """Write down an epoch whose steps are done and whose validation clips are scored, and see whether it ends.
+        """Tell and keep an epoch that is trained and validated, and end where it was the last.
 
-        `seconds` are its share of the time that the epoch took all that were trained together.
+        `seconds` are its share of the time that the epoch took all trainings together.
         """
         where = f"{self.name}, epoch {epoch}/{self.recipe.epochs}"
         self.state.broken.update(broken)
@@ -201,7 +197,7 @@ class Training:
         )
 
     def _fail(self, message: str) -> None:
-        self.error = NotANumber(message)
+        self.error = TrainingError(message)
         self.end(NOT_A_NUMBER)
 
     def _row(self, found: Measured) -> dict[str, float]:
@@ -260,7 +256,7 @@ class Training:
         return dict(zip(_SUMS, self.processes.added([self.state.sums[key] for key in _SUMS]), strict=True))
 
     def _keep(self) -> None:
-        """Write a checkpoint. Sums become the main process's, whether or not somebody goes on from it."""
+        """Write a checkpoint. The sums of all processes become the main one's, as they would be after a resume."""
         sums = self._added()
         self.state.sums = sums if self.processes.main else dict.fromkeys(_SUMS, 0.0)
         self.state.broken = self.processes.merged(self.state.broken)

@@ -65,7 +65,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_a_fault_raises_its_alert_once_and_no_other(tmp_path, kind, seed):
     found = followed(changed(seed, AFTER, **FAULTS[kind]), tmp_path)
     first = found[0]
@@ -144,18 +144,15 @@ class Kept:
         self.reason = reason
 
 
-LIMITS = WatchSettings()
-
-
 def test_none_fires_in_a_real_training(tmp_path):
     kept, asked = Kept(), small_run(epochs=10, learning_rate=0.003, weight_decay=0.2, batch_size=16)
-    train(token_task(asked, 240, 60), tmp_path / "x", [kept, Alarm(LIMITS, tmp_path)])
-    assert Counter(kind for kind, _ in kept.rows) == {"step": 150, "epoch": 10} and kept.reason == "finished"
+    train(token_task(asked, 120, 30), tmp_path / "x", [kept, Alarm(WatchSettings(), tmp_path)])
+    assert Counter(kind for kind, _ in kept.rows) == {"step": 80, "epoch": 10} and kept.reason == "finished"
     assert alerts.raised(tmp_path) == []
     # The same rows with a fault put into them do raise one: it is not for want of looking.
-    for _, row in kept.rows[110:]:
+    for _, row in kept.rows[70:]:
         row |= {"gradient_norm": 1e3 * row["gradient_norm"]}
-    assert [alert.kind for alert in followed(kept.rows, tmp_path / "again", LIMITS)] == ["gradient explosion"]
+    assert [alert.kind for alert in followed(kept.rows, tmp_path / "again")] == ["gradient explosion"]
 
 
 def spoilt(batch) -> tuple:
@@ -164,33 +161,10 @@ def spoilt(batch) -> tuple:
     return (semantic * nan,), motion
 
 
-def test_not_a_number_ends_a_real_training_and_the_last_good_checkpoint_is_kept(tmp_path):
-    asked, kept = small_run(epochs=4), Kept()
-    task = token_task(asked)
-    read = task.batches
-
-    def poisoned(split, slices, epoch, broken):
-        for batch in read(split, slices, epoch, broken):
-            bad = spoilt(batch) if (split, epoch) == ("train", 3) else batch.inputs
-            yield dataclasses.replace(batch, inputs=bad)
-
-    task.batches = poisoned
-    with pytest.raises(Exception, match="epoch 3"):
-        train(task, tmp_path, [*tracking.watchers(LIMITS, tmp_path), kept])
-    steps, epochs = tracking.read(tmp_path)
-    assert [alert.kind for alert in alerts.raised(tmp_path)] == ["not a number"] and kept.reason == "not a number"
-    assert math.isnan(steps[-1]["loss"]) and len(epochs) == 2
-    checkpoints = Checkpoints(tmp_path)
-    last = checkpoints.read(checkpoints.newest())
-    assert last.state["step"] == steps[-1]["step"] - 1
-    assert all(torch.isfinite(value).all() for value in last.weights.values())
-    assert json.loads((tmp_path / "run.json").read_text())["parts"][0]["reason"] == "not a number"
-
-
 def test_not_a_number_in_validation_alone_ends_it_too_and_leaves_what_was_good(tmp_path):
     """Finite weights and a validation clip that is not, in the third epoch of four, which a first look may take for
     the best: it must become neither the best nor the last checkpoint, with an alarm or without."""
-    asked = small_run(epochs=4, checkpoint_steps=7)
+    asked = small_run(epochs=4, warmup_epochs=1, batch_size=16)
     for name, watched in (("alarm", True), ("bare", False)):
         task, folder, kept = token_task(asked), tmp_path / name, Kept()
         read, validations = task.batches, []
@@ -201,7 +175,7 @@ def test_not_a_number_in_validation_alone_ends_it_too_and_leaves_what_was_good(t
                 yield dataclasses.replace(batch, inputs=spoilt(batch)) if len(validations) == 3 else batch
 
         task.batches = poisoned
-        following = [*(tracking.watchers(LIMITS, folder) if watched else ()), kept]
+        following = [*(tracking.watchers(WatchSettings(), folder) if watched else ()), kept]
         with pytest.raises(TrainingError, match=r"epoch 3/4: the validation loss is nan, that of training \d"):
             train(task, folder, following)
         assert kept.reason == "not a number" and math.isnan(kept.rows[-1][1]["validation_loss"])
@@ -210,18 +184,17 @@ def test_not_a_number_in_validation_alone_ends_it_too_and_leaves_what_was_good(t
             assert (alert.kind, alert.epoch, alert.fatal) == ("not a number", 3, True)
         checkpoints = Checkpoints(folder)
         last = checkpoints.read(checkpoints.newest())
-        assert last.state["step"] == 28 and [row["epoch"] for row in last.state["history"]] == [1, 2]
+        assert last.state["step"] == 10 and [row["epoch"] for row in last.state["history"]] == [1, 2]
         assert all(torch.isfinite(value).all() for value in last.weights.values())
         best = last.state["best_epoch"]
         assert best in (1, 2) and checkpoints.read_best_row(best)["validation_top1"] == max(
             row["validation_top1"] for row in last.state["history"]
         )
         assert not (folder / "best-00003").exists()
-        # With sound clips it goes on from there to the end.
-        again = train(token_task(asked), folder)
-        whole = train(token_task(asked), tmp_path / "whole")
-        assert again.reason == "finished"
-        assert all(torch.equal(value, again.state_dict[key]) for key, value in whole.state_dict.items())
+    # With sound clips it goes on from there to the end.
+    again, whole = (train(token_task(asked), tmp_path / name) for name in ("alarm", "whole"))
+    assert again.reason == "finished"
+    assert all(torch.equal(value, again.state_dict[key]) for key, value in whole.state_dict.items())
 
 
 def test_a_gradient_that_overflows_in_fp16_is_how_the_scale_is_found(tmp_path):

@@ -10,7 +10,9 @@ import torch
 from token_task import FUSION, Recorder, run, token_task, tokens
 
 from tcar.fusion.kinds import create_fusion
+from tcar.train import alerts, tracking
 from tcar.train.checkpoints import Checkpoints
+from tcar.train.settings import WatchSettings
 from tcar.train.tasks import TokenTask
 from tcar.train.tokens import StoredTokens
 from tcar.train.trainer import train
@@ -33,14 +35,18 @@ class Stops(Recorder):
             raise StopTraining("pruned")
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return train(token_task(run(epochs=3)), tmp_path_factory.mktemp("whole"))
+
+
 @pytest.mark.parametrize(("kind", "at", "validated"), [("step", 13, 1), ("step", 20, 2), ("epoch", 2, 2)])
-def test_a_watcher_ends_it_in_order_and_the_next_start_goes_on(tmp_path, kind, at, validated):
-    asked, watcher, after = run(), Stops(kind, at), Recorder()
-    stopped = train(token_task(asked), tmp_path / "a", [watcher])
+def test_a_watcher_ends_it_in_order_and_the_next_start_goes_on(tmp_path, whole, kind, at, validated):
+    asked, watcher, after = run(epochs=3), Stops(kind, at), Recorder()
+    stopped = train(token_task(asked), tmp_path, [watcher])
     assert (stopped.reason, watcher.ended, len(stopped.history)) == ("pruned", "pruned", validated)
     assert stopped.state_dict
-    done = train(token_task(asked), tmp_path / "a", [after])
-    whole = train(token_task(asked), tmp_path / "b")
+    done = train(token_task(asked), tmp_path, [after])
     assert after.begun["step"] == watcher.steps[-1]["step"]
     assert all(torch.equal(value, whole.state_dict[name]) for name, value in done.state_dict.items())
     assert after.epochs[-1] | {"seconds": 0} == whole.history[-1] | {"seconds": 0}
@@ -68,8 +74,10 @@ def test_not_a_number_ends_it_with_the_checkpoint_before(tmp_path, monkeypatch):
     monkeypatch.setattr("tcar.train.tokens.THREADS", 1)
     named = r"epoch 2/5, step 14: the gradient's norm is nan, the loss nan; memory: the tokens of clip 1-"
     with pytest.raises(TrainingError, match=named):
-        train(task, tmp_path, [recorder])
+        train(task, tmp_path, [*tracking.watchers(WatchSettings(), tmp_path), recorder])
     assert recorder.ended == "not a number" and math.isnan(recorder.steps[-1]["loss"])
+    steps, epochs = tracking.read(tmp_path)
+    assert (len(steps), len(epochs), [alert.kind for alert in alerts.raised(tmp_path)]) == (14, 1, ["not a number"])
     kept = Checkpoints(tmp_path).newest()
     assert kept.name == "step-000000012"
     assert all(value.isfinite().all() for value in Checkpoints(tmp_path).read(kept).weights.values())
