@@ -180,7 +180,7 @@ class StreamTask(ClipTask):
 
 
 class BaselineTask(ClipTask):
-    """A published model from clips, with the epochs, batch size and learning rate that `Baselines` has for it.
+    """A published model from clips, with the epochs, batch size and learning rate that `BaselineSettings` has for it.
 
     The learning rate is the peak of its fastest group.
     """

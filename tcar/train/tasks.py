@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tcar.train.settings import Recipe, Run
 
 _RECIPE = ("epochs", "learning_rate", "weight_decay", "warmup_epochs", "label_smoothing", "clip_norm")
-# Of the parameters of `Trainer`, what changes no number beyond rounding: a training may go on with others.
+# Of TrainerSettings, what changes no number beyond rounding: a training may go on with others.
 _FREE = ("task", "accumulation", "checkpointing", "compiled", "checkpoint_steps", "log_steps", "frame_cache_gb")
 BATCH = "batch_size x accumulation"
 

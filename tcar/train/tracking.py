@@ -48,11 +48,11 @@ def read(folder: str | Path) -> tuple[list[dict[str, float]], list[dict[str, flo
 
     Raises ResultError: a file that is not such a table.
     """
-    steps, epochs = (Table(Path(folder) / name).rows() for name in (STEPS, EPOCHS))
+    steps, epochs = (CsvTable(Path(folder) / name).rows() for name in (STEPS, EPOCHS))
     return steps, epochs
 
 
-class Table:
+class CsvTable:
     """A CSV file that grows by whole rows and is a table at every moment."""
 
     def __init__(self, path: Path):
@@ -112,7 +112,7 @@ class CsvTracker:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.tables = {name: Table(self.folder / name) for name in (STEPS, EPOCHS)}
+        self.tables = {name: CsvTable(self.folder / name) for name in (STEPS, EPOCHS)}
         self.about: dict[str, Any] = {}
         self.lost = False
 

@@ -33,7 +33,7 @@ from tcar.train.processes import Processes
 from tcar.train.recipe import reproducible
 from tcar.train.stepping import on_device, predict
 from tcar.train.tasks import Task
-from tcar.train.training import Head, Trained, Training
+from tcar.train.training import Member, Trained, Training
 from tcar.train.watch import INTERRUPTED, TrainingError, Watcher
 
 
@@ -54,36 +54,36 @@ def train(
             training in the same folder.
         MachineError: clips that cannot be read though there is nothing the matter with them.
     """
-    return train_together([Head(task, Path(folder), watchers)], facts, other_code)[0]
+    return train_together([Member(task, Path(folder), watchers)], facts, other_code)[0]
 
 
 def train_together(
-    heads: Sequence[Head], facts: dict[str, Any] | None = None, other_code: bool = False
+    members: Sequence[Member], facts: dict[str, Any] | None = None, other_code: bool = False
 ) -> list[Trained]:
     """Do trainings of one seed in one pass over their batches; each ends as `train` would have ended it alone.
 
     They read the same splits in batches of the same size, on the same device in the same precision. One that cannot go
     on leaves the others to their end; then its error is raised. Raises what `train` raises.
     """
-    _check_company(heads)
-    first = heads[0].task
-    processes = Processes(first.run, any(head.task.partly_used for head in heads))
+    _check_company(members)
+    first = members[0].task
+    processes = Processes(first.run, any(member.task.partly_used for member in members))
     with ExitStack() as held:
-        for head in heads:
-            held.enter_context(_alone(head.folder, processes))
+        for member in members:
+            held.enter_context(_alone(member.folder, processes))
         trainings = []
-        for head in heads:
+        for member in members:
             with reproducible(first.seed):  # each begins as it would alone
-                trainings.append(Training(head, processes, other_code))
+                trainings.append(Training(member, processes, other_code))
         with reproducible(first.seed):
             _follow(trainings, facts or {})
         return [training.outcome() for training in trainings]
 
 
-def _check_company(heads: Sequence[Head]) -> None:
+def _check_company(members: Sequence[Member]) -> None:
     """Raise TrainingError where trainings cannot share their batches."""
-    first = heads[0].task
-    for other in (head.task for head in heads[1:]):
+    first = members[0].task
+    for other in (member.task for member in members[1:]):
         ours, theirs = ((task.seed, task.recipe.batch_size, task.run.trainer.accumulation, task.run.trainer.precision,
                          task.run.device) for task in (first, other))  # fmt: skip
         if ours != theirs or getattr(first, "splits", first) != getattr(other, "splits", other):

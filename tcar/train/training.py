@@ -44,7 +44,7 @@ class Trained:
 
 
 @dataclass(frozen=True, eq=False)
-class Head:
+class Member:
     """One of the trainings that read the same batches: what is trained, where it is kept, and who follows it."""
 
     task: Task
@@ -67,9 +67,9 @@ class State:
 class Training:
     """One training: its model, where it is, and how it came to its end (`reason`, empty while it goes on)."""
 
-    def __init__(self, head: Head, processes: Processes, other_code: bool = False):
-        self.task, self.processes, self.other_code = head.task, processes, other_code
-        self.watchers = head.watchers if processes.main else ()
+    def __init__(self, member: Member, processes: Processes, other_code: bool = False):
+        self.task, self.processes, self.other_code = member.task, processes, other_code
+        self.watchers = member.watchers if processes.main else ()
         self.recipe, self.settings = self.task.recipe, self.task.run.trainer
         self.name = f"{self.task.name}, seed {self.task.seed}"
         if self.recipe.epochs <= self.recipe.warmup_epochs:
@@ -78,7 +78,7 @@ class Training:
                 f"{self.recipe.warmup_epochs}"
             )
         self.stepper = Stepper(self.task, processes)
-        self.steps, self.state, self.checkpoints = self.stepper.steps, State(), Checkpoints(head.folder)
+        self.steps, self.state, self.checkpoints = self.stepper.steps, State(), Checkpoints(member.folder)
         total = {"batch_size x accumulation x processes": self.stepper.total}
         self.identity = json.loads(json.dumps(total | identity(self.task)))
         self.error: TrainingError | None = None

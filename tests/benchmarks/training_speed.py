@@ -30,7 +30,7 @@ from tcar.train.stepping import Stepper, on_device
 from tcar.train.tasks import TokenTask
 from tcar.train.tokens import StoredTokens
 from tcar.train.trainer import train, train_together
-from tcar.train.training import Head
+from tcar.train.training import Member
 
 # The demo's fusion and tokens.
 FUSION = FusionConfig(semantic_width=128, motion_width=128, num_classes=32, width=64, heads=4, mlp_ratio=2, dropout=0,
@@ -143,7 +143,7 @@ def company(folder: Path, heads: int = 5) -> dict:
         found["bytes"], began = 0, time.process_time()
         for group in groups:
             tasks = [TokenTask(fusion, *data, run, 0) for fusion in group]
-            train_together([Head(task, folder / f"{name}-{task.fusion.mlp_ratio}") for task in tasks])
+            train_together([Member(task, folder / f"{name}-{task.fusion.mlp_ratio}") for task in tasks])
         found[name] = {"seconds": time.process_time() - began, "bytes": found["bytes"]}
     return {name: found[name] for name in ("together", "alone")}
 

@@ -19,7 +19,7 @@ from tcar.train.recipe import converged, improvement
 from tcar.train.tasks import TokenTask
 from tcar.train.tokens import StoredTokens
 from tcar.train.trainer import train, train_together
-from tcar.train.training import Head
+from tcar.train.training import Member
 from tcar.train.watch import StopTraining, TrainingError
 
 # All that a head has of its own: kind, size, what is drawn at random; and what all have: mixing, averaged weights.
@@ -35,9 +35,9 @@ def splits() -> dict:
     return {"train": tokens(78, 1), "validation": tokens(21, 2)}
 
 
-def heads(root: Path, asked, given: dict, kinds=tuple(KINDS), watchers: dict | None = None) -> list[Head]:
+def heads(root: Path, asked, given: dict, kinds=tuple(KINDS), watchers: dict | None = None) -> list[Member]:
     return [
-        Head(TokenTask(KINDS[kind], given["train"], given["validation"], asked, 3), root / kind,
+        Member(TokenTask(KINDS[kind], given["train"], given["validation"], asked, 3), root / kind,
              (watchers or {}).get(kind, ()))
         for kind in kinds
     ]  # fmt: skip
@@ -121,7 +121,7 @@ def test_one_whose_loss_is_no_number_is_named_after_the_others_have_ended(alone,
     given, ours = splits(), run(**ASKED)
     wild = run(**ASKED | {"learning_rate": 1e30, "clip_norm": 0.0})
     company = heads(tmp_path, ours, given)
-    company[0] = Head(TokenTask(KINDS["cross_attention"], given["train"], given["validation"], wild, 3),
+    company[0] = Member(TokenTask(KINDS["cross_attention"], given["train"], given["validation"], wild, 3),
                       tmp_path / "wild")  # fmt: skip
     with pytest.raises(TrainingError, match="cross_attention, seed 3, .*lower learning_rate"):
         train_together(company)

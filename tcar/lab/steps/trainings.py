@@ -32,7 +32,7 @@ from tcar.train.recipe import epochs_of
 from tcar.train.tasks import Task, TokenTask, code_of, identity
 from tcar.train.tokens import StoredTokens
 from tcar.train.trainer import train_together
-from tcar.train.training import Head
+from tcar.train.training import Member
 from tcar.train.watch import TrainingError
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def _train(
     """Do one pass; each training is tracked in its own folder."""
     first = Ranks.here().rank == 0
     heads = [
-        Head(job.task(tokens), folder, [*tracking.watchers(job.run.watching, folder),
+        Member(job.task(tokens), folder, [*tracking.watchers(job.run.watching, folder),
              *([follow[folder]] if follow and folder in follow else [])] if first else ())
         for folder, job in together.items()
     ]  # fmt: skip
@@ -261,7 +261,7 @@ def _epochs(waiting: set[Future], folders: Mapping[Path, int]) -> Iterator[tuple
     while True:
         done, waiting = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
         for folder in folders:
-            for row in tracking.Table(folder / tracking.EPOCHS).rows()[seen[folder] :]:
+            for row in tracking.CsvTable(folder / tracking.EPOCHS).rows()[seen[folder] :]:
                 seen[folder] += 1
                 yield folder, row
         for future in done:
