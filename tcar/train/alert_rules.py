@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tcar.train.settings import WatchSettings
-from tcar.train.watch import NOT_A_NUMBER
+from tcar.train.watch import LEAST_SCALE, NOT_A_NUMBER
 
 # Normal noise goes so many deviations beyond its median once in 10^9 rows.
 DEVIATIONS = 6.0
@@ -54,7 +54,7 @@ def epoch_rules(limits: WatchSettings) -> dict[str, Rule]:
 def not_a_number(row: Row) -> str:
     """A loss or a gradient norm that is not finite: from there on the weights are lost."""
     watched = {"loss", "train_loss", "validation_loss"}
-    if "loss_scale" not in row:  # with one, in fp16, a gradient that overflows is how the scale is found
+    if row.get("loss_scale", 0.0) < LEAST_SCALE:  # above it, a gradient that overflows is how the scale is found
         watched.add("gradient_norm")
     wrong = [k for k, v in row.items() if (k in watched or k.startswith("loss/")) and not math.isfinite(v)]
     if not wrong:

@@ -21,9 +21,7 @@ from tcar.train.compiling import checkpoint_blocks, compile_alone
 from tcar.train.losses import Learner
 from tcar.train.recipe import parameter_groups, rate_factor
 from tcar.train.tasks import Batch, Slice, Task
-from tcar.train.watch import TrainingError
-
-LEAST_SCALE = 1e-3  # of the loss in fp16: a gradient that is not finite below it is so at any scale
+from tcar.train.watch import LEAST_SCALE, TrainingError
 
 
 @dataclass

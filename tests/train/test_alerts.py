@@ -197,10 +197,11 @@ def test_not_a_number_in_validation_alone_ends_it_too_and_leaves_what_was_good(t
     assert all(torch.equal(value, again.state_dict[key]) for key, value in whole.state_dict.items())
 
 
-def test_a_gradient_that_overflows_in_fp16_is_how_the_scale_is_found(tmp_path):
-    rows = [(kind, row | ({"loss_scale": 1.0, "gradient_norm": math.inf} if kind == "step" else {}))
-            for kind, row in healthy(0, 3)]  # fmt: skip
-    assert followed(rows, tmp_path) == []
+def test_a_gradient_that_overflows_in_fp16_is_how_the_scale_is_found_until_there_is_none(tmp_path):
+    for scale, told in ((1.0, []), (1e-4, ["not a number"])):
+        rows = [(kind, row | ({"loss_scale": scale, "gradient_norm": math.inf} if kind == "step" else {}))
+                for kind, row in healthy(0, 2)]  # fmt: skip
+        assert [alert.kind for alert in followed(rows, tmp_path / str(scale))] == told
 
 
 def test_a_resumed_training_is_judged_like_one_that_went_on(tmp_path):
