@@ -70,10 +70,10 @@ def test_a_notebook_sees_curves_and_alerts_after_every_epoch(tmp_path, monkeypat
     shown, alert = [], Alert("x", "plateau", "m", 3, 1.0)
 
     class Place:
-        def __init__(content):
+        def __init__(self, content):
             shown.append(("new", content))
 
-        def update(content):
+        def update(self, content):
             shown.append(("update", content))
 
     monkeypatch.setattr("IPython.display.display", lambda content, display_id: Place(content))

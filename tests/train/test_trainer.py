@@ -232,7 +232,7 @@ def test_tokens_are_mixed_as_their_labels(kind):
     """Clips of zeros and of ones: the mean of the tokens is the share of the second clip, and so must be its label."""
     xyz = [grid_coordinates(grid).flatten(0, 1) for grid in ((2, 4, 4), (3, 4, 4))]
     alphas = {"mixup": 0.0, "cutmix": 0.0} | {kind: 1.0}
-    mix = TokenMix(3, xyz, **alphas, seed=5)
+    mix = TokenMix(3, xyz, **alphas, probability=1.0, seed=5)
     streams = [torch.stack([torch.full((len(places), 2), float(k)) for k in (0, 1, 1)]) for places in xyz]
     shares = set()
     for step in range(20):
