@@ -62,7 +62,7 @@ STEPS = (*TABLE, REPORT)
 NEUTRAL = {
     "name", "runs", "workers", "log_level", "publish",
     "trackers", "wandb_project", "webhook", "alert_window", "divergence_margin", "gradient_explosion",
-    "throughput_collapse", "disk_reserve_gb",
+    "disk_reserve_gb",
 }  # fmt: skip
 ANNOTATIONS = ("*.json", "*.csv", "ground_truth/index.json")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -82,7 +82,6 @@ class WatchSettings:
     plateau_epochs: int = bounded(10, minimum=1)
     plateau_delta: float = bounded(0.002, minimum=0.0, maximum=0.5)  # of top-1, and of the loss as a share
     overfitting_gap: float = bounded(0.3, minimum=0.0, maximum=1.0)  # of top-1; a dozen points are common, and healthy
-    throughput_collapse: float = bounded(0.5, minimum=0.0, maximum=1.0)  # of the median: neighbours alone take less
     disk_reserve_gb: float = bounded(1.0, minimum=0.0)  # two checkpoints, where those are larger
 
 

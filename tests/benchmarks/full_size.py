@@ -35,7 +35,8 @@ from tcar.ground import log
 from tcar.lab import params  # noqa: E402
 from tcar.train.clip_tasks import BaselineTask  # noqa: E402
 from tcar.train.clip_views import ClipViews  # noqa: E402
-from tcar.train.stepping import Processes, Stepper  # noqa: E402
+from tcar.train.processes import Processes
+from tcar.train.stepping import Stepper  # noqa: E402
 from tcar.train.tasks import Slice  # noqa: E402
 
 SPLITS = ("train", "validation")
@@ -109,7 +110,7 @@ def sampler(task: BaselineTask, run: params.Params, ranks: int) -> str:
     for rank in range(ranks):
         processes = Processes(run, task.partly_used)
         processes.count, processes.rank = ranks, rank
-        steps = Stepper(task, run, 0, processes).slices(1)
+        steps = Stepper(task, processes).slices(1)
         seen += [place for step in steps for part in step for place in part.places]
     assert sorted(seen) == list(range(len(task.labels["train"])))
     return f"{len(steps):,} steps of {ranks} processes ask for each of {len(seen):,} training clips once"
@@ -120,7 +121,7 @@ def loader(task: BaselineTask, run: params.Params, share: float, memory: Memory)
     size = task.recipe.batch_size
     if share < 1:
         task.loader = Loader(Thinned(task.views, share), workers=run.workers, ahead=2 * size)
-    steps = Stepper(task, run, 0, Processes(run, task.partly_used)).slices(1)
+    steps = Stepper(task, Processes(run, task.partly_used)).slices(1)
     places = range(len(task.labels["validation"]))
     slices = {
         "train": [part for step in steps for part in step],

@@ -43,7 +43,7 @@ from tcar.train.recipe import epochs_of
 from tcar.train.tasks import TokenTask
 from tcar.train.tokens import StoredTokens
 from tcar.train.trainer import train_together
-from tcar.train.training import Head
+from tcar.train.training import Member
 
 BESIDE = {"vjepa2_vitl16_256": 16}  # streams beside those of the parameter file, and the frames of their clips
 BATCHES = (16, 64)
@@ -136,8 +136,8 @@ def trainings(configs: list[FusionConfig], tokens: dict[str, StoredTokens], run:
 
     def epoch(together: list[FusionConfig], name: str) -> tuple[float, list[Clock]]:
         clocks, tasks = [Clock() for _ in together], [TokenTask(one, *tokens.values(), run, 0) for one in together]
-        heads = [Head(task, run, root / f"{name}-{n}", [clocks[n]]) for n, task in enumerate(tasks)]
-        train_together(heads, 0)
+        heads = [Member(task, root / f"{name}-{n}", [clocks[n]]) for n, task in enumerate(tasks)]
+        train_together(heads)
         return clocks[-1].ends[1] - clocks[-1].ends[0], clocks
 
     alone = {config.kind: epoch([config], f"alone-{config.kind}")[0] for config in configs}

@@ -67,7 +67,7 @@ def test_a_notebook_of_the_pipeline_uses_a_secret_that_no_file_of_the_run_holds(
 def test_a_training_holds_no_secret(project):
     run = stated(project, trackers=["csv", "tensorboard"], epochs=3, warmup_epochs=1, batch_size=8)
     task = token_task(run)
-    train(task, run, project / "t", 0, watchers(run.watching, project / "t"), {})
+    train(task, project / "t", watchers(run.watching, project / "t"), {})
     assert (project / "t" / "run.json").is_file()
     assert telling(project) == []
 

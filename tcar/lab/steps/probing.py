@@ -45,12 +45,12 @@ def linear_probes(run: Params, opened: dict[str, FeatureStore], found: dict[str,
             for batch in _moments(store, [clip.id for clip in [*train, *rest]], device):
                 table.append(batch)
             for pooling, blocks in (("averaged", store.grid[0]), ("in order", 1)):
-                with Features(table, device, run.common.workers, blocks) as features:
-                    for target, (known, asked) in answers.items():
-                        if len(set(known.tolist())) < 2:
-                            continue
-                        scored = _probe(run, features, known, asked, _sets(run, rest))
-                        rows.append({"stream": role, "pooling": pooling, "target": target, **scored})
+                features = Features(table, device, run.common.workers, blocks)
+                for target, (known, asked) in answers.items():
+                    if len(set(known.tolist())) < 2:
+                        continue
+                    scored = _probe(run, features, known, asked, _sets(run, rest))
+                    rows.append({"stream": role, "pooling": pooling, "target": target, **scored})
     return rows
 
 

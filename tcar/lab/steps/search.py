@@ -49,7 +49,7 @@ class TokenScore:
         task = Job(proposed, fusion, seed).task(self.tokens)
         # A trial that dies is begun anew, so nothing of it is kept.
         with tempfile.TemporaryDirectory(prefix="tcar-trial-") as folder:
-            done = train(task, proposed, folder, seed, [_Reporter(report)])
+            done = train(task, folder, [_Reporter(report)])
         return done.history[done.best_epoch - 1]["validation_top1"]
 
 
