@@ -4,55 +4,65 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import NoReturn
 
-from tcar.ground.errors import TcarError
+from tcar.ground.errors import TcarError, unknown
 from tcar.ground.instructions import add_as_avx2
 
 VERBS = {
     "doctor": "say what is installed, found and missing, each fault with its fix",
-    "prepare": "make a dataset folder of what was downloaded, in any form it came in",
+    "prepare": "make a dataset folder of what was downloaded, in whatever form",
     "audit": "look at every video again, and say what has changed",
     "fetch": "fetch the published weights that a parameter file needs",
     "plan": "say what the tokens of a run take of disk and hours",
     "extract": "make the tokens of both streams, or what is missing of them",
     "verify": "read every byte of a token store again",
     "train": "make the trainings of a run, on one process or many",
-    "paper": "run the stale notebooks, draw every figure and table, compile the paper",
+    "paper": "run stale notebooks, draw figures and tables, compile the paper",
     "search": "search for better parameters",
     "replicates": "compare the methods on other clips, streams and trainings",
     "terms": "compare each loss term and regulariser with its absence",
     "predict": "name the action in a video",
     "tabletop": "render the synthetic benchmark to a folder, in any size",
-    "rehearse": "run a parameter file on an imitation of the real dataset, and measure it",
+    "rehearse": "run a parameter file in small on an imitation of the dataset",
     "streams": "train the two small streams of the package again",
     "notebooks": "open JupyterLab on copies of the notebooks",
 }
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with its arguments in one line, as all other errors are said."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; {self.prog} --help shows how it is called\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; 0 where all went well, 1 where it found something wrong, 2 for what cannot be done as asked."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     listed = "\n".join(f"  {verb:<12}{about}" for verb, about in VERBS.items())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "tcar", usage="tcar VERB …", formatter_class=argparse.RawDescriptionHelpFormatter, description=listed,
-        epilog="tcar VERB --help shows the options of a verb, and an example.",
+        epilog="tcar VERB --help shows the options of a verb, and an example.", add_help=False,
     )  # fmt: skip
-    parser.add_argument("verb", choices=VERBS, metavar="VERB", help=argparse.SUPPRESS)
-    asked = parser.parse_args(given[:1])
-    return command(asked.verb, given[1:])
+    parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+    parser.add_argument("verb", metavar="VERB", help=argparse.SUPPRESS)
+    verb = parser.parse_args(given[:1]).verb
+    if verb not in VERBS:
+        parser.error(f"{verb!r} is no verb, {unknown(verb, VERBS)}")
+    return command(verb, given[1:])
 
 
-def command(verb: str, arguments: Sequence[str], **given: Any) -> int:
-    """Run a verb on the arguments after it; `given` goes to its function beside them. Gives the exit status."""
+def command(verb: str, arguments: Sequence[str]) -> int:
+    """Run a verb on the arguments after it; gives the exit status."""
     module = import_module(f"tcar.lab.commands.{verb}")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         f"tcar {verb}", formatter_class=argparse.RawDescriptionHelpFormatter,
         description=module.__doc__.strip(), epilog=f"example:\n  {module.EXAMPLE}",
     )  # fmt: skip
     module.add_arguments(parser)
     try:
-        return module.run(parser.parse_args(arguments), **given)
+        return module.run(parser.parse_args(arguments))
     except TcarError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,306 +1,258 @@
-"""How feature stores get filled: decoding, models and writing side by side, on one or several processes.
+"""How feature stores get filled: decoding, streams and writing side by side, on one or several processes.
 
 On the CPU each worker process does all three for its own batch. On another device the workers decode ahead, this
 process runs the streams and a thread writes. Under torchrun the batches are dealt to the ranks by their number, so that
 none is made twice; what is not there when a process dies is made by the next run, whatever its number of processes.
 """
 
-from __future__ import annotations
-
-import itertools
-import os
-import queue
-import threading
+import datetime
+import json
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from tcar.data.workers import Failure, isolated_map, worker_count
-from tcar.features.batches import Batch, Builder, Decoded, Extractor, Job, Piece, Reader, compute, write
-from tcar.features.frames import Frames, Stacked
+from tcar.data.ssv2 import Clip
+from tcar.data.workers import Failure, isolated_map
+from tcar.features.batches import Extractor, Frames, OnDevice, Piece, Reader, compute, write
+from tcar.features.making import ClipBatch, StoreSpec, fingerprint, finish, missing, note
+from tcar.features.outdated import make_way
 from tcar.features.packing import FeatureError
-from tcar.features.store import DESCRIPTION, note, records
-from tcar.ground import log
+from tcar.features.ranks import Ranks, await_ranks
+from tcar.features.settings import ExtractionSettings, TokenSpec
+from tcar.features.store import DESCRIPTION, META, FeatureStore, key_of
+from tcar.ground import locks, log
+from tcar.ground.files import drop_drafts, replace_file
 
 # Reading and computing one batch takes seconds to minutes; beyond these a process hangs.
 BATCH_LIMIT, CLIP_LIMIT = 3600.0, 60.0
 # Batches between two steps: enough to bridge an uneven one, few enough for the memory.
 AHEAD = 2
-REPORT_INTERVAL = 60.0  # seconds
-POLL = 0.5  # seconds between two looks for what other ranks have made
 
 logger = log.get(__name__)
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those of a run, as torchrun's environment tells it."""
+def extract(
+    clips: Sequence[Clip], wanted: Sequence[TokenSpec], root: str | Path, settings: ExtractionSettings | None = None
+) -> list[FeatureStore]:
+    """Compute the pooled tokens of every clip by each of these streams, or open the stores that already hold them.
 
-    rank: int = 0
-    world: int = 1
-    local: int = 0
-    local_world: int = 1
-
-    @classmethod
-    def here(cls) -> Ranks:
-        """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; without them, one process that does everything."""
-        names = {"rank": "RANK", "world": "WORLD_SIZE", "local": "LOCAL_RANK", "local_world": "LOCAL_WORLD_SIZE"}
-        ranks = cls(**{name: int(os.environ[variable]) for name, variable in names.items() if variable in os.environ})
-        if not 0 <= ranks.rank < ranks.world:
-            raise FeatureError(f"RANK is {ranks.rank} and WORLD_SIZE {ranks.world}; start the ranks with torchrun")
-        return ranks
-
-    def workers(self, asked: int) -> int:
-        """Worker processes of this rank: as asked, or its share of the cores of its machine."""
-        return asked or max(1, worker_count(0) // self.local_world)
-
-
-@dataclass
-class Spent:
-    """Where the time of an extraction goes, told while it runs.
-
-    `seconds` of decoding, model and writing: on the CPU those of all workers, which do one after the other; on another
-    device those for which this process waited.
+    A clip is decoded once for all streams. Each worker process builds its own streams and uses one thread, and batches
+    follow the order of the clips, so the numbers depend neither on the number of workers nor on which streams are
+    extracted together. Clips that cannot be read are left out and listed in `store.broken`. Under torchrun every rank
+    makes its share and returns when all is there. Raises FeatureError when nothing can be read, the disk is too small,
+    a stream fails, a rank is late, another command extracts the same, or the present code would not make a store that
+    stands (`ExtractionSettings.remake`).
     """
+    if len({clip.id for clip in clips}) != len(clips):
+        raise FeatureError("two of the clips to extract have the same id; give each clip once")
+    settings, ranks = settings or ExtractionSettings(), Ranks.here()
+    device, size = _device(settings.device, ranks), settings.batch_clips
+    streams = [one.build().to(device) for one in wanted]
+    sizes, both = fingerprint(clips), list(zip(wanted, streams, strict=True))
+    stores = [StoreSpec.of(one, stream, Path(root), len(clips), sizes, settings) for one, stream in both]
+    batches = [ClipBatch(n, start, clips[start : start + size]) for n, start in enumerate(range(0, len(clips), size))]
+    for store, stream in zip(stores, streams, strict=True):
+        make_way(store, stream, batches, ranks)
+    todo = {number: store for number, store in enumerate(stores) if not (store.folder / DESCRIPTION).is_file()}
+    with ExitStack() as held:
+        for store in todo.values():
+            store.folder.mkdir(parents=True, exist_ok=True)
+            if ranks.rank == 0:
+                busy = f"{store.folder}: another command extracts into it; wait for it, then this opens what it made"
+                held.enter_context(locks.alone(store.folder / locks.FILE, FeatureError, busy))
+        mine = [batch for batch in missing(todo, batches) if batch.number % ranks.world == ranks.rank]
+        began = time.monotonic()
+        spent = make(stores, mine, [one.build for one in wanted] if device == "cpu" else streams, ranks, device)
+        for store in todo.values():
+            await_ranks(store, len(batches), ranks)
+            if ranks.rank == 0:
+                finish(store, clips, batches)
+        if ranks.rank == 0 and mine:
+            count, seconds = sum(len(batch.clips) for batch in mine), time.monotonic() - began
+            speed = _speed(list(todo.values()), count, spent, seconds, ranks, device)
+            for store in todo.values():
+                replace_file(store.folder / META, speed, durable=False)
+    return [_opened(store, ranks) for store in stores]
 
-    name: str
-    clips: int = 0
-    seconds: Counter = field(default_factory=Counter)
-    began: float = field(default_factory=time.monotonic)
-    told: float = field(default_factory=time.monotonic)
 
-    def add(self, clips: int, seconds: Counter) -> None:
-        """Count a finished batch and, every minute, tell where the time went so far."""
-        self.clips += clips
-        self.seconds.update(seconds)
-        if time.monotonic() - self.told >= REPORT_INTERVAL:
-            self.told = time.monotonic()
-            logger.info("%s: %s", self.name, self.line())
+def _device(asked: str, ranks: Ranks) -> str:
+    """The device of this process: under torchrun, a GPU for each rank of a machine."""
+    if asked == "auto":
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{ranks.local % torch.cuda.device_count()}" if asked == "cuda" and ranks.world > 1 else asked
 
-    def shares(self) -> dict[str, float]:
-        """The share of decoding, model and writing in the time of all three."""
-        total = sum(self.seconds.values())
-        return {step: spent / total for step, spent in sorted(self.seconds.items())} if total else {}
 
-    def line(self) -> str:
-        """Clips a second and the shares, for people."""
-        shares = ", ".join(f"{step} {100 * share:.0f}%" for step, share in self.shares().items())
-        return f"{self.clips / max(1e-9, time.monotonic() - self.began):.1f} clips/s, waiting for {shares}"
+def _speed(stores: Sequence[StoreSpec], clips: int, spent: Counter, seconds: float, ranks: Ranks, device: str) -> bytes:
+    """How fast it went, for the log and beside a store; this rank speaks for itself, and for all streams at once."""
+    total = sum(spent.values())
+    shares = {step: spent[step] / total for step in sorted(spent)}
+    waiting = ", ".join(f"{step} {100 * share:.0f}%" for step, share in shares.items())
+    logger.info("%s: %.1f clips/s, waiting for %s", _names(stores), clips / seconds, waiting)
+    about = {
+        "clips": clips,
+        "seconds": seconds,
+        "clips_per_second": clips / seconds,
+        "waiting": shares,
+        "workers": ranks.workers(stores[0].settings.workers),
+        "ranks": ranks.world,
+        "stores": [store.folder.name for store in stores],
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    return (json.dumps(about, indent=1) + "\n").encode()
+
+
+def _opened(store: StoreSpec, ranks: Ranks) -> FeatureStore:
+    """Open a complete store, and say what is not in it; what its making has left behind goes."""
+    opened = FeatureStore.open(store.folder)
+    if opened.key != key_of(store.made):
+        raise FeatureError(f"{store.folder} holds the store {opened.key[:16]}: give the folder its old name back")
+    if ranks.rank == 0:
+        for journal in store.folder.glob("done-[0-9]*.jsonl"):
+            journal.unlink(missing_ok=True)
+        drop_drafts(store.folder)
+        if opened.broken:
+            some = ", ".join(f"{identifier} ({why})" for identifier, why in list(opened.broken.items())[:5])
+            logger.warning("%s: %d of %d clips left out: %s", opened.root.name, len(opened.broken), store.clips, some)
+    return opened
 
 
 def make(
-    jobs: Sequence[Job], batches: Sequence[Batch], models: Sequence[Builder] | Sequence[nn.Module], ranks: Ranks,
-    workers: int, device: str,
-) -> Spent:  # fmt: skip
+    stores: Sequence[StoreSpec], batches: Sequence[ClipBatch], streams: Sequence, ranks: Ranks, device: str
+) -> Counter:
     """Make these batches; one whose process dies is made again without the clip that killed it.
 
-    With builders the streams run in the workers, with modules on a device in this process. Raises FeatureError when a
-    stream fails or a worker dies for another reason than a clip.
+    `streams` are factories where the workers run them (on "cpu"), modules where this process does. Returns the seconds
+    of decoding, model and writing: on the CPU those of all workers, which do one after the other; on another device
+    those for which this process waited. Raises FeatureError when a stream fails or a worker dies for another reason
+    than a clip.
     """
-    wanted = sorted({number for batch in batches for number in batch.wanted})
-    name = " and ".join(jobs[number].folder.name for number in wanted)
-    spent = Spent(name)
+    spent = Counter()
 
     def finished() -> Iterator[str]:
         left = batches
         while left:
-            again = []
+            again, workers = [], ranks.workers(stores[0].settings.workers)
             if device == "cpu":
-                made = isolated_map(Extractor(jobs, models), left, workers=workers, time_limit=BATCH_LIMIT)
+                made = isolated_map(Extractor(stores, streams), left, workers=workers, time_limit=BATCH_LIMIT)
             else:
-                made = _in_this_process(jobs, left, models, workers, device)
+                made = _in_this_process(stores, left, streams, workers, device)
             with closing(made) as outcomes:
                 for position, outcome in outcomes:
                     if isinstance(outcome, Failure):
-                        again.append(_without_killers(jobs, left[position], outcome))
+                        again.append(_without_killers(stores, left[position], outcome))
                         continue
                     records, seconds = outcome
                     for number, record in records.items():
-                        note(jobs[number].folder, ranks.rank, record)
-                    spent.add(len(left[position].clips), seconds)
+                        note(stores[number].folder, ranks.rank, record)
+                    spent.update(seconds)
                     yield from (clip.id for clip in left[position].clips)
             left = again
 
     if batches:
+        name = _names([stores[number] for number in sorted({n for batch in batches for n in batch.wanted})])
         total = sum(len(batch.clips) for batch in batches)
         for _ in log.progress(finished(), total=total, description=name, unit="clips"):
             pass
     return spent
 
 
-def await_ranks(job: Job, batches: int, ranks: Ranks, patience: float) -> None:
-    """Wait for what the other ranks make: rank 0 for every batch, the others until it has completed the store.
-
-    Raises FeatureError when nothing new has come for `patience` seconds: it names the batches and ranks that are late.
-    """
-    changed, before = time.monotonic(), -1
-    while not (job.folder / DESCRIPTION).is_file():
-        missing = sorted(set(range(batches)) - records(job.folder).keys())
-        if not missing and ranks.rank == 0:
-            return
-        if len(missing) != before:
-            changed, before = time.monotonic(), len(missing)
-        elif time.monotonic() - changed > patience:
-            raise FeatureError(_late(job, missing, ranks, patience))
-        time.sleep(POLL)
-
-
-def _late(job: Job, missing: list[int], ranks: Ranks, patience: float) -> str:
-    if not missing:
-        return f"rank 0 has not completed {job.folder} within {patience:g} s; look at its error, then extract again"
-    by_rank = Counter(number % ranks.world for number in missing)
-    some = ", ".join(map(str, missing[:10])) + (", …" if len(missing) > 10 else "")
-    late = ", ".join(f"rank {rank} ({count})" for rank, count in sorted(by_rank.items()))
-    return (
-        f"{job.folder}: no new batch for {patience:g} s, {len(missing)} are missing ({some}) of {late}; look at what "
-        "these ranks say and extract again, with any number of processes: what is there is kept"
-    )
-
-
 def _in_this_process(
-    jobs: Sequence[Job], batches: Sequence[Batch], models: Sequence[nn.Module], workers: int, device: str
+    stores: Sequence[StoreSpec], batches: Sequence[ClipBatch], streams: Sequence[nn.Module], workers: int, device: str
 ) -> Iterator[tuple[int, tuple[dict[int, dict], Counter] | Failure]]:
-    """Workers decode ahead, a thread brings frames to the device, this one runs the streams, another writes behind."""
+    """Workers decode, a thread brings frames to the device, this one runs the streams, another thread writes behind."""
+    waited, behind = Counter(), deque()
 
-    def decoded() -> Iterator[tuple[int, _Sent | Failure]]:
-        with closing(isolated_map(Reader(jobs), batches, workers=workers, time_limit=BATCH_LIMIT)) as outcomes:
+    def decoded() -> Iterator[tuple[int, tuple[list[Frames], list[OnDevice]] | Failure]]:
+        with closing(isolated_map(Reader(stores), batches, workers=workers, time_limit=BATCH_LIMIT)) as outcomes:
             for position, outcome in outcomes:
-                yield position, outcome if isinstance(outcome, Failure) else _Sent.of(outcome, device)
+                yield position, outcome if isinstance(outcome, Failure) else (outcome[0], _sent(outcome[0], device))
 
-    def written(
-        batch: Batch, done: torch.cuda.Event | None, broken: list[dict[str, str]], pieces: list[list[Piece]]
-    ) -> dict[int, dict]:
-        if done is not None:
+    def written(batch: ClipBatch, done, broken: list[dict[str, str]], pieces: list[list[Piece]]) -> dict[int, dict]:
+        if done:
             done.synchronize()
         each = zip(batch.wanted, broken, pieces, strict=True)
-        return {number: write(jobs[number], batch, reasons, found) for number, reasons, found in each}
+        return {number: write(stores[number], batch, reasons, found) for number, reasons, found in each}
 
-    waited, behind = Counter(), deque()
-    with ThreadPoolExecutor(1) as writer, closing(_timed(_ahead(decoded), waited)) as items:
+    def oldest() -> tuple[int, tuple[dict[int, dict], Counter]]:
+        """Wait for the oldest batch to be computed and written, and hand over the waiting since the last."""
+        position, done, future = behind.popleft()
+        began = time.perf_counter()
+        if done:
+            done.synchronize()
+        computed = time.perf_counter()
+        made = future.result()
+        spent = waited + Counter(model=computed - began, writing=time.perf_counter() - computed)
+        waited.clear()
+        return position, (made, spent)
+
+    with ThreadPoolExecutor(1) as writer, closing(_ahead(decoded(), waited)) as items:
         for position, sent in items:
             if isinstance(sent, Failure):
                 yield position, sent
                 continue
-            began, batch = time.perf_counter(), batches[position]
+            began, batch, (frames, views) = time.perf_counter(), batches[position], sent
             pieces = [
-                compute(jobs[number], models[number], batch, frames.ids, sent.stacked[id(frames)])
-                for number, frames in zip(batch.wanted, sent.frames, strict=True)
+                compute(stores[number], streams[number], seen)
+                for number, seen in zip(batch.wanted, views, strict=True)
             ]
-            if sent.done is not None:
-                sent.done.record(torch.cuda.current_stream(device))
+            done = torch.cuda.Event() if device.startswith("cuda") else None
+            if done:
+                done.record(torch.cuda.current_stream(device))
             waited["model"] += time.perf_counter() - began
-            broken = [frames.broken for frames in sent.frames]  # the frames themselves are not needed any more
-            behind.append((position, sent.done, writer.submit(written, batch, sent.done, broken, pieces)))
-            del sent
+            broken = [one.broken for one in frames]  # the frames themselves are not needed any more
+            behind.append((position, done, writer.submit(written, batch, done, broken, pieces)))
+            del sent, frames, views
             if len(behind) > AHEAD:
-                yield _oldest(behind, waited)
+                yield oldest()
         while behind:
-            yield _oldest(behind, waited)
+            yield oldest()
 
 
-@dataclass(frozen=True)
-class _Sent:
-    """The frames of a batch and, by the id of these, what is on the device of them; `done` marks the streams' end."""
-
-    frames: list[Frames]
-    stacked: dict[int, list[Stacked]]
-    done: torch.cuda.Event | None
-
-    @classmethod
-    def of(cls, decoded: Decoded, device: str) -> _Sent:
-        """Bring frames to the device, beside what it computes; those that two jobs share once."""
-        distinct = {id(frames): frames for frames in decoded.frames}
-        if not device.startswith("cuda"):
-            return cls(decoded.frames, {name: list(frames.stacked(device)) for name, frames in distinct.items()}, None)
-        with torch.cuda.stream(stream := torch.cuda.Stream(device)):
-            stacked = {name: list(frames.stacked(device)) for name, frames in distinct.items()}
-        stream.synchronize()
-        for views in stacked.values():
-            for _, clips in itertools.chain(*views):
-                clips.record_stream(torch.cuda.default_stream(device))  # where they are used, and freed after
-        return cls(decoded.frames, stacked, torch.cuda.Event())
+def _sent(frames: list[Frames], device: str) -> list[OnDevice]:
+    """Bring frames to the device, beside what it computes."""
+    if not device.startswith("cuda"):
+        return [one.on(device) for one in frames]
+    with torch.cuda.stream(stream := torch.cuda.Stream(device)):
+        sent = [one.on(device) for one in frames]
+    stream.synchronize()
+    for clips in (clips for views in sent for groups in views for _, clips in groups):
+        clips.record_stream(torch.cuda.default_stream(device))  # where they are used, and freed after
+    return sent
 
 
-def _oldest(
-    behind: deque[tuple[int, torch.cuda.Event | None, Future]], waited: Counter
-) -> tuple[int, tuple[dict[int, dict], Counter]]:
-    """Wait for the oldest batch to be computed and written, and hand over the waiting since the last."""
-    position, done, future = behind.popleft()
-    began = time.perf_counter()
-    if done is not None:
-        done.synchronize()
-    computed = time.perf_counter()
-    made = future.result()
-    waited.update({"model": computed - began, "writing": time.perf_counter() - computed})
-    spent = Counter(waited)
-    waited.clear()
-    return position, (made, spent)
-
-
-def _timed(items: Iterator, waited: Counter) -> Iterator:
-    """Pass items on and count the seconds spent waiting for them."""
-    with closing(items):
-        while True:
-            began = time.perf_counter()
-            item = next(items, None)
-            waited["decoding"] += time.perf_counter() - began
-            if item is None:
-                return
-            yield item
-
-
-def _ahead(make: Callable[[], Iterable]) -> Iterator[Any]:
-    """Run a generator in a thread that stays up to `AHEAD` items ahead; its errors are raised here."""
-    ready, stop = queue.Queue(AHEAD), threading.Event()
-
-    def put(kind: str, content: Any) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put((kind, content), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def fill() -> None:
+def _ahead(items: Iterator, waited: Counter) -> Iterator:
+    """Take items in a thread that stays up to `AHEAD` of them ahead, and count the seconds spent waiting for them."""
+    with closing(items), ThreadPoolExecutor(1) as taker:
+        taken = deque(taker.submit(next, items, None) for _ in range(AHEAD))
         try:
-            with closing(make()) as items:
-                for item in items:
-                    if not put("item", item):
-                        return
-            put("end", None)
-        except BaseException as error:
-            put("error", error)
-
-    thread = threading.Thread(target=fill, daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, content = ready.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise content
-            yield content
-    finally:
-        stop.set()
-        thread.join()
+            while True:
+                taken.append(taker.submit(next, items, None))
+                began = time.perf_counter()
+                item = taken.popleft().result()
+                waited["decoding"] += time.perf_counter() - began
+                if item is None:
+                    return
+                yield item
+        finally:
+            for one in taken:
+                one.cancel()
 
 
-def _without_killers(jobs: Sequence[Job], batch: Batch, failure: Failure) -> Batch:
+def _without_killers(stores: Sequence[StoreSpec], batch: ClipBatch, failure: Failure) -> ClipBatch:
     """The batch with every clip set aside that kills or hangs a process when it is read alone."""
-    where = " and ".join(str(jobs[number].folder) for number in batch.wanted)
+    where = " and ".join(str(stores[number].folder) for number in batch.wanted)
     if failure.kind == "error":
         raise FeatureError(f"extraction into {where} failed:\n{failure.detail}")
     alone = [replace(batch, clips=[clip], broken={}) for clip in batch.clips if clip.id not in batch.broken]
-    with closing(isolated_map(Reader(jobs), alone, workers=1, time_limit=CLIP_LIMIT)) as outcomes:
+    with closing(isolated_map(Reader(stores), alone, workers=1, time_limit=CLIP_LIMIT)) as outcomes:
         killers = {
             alone[position].clips[0].id: f"reading it {outcome.kind}"
             for position, outcome in outcomes
@@ -312,3 +264,7 @@ def _without_killers(jobs: Sequence[Job], batch: Batch, failure: Failure) -> Bat
             "each of its clips can be read; if memory ran out, lower workers or batch_clips"
         )
     return replace(batch, broken=batch.broken | killers)
+
+
+def _names(stores: Sequence[StoreSpec]) -> str:
+    return " and ".join(store.folder.name for store in stores)

@@ -19,7 +19,6 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -43,8 +42,8 @@ class FeatureStore:
     """The cached tokens of one stream; `broken` holds the reason for every clip that has none.
 
     `coordinates` are the centres (t, y, x) in [0, 1] of the N tokens of a clip, in the order of the tokens. They are
-    those of a mirrored view as well: its frames were mirrored before the stream saw them. `flips` says for each clip
-    which views these are, and is empty where none is. `places` holds the row of each clip's first view. `content` is a
+    those of a mirrored view as well: its frames were mirrored before the stream saw them. `flips` holds the numbers
+    of these views for each clip that has any. `places` holds the row of each clip's first view. `content` is a
     digest of all tokens, taken when they were written. `start` is where the first row begins in the file, in bytes.
     """
 
@@ -60,7 +59,7 @@ class FeatureStore:
     places: dict[str, int] = field(repr=False)
     views: int = 1
     token_type: TokenType = "fp16"
-    flips: dict[str, list[bool]] = field(default_factory=dict, repr=False)
+    flips: dict[str, list[int]] = field(default_factory=dict, repr=False)
     content: str = ""
     start: int = 128
     buffers: Buffers = field(default_factory=Buffers, repr=False, compare=False)
@@ -73,15 +72,11 @@ class FeatureStore:
         if faults := [*_told(root, described), *_shape(root, described)]:
             raise FeatureError(f"{root}: {faults[0]}; delete the folder and extract again")
         made, broken, views = described["made"], described["broken"], described["made"]["views"]
-        flips = {}
-        if mirrored := described["flipped"]:
-            flips = {name: [n in mirrored.get(name, ()) for n in range(views)] for name in described["clips"]}
         places = {name: row * views for row, name in enumerate(described["clips"]) if name not in broken}
-        coordinates = np.load(root / COORDINATES)
-        start = len(_head(described))
         return cls(
             root, described["key"], made["stream"], made["frames"], tuple(made["grid"]), described["width"],
-            coordinates, list(places), broken, places, views, made["token_type"], flips, described["content"], start,
+            np.load(root / COORDINATES), list(places), broken, places, views, made["token_type"], described["flipped"],
+            described["content"], len(_head(described)),
         )  # fmt: skip
 
     def only(self, ids: list[str]) -> "FeatureStore":
@@ -112,16 +107,12 @@ class FeatureStore:
         kind = row_type(self.token_type, len(self.coordinates), self.width)
         inner = [(kind.base, kind.shape)] if kind.names is None else [kind[name].subdtype for name in kind.names]
         parts = [self.buffers.empty((len(ids), *shape), base) for base, shape in inner]
-        bytes_of = [memoryview(part).cast("B") if part.size else memoryview(b"") for part in parts]
-        lengths = [part[0].nbytes if part.size else 0 for part in parts]
+        lines = [part.reshape(len(ids), math.prod(part.shape[1:])).view(np.uint8) for part in parts]
         # Read, not mapped: of a map that is new every page costs a fault.
         file = os.open(path := self.root / TOKENS, os.O_RDONLY | os.O_CLOEXEC)
         try:
             for position, row in enumerate(rows):
-                into = [
-                    part[position * length : (position + 1) * length]
-                    for part, length in zip(bytes_of, lengths, strict=True)
-                ]
+                into = [line[position] for line in lines]
                 if os.preadv(file, into, self.start + row * kind.itemsize) != kind.itemsize:
                     raise FeatureError(f"{path} ends before clip {ids[position]}; verify the store, and extract again")
         finally:
@@ -134,9 +125,8 @@ class FeatureStore:
         Clips and views are named as in `read`, and the errors are those of `read`.
         """
         ids, rows = self._asked(ids, view)
-        if not self.flips:
-            return np.zeros(len(ids), bool)
-        return np.array([self.flips[name][row % self.views] for name, row in zip(ids, rows, strict=True)], bool)
+        mirrored = [row % self.views in self.flips.get(name, ()) for name, row in zip(ids, rows, strict=True)]
+        return np.array(mirrored, bool)
 
     def _asked(self, ids: Sequence[str] | None, view: int | Sequence[int]) -> tuple[list[str], list[int]]:
         """The clips meant, and their rows in the file."""
@@ -160,7 +150,7 @@ class FeatureStore:
 
 def key_of(made: Mapping) -> str:
     """The key of a store: the digest of all that decides its numbers."""
-    return hashlib.sha256(_canonical(made)).hexdigest()
+    return hashlib.sha256(canonical(made)).hexdigest()
 
 
 def header(kind: np.dtype, rows: int) -> bytes:
@@ -171,67 +161,12 @@ def header(kind: np.dtype, rows: int) -> bytes:
     return file.getvalue()
 
 
-def allocate(folder: Path, kind: np.dtype, rows: int) -> None:
-    """Give the file of tokens its beginning and its size, unless it has them: several processes may do so at once.
-
-    Raises FeatureError where the tokens of batches that are done are gone.
-    """
-    head, path = header(kind, rows), folder / TOKENS
-    size = len(head) + rows * kind.itemsize
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        if os.fstat(file).st_size == size and os.pread(file, len(head), 0) == head:
-            return
-        if records(folder):
-            raise FeatureError(f"{path} is not what was written there; delete the folder and extract again")
-        os.pwrite(file, head, 0)
-        os.ftruncate(file, size)
-    finally:
-        os.close(file)
-    sync_folder(folder)
-
-
-def records(folder: Path) -> dict[int, dict]:
-    """What is done, by the number of the batch; a line that was cut off does not count."""
-    found = {}
-    for path in sorted(folder.glob("done-[0-9]*.jsonl")):
-        with suppress(FileNotFoundError):  # rank 0 has completed the store at this moment
-            for line in path.read_bytes().splitlines():
-                with suppress(ValueError):
-                    record = json.loads(line)
-                    found[record["batch"]] = record
-    return found
-
-
-def note(folder: Path, rank: int, record: Mapping) -> None:
-    """Write down that a batch is done, once its tokens are on the disk.
-
-    A line that is lost to a power cut is no harm, as its batch is made again: it does not wait for the disk.
-    """
-    with (folder / f"done-{rank}.jsonl").open("ab", buffering=0) as file:
-        file.write(b"\n" + _canonical(record) + b"\n")  # begins anew after a line that was cut off
-
-
-def complete(
-    folder: Path, made: Mapping, clips: Sequence[str], broken: Mapping[str, str], digests: Sequence[str], *,
-    width: int, flipped: Mapping[str, Sequence[int]], error: Mapping[str, float] | None = None,
-) -> None:  # fmt: skip
-    """Write, last, the description that makes a store complete; `digests` are those of its batches."""
-    described = {
-        "made": made, "key": key_of(made), "width": width, "clips": list(clips), "broken": dict(broken),
-        "batches": list(digests), "coordinates": _digest(folder / COORDINATES), "flipped": dict(flipped),
-        "error": error,
-    }  # fmt: skip
+def write_description(folder: Path, described: Mapping) -> None:
+    """Write, last, the description that makes a store complete."""
+    described = {**described, "key": key_of(described["made"]), "coordinates": _digest(folder / COORDINATES)}
     described["content"] = _content(described)
     sync_folder(folder)  # what the description stands for is on the disk before it is
-    replace_file(folder / DESCRIPTION, _canonical(described) + b"\n")
-
-
-def summed(errors: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """How exact the tokens of several batches are: the error's root mean square against theirs, and the largest."""
-    squares = {name: math.fsum(error[name] for error in errors) for name in ("error", "tokens")}
-    relative = math.sqrt(squares["error"] / squares["tokens"]) if squares["tokens"] else 0.0
-    return {"relative_rms": relative, "largest": max(error["largest"] for error in errors)}
+    replace_file(folder / DESCRIPTION, canonical(described) + b"\n")
 
 
 def verify(root: str | Path) -> list[str]:
@@ -280,10 +215,10 @@ def _told(root: Path, described: dict) -> list[str]:
     if _content(described) != described["content"]:
         faults.append(f"{DESCRIPTION}: its content has changed")
     if not (root / COORDINATES).is_file():
-        return [*faults, f"{COORDINATES}: missing"]
-    return faults + [f"{COORDINATES}: its content has changed"] * (
-        _digest(root / COORDINATES) != described["coordinates"]
-    )
+        faults.append(f"{COORDINATES}: missing")
+    elif _digest(root / COORDINATES) != described["coordinates"]:
+        faults.append(f"{COORDINATES}: its content has changed")
+    return faults
 
 
 def _shape(root: Path, described: dict) -> list[str]:
@@ -306,10 +241,11 @@ def _head(described: dict) -> bytes:
 
 
 def _content(described: dict) -> str:
-    return hashlib.sha256(_canonical({name: described[name] for name in _CONTENT})).hexdigest()
+    return hashlib.sha256(canonical({name: described[name] for name in _CONTENT})).hexdigest()
 
 
-def _canonical(content: Mapping) -> bytes:
+def canonical(content: Mapping) -> bytes:
+    """JSON of which there is one form only, so that its digest tells what is the same."""
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 

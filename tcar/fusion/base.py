@@ -1,115 +1,14 @@
-"""What all fusions share: their configuration, the interface, and the frame of those whose streams exchange."""
+"""What all fusions share: the interface, and the frame of those whose streams exchange."""
 
-import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tcar.fusion.blocks import STREAMS, Embedding, Readout, Record, Tables, run_block
-from tcar.fusion.positions import POSITIONS, WINDOWS, Geometry
-
-FUSIONS = (
-    "cross_attention",
-    "semantic_from_motion",
-    "motion_from_semantic",
-    "late_concat",
-    "late_concat_raw",
-    "sum",
-    "gated",
-    "bottleneck",
-    "cast",
-    "semantic",
-    "motion",
-    "semantic_bag",
-    "motion_probe_1",
-    "motion_probe_4",
-    "semantic_probe_1",
-    "semantic_probe_4",
-)
-
-
-@dataclass(frozen=True)
-class FusionConfig:
-    """What a fusion is made of; raises ValueError naming the field that does not fit.
-
-    `window` says what the streams may read of each other: all ("joint"), the same place ("time") or the same
-    moment ("space"); "cast" has windows of its own. Within a stream, and with the fusion tokens of
-    "bottleneck", attention is always joint. `cross_width` is the width in which one stream reads the other (0:
-    see `reading_width`), `bottleneck_tokens` counts the fusion tokens. `token_drop` is the share of each
-    stream's tokens that a training step leaves out (PatchDropout, Liu et al. 2023). `checkpointing` computes
-    blocks a second time in the backward pass instead of keeping what is inside them (Chen et al. 2016): the
-    same numbers, less memory.
-    """
-
-    kind: str = "cross_attention"
-    semantic_width: int = 384
-    motion_width: int = 2048
-    num_classes: int = 174
-    width: int = 512
-    heads: int = 8
-    blocks: int = 2
-    self_blocks: int = 1
-    mlp_ratio: float | int = 4
-    dropout: float | int = 0.1
-    drop_path: float | int = 0.1
-    window: str = "joint"
-    positions: str = "rotary"
-    cross_width: int = 0
-    bottleneck_tokens: int = 4
-    token_drop: float | int = 0
-    checkpointing: bool = False
-
-    def __post_init__(self):
-        for name in (
-            "semantic_width",
-            "motion_width",
-            "num_classes",
-            "width",
-            "heads",
-            "blocks",
-            "self_blocks",
-            "bottleneck_tokens",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"FusionConfig.{name} must be a whole number of at least 1, got {value!r}")
-        if not isinstance(self.cross_width, int) or self.cross_width < 0:
-            raise ValueError(
-                f"FusionConfig.cross_width must be a whole number of at least 0, got {self.cross_width!r}"
-            )
-        for name in ("width", "cross_width"):
-            if (value := getattr(self, name)) % (2 * self.heads):
-                raise ValueError(
-                    f"FusionConfig.{name} {value} over heads {self.heads}: each head needs an "
-                    "even, whole number of channels"
-                )
-        if self.mlp_ratio <= 0:
-            raise ValueError(f"FusionConfig.mlp_ratio must be above 0, got {self.mlp_ratio}")
-        for name in ("dropout", "drop_path", "token_drop"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"FusionConfig.{name} must lie in [0, 1), got {getattr(self, name)}")
-        for name, known in (("kind", FUSIONS), ("window", WINDOWS), ("positions", POSITIONS)):
-            value = getattr(self, name)
-            if value not in known:
-                close = difflib.get_close_matches(str(value), known, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise ValueError(f"FusionConfig.{name} {value!r} is not one of {', '.join(known)}{hint}")
-
-    @property
-    def reading_width(self) -> int:
-        """The width in which one stream reads the other: `cross_width`, or `width` where that is 0.
-
-        In "cast" 0 means half of `width`, as published, rounded up to whole heads of an even size.
-        """
-        unit = 2 * self.heads
-        return self.cross_width or (unit * -(-self.width // (2 * unit)) if self.kind == "cast" else self.width)
-
-    def stream_width(self, stream: str) -> int:
-        """Return the token width of a stream, "semantic" or "motion"."""
-        return self.semantic_width if stream == "semantic" else self.motion_width
+from tcar.fusion.blocks import STREAMS, Embedding, Readout, Record, Tables, Tokens, run_block
+from tcar.fusion.config import FusionConfig
+from tcar.fusion.positions import Geometry
 
 
 class Fusion(nn.Module):
@@ -153,11 +52,7 @@ class Fusion(nn.Module):
         return logits if record is None else (logits, record)
 
     def _logits(
-        self,
-        tokens: dict[str, Tensor],
-        xyz: dict[str, Tensor],
-        kept: dict[str, Tensor],
-        record: Record | None,
+        self, tokens: Tokens, xyz: dict[str, Tensor], kept: dict[str, Tensor], record: Record | None
     ) -> Tensor:
         """Return logits of the tokens; `xyz` are the coordinates of whole grids, of which `kept` is there."""
         raise NotImplementedError
@@ -189,7 +84,7 @@ class CrossFusion(Fusion):
         self.embed = nn.ModuleDict({s: embedding(config, s) for s in STREAMS})
         self.blocks = nn.ModuleList(make() for _ in range(config.blocks) for make in parts)
         self.readout = final_blocks(config, hidden)
-        self.head = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.num_classes))
+        self.head = classifier(config)
 
     def _logits(self, tokens, xyz, kept, record):
         tables = self.geometry(xyz, kept)
@@ -204,19 +99,19 @@ class CrossFusion(Fusion):
             record |= x | {"readout": readout}
         return self.head(readout)
 
-    def _embedded(self, tokens: dict[str, Tensor], tables: Tables) -> dict[str, Tensor]:
+    def _embedded(self, tokens: Tokens, tables: Tables) -> Tokens:
         return {s: self.embed[s](tokens[s], tables["places"][s]) for s in STREAMS}
 
 
 def block_sizes(config: FusionConfig, hidden: int) -> dict[str, int | float]:
     """Return the arguments that all transformer blocks of a fusion share."""
-    return {
-        "width": config.width,
-        "heads": config.heads,
-        "hidden": hidden,
-        "dropout": config.dropout,
-        "drop_path": config.drop_path,
-    }
+    shared = {name: getattr(config, name) for name in ("width", "heads", "dropout", "drop_path")}
+    return shared | {"hidden": hidden}
+
+
+def classifier(config: FusionConfig) -> nn.Sequential:
+    """Return the way from a readout to the logits."""
+    return nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.num_classes))
 
 
 def final_blocks(config: FusionConfig, hidden: int) -> Readout:

@@ -1,7 +1,6 @@
-"""Pre-norm transformer blocks over space-time tokens: one stream reads itself, or two streams read each
-other.
+"""Attention, and pre-norm transformer blocks over the space-time tokens of one stream.
 
-Source: Vaswani et al. 2017; pre-norm, Xiong et al. 2020; reading across streams, Lu et al. 2019 (ViLBERT).
+Source: Vaswani et al. 2017; pre-norm, Xiong et al. 2020.
 """
 
 import contextlib
@@ -20,6 +19,7 @@ OTHER = {"semantic": "motion", "motion": "semantic"}
 
 Record = dict[str, Tensor]
 Rotary = Float[Tensor, "n pairs 2"]
+Tokens = dict[str, Float[Tensor, "b _ _"]]  # by stream
 Tables = dict[str, dict[str, Tensor | int | None]]  # what `Geometry` returns
 
 
@@ -32,14 +32,12 @@ def attend(
     weights: bool = False,
     places: int = 0,
 ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b h n m"] | None]:
-    """Attend with scaled dot products in `heads` equal slices of the channels; the mask says what may be
-    read, a query that may read nothing reads 0.
+    """Attend with scaled dot products in `heads` equal slices of the channels; return what is read and the weights.
 
-    `places` above 0 says what the mask is: queries and keys lie on so many places, moment by moment, and read
-    their own alone. The weights are worked out explicitly only when asked for; otherwise the fused kernel never
-    stores them.
-    There is no dropout on the weights: fused CPU kernels have none, so it sits on the residual branches
-    instead.
+    The mask says what may be read; a query that may read nothing reads 0. `places` above 0 says what the mask is:
+    queries and keys lie on so many places, moment by moment, and read their own alone. The weights are worked out
+    only when asked for, as the fused kernel never stores them. They have no dropout, which fused CPU kernels lack: it
+    sits on the residual branches instead.
     """
     # The fused CPU kernel works through every masked score; plain products do not, but they keep every channel of
     # every moment. Which is the faster was measured: many places and narrow heads speak for products.
@@ -209,76 +207,6 @@ class SelfBlock(nn.Module):
         x, read = (x[:, :1], read[:, :1]) if first_only else (x, read)
         x = self.residual(x, self.out(read))
         return self.residual(x, self.feed_forward(x))
-
-
-def read_across(
-    stream: str,
-    parts: dict[str, dict[str, Float[Tensor, "b _ d"]]],
-    heads: int,
-    tables: Tables,
-    record: Record | None,
-    name: str,
-) -> Float[Tensor, "b _ d"]:
-    """Return what a stream's queries read of the other one's keys and values, through the mask in the tables.
-
-    With a `record`, "<name>.<stream>_from_<other>.weights" [b h n m] is written to it.
-    """
-    source = parts[OTHER[stream]]
-    read, weights = attend(
-        parts[stream]["q"],
-        source["k"],
-        source["v"],
-        heads,
-        tables["other"][stream],
-        record is not None,
-        tables["common"][stream],
-    )
-    if record is not None:
-        record[f"{name}.{stream}_from_{OTHER[stream]}.weights"] = weights
-    return read
-
-
-class CrossBlock(nn.Module):
-    """Two streams read each other, or one reads the other: both from the tokens before the block.
-
-    Each stream has one LayerNorm and one fused projection: its queries read the other stream, its keys and
-    values are read by it, in `cross_width` channels (0: all). A stream that reads also has a feed-forward
-    layer; one that does not leaves as it came.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        hidden: int,
-        dropout: float | int = 0,
-        drop_path: float | int = 0,
-        readers: tuple[str, ...] = STREAMS,
-        cross_width: int = 0,
-    ):
-        super().__init__()
-        self.heads, self.readers = heads, readers
-        roles = {s: ("q" if s in readers else "") + ("kv" if OTHER[s] in readers else "") for s in STREAMS}
-        self.project = nn.ModuleDict({s: Projection(width, roles[s], cross_width) for s in STREAMS})
-        self.out = nn.ModuleDict({s: nn.Linear(cross_width or width, width) for s in readers})
-        self.feed_forward = nn.ModuleDict({s: FeedForward(width, hidden) for s in readers})
-        self.residual = Residual(dropout, drop_path)
-
-    def forward(
-        self,
-        tokens: dict[str, Float[Tensor, "b _ d"]],
-        tables: Tables,
-        *,
-        record: Record | None = None,
-        name: str = "cross",
-    ) -> dict[str, Float[Tensor, "b _ d"]]:
-        """Return both streams' tokens after the block; for the record see `read_across`."""
-        parts = {s: self.project[s](tokens[s], tables["rotary_across"][s]) for s in STREAMS}
-        after = dict(tokens)
-        for s in self.readers:
-            x = self.residual(tokens[s], self.out[s](read_across(s, parts, self.heads, tables, record, name)))
-            after[s] = self.residual(x, self.feed_forward[s](x))
-        return after
 
 
 def run_block(

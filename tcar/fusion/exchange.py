@@ -1,4 +1,8 @@
-"""Other ways than plain cross-attention for two streams to exchange, each a step of `CrossFusion`."""
+"""The ways in which two streams exchange, each a step of `CrossFusion`.
+
+Every step takes the tokens by stream and the tables of their grids, and returns the tokens after it; with a `record` it
+writes its attention weights there, under its `name`. Source of reading across streams: Lu et al. 2019 (ViLBERT).
+"""
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +18,75 @@ from tcar.fusion.blocks import (
     Residual,
     SelfBlock,
     Tables,
-    read_across,
+    Tokens,
+    attend,
 )
 from tcar.fusion.positions import with_origin
 
 BOTTLENECK = "bottleneck"  # the name under which fusion tokens travel beside the streams
+
+
+def read_across(
+    stream: str,
+    parts: dict[str, Tokens],
+    heads: int,
+    tables: Tables,
+    record: Record | None,
+    name: str,
+) -> Float[Tensor, "b _ d"]:
+    """Return what a stream's queries read of the other one's keys and values, through the mask in the tables.
+
+    With a `record`, "<name>.<stream>_from_<other>.weights" [b h n m] is written to it.
+    """
+    source = parts[OTHER[stream]]
+    read, weights = attend(
+        parts[stream]["q"],
+        source["k"],
+        source["v"],
+        heads,
+        tables["other"][stream],
+        record is not None,
+        tables["common"][stream],
+    )
+    if record is not None:
+        record[f"{name}.{stream}_from_{OTHER[stream]}.weights"] = weights
+    return read
+
+
+class CrossBlock(nn.Module):
+    """Two streams read each other, or one reads the other: both from the tokens before the block.
+
+    Each stream has one LayerNorm and one fused projection: its queries read the other stream, its keys and
+    values are read by it, in `cross_width` channels (0: all). A stream that reads also has a feed-forward
+    layer; one that does not leaves as it came.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        dropout: float | int = 0,
+        drop_path: float | int = 0,
+        readers: tuple[str, ...] = STREAMS,
+        cross_width: int = 0,
+    ):
+        super().__init__()
+        self.heads, self.readers = heads, readers
+        roles = {s: ("q" if s in readers else "") + ("kv" if OTHER[s] in readers else "") for s in STREAMS}
+        self.project = nn.ModuleDict({s: Projection(width, roles[s], cross_width) for s in STREAMS})
+        self.out = nn.ModuleDict({s: nn.Linear(cross_width or width, width) for s in readers})
+        self.feed_forward = nn.ModuleDict({s: FeedForward(width, hidden) for s in readers})
+        self.residual = Residual(dropout, drop_path)
+
+    def forward(self, tokens: Tokens, tables: Tables, *, record: Record | None = None, name: str = "cross") -> Tokens:
+        """Return both streams' tokens after the block; for the record see `read_across`."""
+        parts = {s: self.project[s](tokens[s], tables["rotary_across"][s]) for s in STREAMS}
+        after = dict(tokens)
+        for s in self.readers:
+            x = self.residual(tokens[s], self.out[s](read_across(s, parts, self.heads, tables, record, name)))
+            after[s] = self.residual(x, self.feed_forward[s](x))
+        return after
 
 
 class GatedBlock(nn.Module):
@@ -37,14 +105,7 @@ class GatedBlock(nn.Module):
         self.feed_forward = nn.ModuleDict({s: FeedForward(width, hidden) for s in STREAMS})
         self.residual = Residual(dropout, drop_path)
 
-    def forward(
-        self,
-        tokens: dict[str, Float[Tensor, "b _ d"]],
-        tables: Tables,
-        *,
-        record: Record | None = None,
-        name: str = "gated",
-    ) -> dict[str, Float[Tensor, "b _ d"]]:
+    def forward(self, tokens: Tokens, tables: Tables, *, record: Record | None = None, name: str = "gated") -> Tokens:
         """Return both streams' tokens after the block.
 
         With a `record`, "<name>.<stream>_from_<other>.weights" [b 1 n m], the shares in the mean, and "….gate"
@@ -90,13 +151,8 @@ class NarrowExchange(nn.Module):
         self.residual = Residual(dropout, drop_path)
 
     def forward(
-        self,
-        tokens: dict[str, Float[Tensor, "b _ d"]],
-        tables: Tables,
-        *,
-        record: Record | None = None,
-        name: str = "exchange",
-    ) -> dict[str, Float[Tensor, "b _ d"]]:
+        self, tokens: Tokens, tables: Tables, *, record: Record | None = None, name: str = "exchange"
+    ) -> Tokens:
         """Return both streams' tokens after the exchange; for the record see `read_across`."""
         parts = {s: self.project[s](self.down[s](tokens[s]), tables["rotary_across"][s]) for s in STREAMS}
         read = {s: read_across(s, parts, self.heads, tables, record, name) for s in STREAMS}
@@ -110,14 +166,7 @@ class StreamBlocks(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleDict({s: SelfBlock(**sizes) for s in STREAMS})
 
-    def forward(
-        self,
-        tokens: dict[str, Float[Tensor, "b _ d"]],
-        tables: Tables,
-        *,
-        record: Record | None = None,
-        name: str = "within",
-    ) -> dict[str, Float[Tensor, "b _ d"]]:
+    def forward(self, tokens: Tokens, tables: Tables, *, record: Record | None = None, name: str = "within") -> Tokens:
         """Return both streams' tokens after the block; with a `record`, "<name>.<stream>.weights" [b h n n] are
         written to it."""
         return {
@@ -125,25 +174,16 @@ class StreamBlocks(nn.Module):
         }
 
 
-class BottleneckBlock(nn.Module):
+class BottleneckBlock(StreamBlocks):
     """A transformer block on each stream and the fusion tokens, whose two copies are averaged afterwards.
 
     Whatever goes from stream to stream has to pass through the few fusion tokens. They sit at the origin of space and
     time. Source: Nagrani et al. 2021, Attention bottlenecks for multimodal fusion.
     """
 
-    def __init__(self, **sizes: float | int):
-        super().__init__()
-        self.blocks = nn.ModuleDict({s: SelfBlock(**sizes) for s in STREAMS})
-
     def forward(
-        self,
-        tokens: dict[str, Float[Tensor, "b _ d"]],
-        tables: Tables,
-        *,
-        record: Record | None = None,
-        name: str = "bottleneck",
-    ) -> dict[str, Float[Tensor, "b _ d"]]:
+        self, tokens: Tokens, tables: Tables, *, record: Record | None = None, name: str = "bottleneck"
+    ) -> Tokens:
         """Return the tokens of both streams and the k fusion tokens (`BOTTLENECK`) after the block.
 
         With a `record`, "<name>.<stream>.weights" [b h n+k n+k] are written to it, fusion tokens last.

@@ -13,10 +13,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tcar.fusion.base import FUSIONS, CrossFusion, Fusion, FusionConfig, block_sizes
-from tcar.fusion.blocks import STREAMS, CrossBlock
-from tcar.fusion.exchange import GatedBlock, NarrowExchange, StreamBlocks
-from tcar.fusion.probe_fusion import PROBES, ProbeFusion, probe_hidden
+from tcar.fusion.base import CrossFusion, Fusion, block_sizes
+from tcar.fusion.blocks import STREAMS
+from tcar.fusion.config import FusionConfig
+from tcar.fusion.exchange import CrossBlock, GatedBlock, NarrowExchange, StreamBlocks
+from tcar.fusion.probe import PROBES, ProbeFusion, probe_hidden
+from tcar.fusion.settings import FUSIONS
 from tcar.fusion.siblings import BottleneckFusion, LateConcat, LateConcatRaw, SingleStream, SumOfScores
 
 

@@ -12,9 +12,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-WINDOWS = ("joint", "time", "space")
-POSITIONS = ("rotary", "learned", "none")
-
 # Radians over the whole clip: an eighth of a turn tells far from near without wrapping; four turns set
 # neighbours on an axis of eight cells half a turn apart, the finest difference such an axis can hold.
 SLOWEST, FASTEST = torch.pi / 4, 8 * torch.pi

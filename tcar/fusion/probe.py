@@ -1,4 +1,4 @@
-"""The attentive probe: a small transformer that classifies the tokens of one frozen stream.
+"""The attentive probe, a small transformer that classifies the tokens of one frozen stream, as a rival of fusions.
 
 Source: Assran et al. 2025 (V-JEPA 2, arXiv:2506.09985) and its released evaluation code. The probe of V-JEPA
 (Bardes et al. 2024, arXiv:2404.08471) is another one: its single block has an output projection (12.8 M at 1024).
@@ -10,12 +10,20 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from tcar.fusion.blocks import FeedForward, Projection, Record, SelfBlock, attend
+from tcar.fusion.base import Fusion
+from tcar.fusion.blocks import FeedForward, Projection, Record, SelfBlock, Tokens, attend, run_block
+from tcar.fusion.config import FusionConfig
+from tcar.ground.settings import check_whole
 
 INIT_STD = 0.02
 HEADS = 16  # of every published probe, whatever its width
+MLP_RATIO = 4
+# A probe as wide as this has its published number of heads; a narrower one has that of the configuration, or the
+# heads of a small stream would have a handful of channels each.
+FULL_WIDTH = 16 * HEADS
+# kind -> the stream it reads, and how many blocks it has, that of the query among them.
+PROBES = {f"{stream}_probe_{depth}": (stream, depth) for stream in ("motion", "semantic") for depth in (1, 4)}
 
 
 @dataclass(frozen=True)
@@ -31,16 +39,10 @@ class ProbeConfig:
     num_classes: int = 174
     depth: int = 4
     heads: int = HEADS
-    mlp_ratio: float | int = 4
     bottleneck: int = 0
 
     def __post_init__(self):
-        for name, least in (("width", 1), ("num_classes", 1), ("depth", 1), ("heads", 1), ("bottleneck", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"ProbeConfig.{name} must be a whole number of at least {least}, got {value!r}")
-        if self.mlp_ratio <= 0:
-            raise ValueError(f"ProbeConfig.mlp_ratio must be above 0, got {self.mlp_ratio}")
+        check_whole(self, width=1, num_classes=1, depth=1, heads=1, bottleneck=0)
         if self.bottleneck >= self.width:
             raise ValueError(
                 f"ProbeConfig.bottleneck {self.bottleneck} must be below width {self.width}; 0 leaves it out"
@@ -96,7 +98,7 @@ class AttentiveProbe(nn.Module):
     def __init__(self, config: ProbeConfig, checkpointing: bool = False):
         super().__init__()
         self.config, self.checkpointing = config, checkpointing
-        width, hidden = config.block_width, round(config.mlp_ratio * config.block_width)
+        width, hidden = config.block_width, MLP_RATIO * config.block_width
         self.reduce = nn.Linear(config.width, width) if config.bottleneck else nn.Identity()
         self.blocks = nn.ModuleList(SelfBlock(width, config.heads, hidden) for _ in range(config.depth - 1))
         self.cross = QueryBlock(width, config.heads, hidden)
@@ -118,15 +120,10 @@ class AttentiveProbe(nn.Module):
         record: Record | None = {} if return_intermediates else None
         x = self.reduce(tokens)
         for i, block in enumerate(self.blocks):
-            x = self._run(block, x, record, name=f"self{i}")
-        readout = self._run(self.cross, x, record)
+            x = run_block(block, x, record=record, name=f"self{i}", again=self.checkpointing)
+        readout = run_block(self.cross, x, record=record, again=self.checkpointing)
         logits = self.head(readout)
         return logits if record is None else (logits, record | {"readout": readout})
-
-    def _run(self, block: nn.Module, x: Tensor, record: Record | None, **name: str) -> Tensor:
-        if self.checkpointing and record is None:
-            return checkpoint(block, x, use_reentrant=False)
-        return block(x, record=record, **name)
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -139,6 +136,61 @@ class AttentiveProbe(nn.Module):
             block.out.weight.div_((2 * i) ** 0.5)
             block.feed_forward[-1].weight.div_((2 * i) ** 0.5)
         self.cross.feed_forward[-1].weight.div_((2 * max(1, len(self.blocks))) ** 0.5)
+
+
+class ProbeFusion(Fusion):
+    """The attentive probe on the tokens of one stream; the other is ignored, and so are all coordinates.
+
+    "motion_probe_1" is one learned query that reads the tokens of the motion stream, "motion_probe_4" has three
+    self-attention blocks before it, and "semantic_probe_1" and "semantic_probe_4" read the other stream. Where the
+    published probe has no more trained parameters than `cross_attention` of the same configuration, this is it, and
+    smaller than its rivals; where it has more, a linear layer takes the tokens down to the largest width that fits.
+    Of the configuration it takes widths, classes, checkpointing and token drop; the published probe has no dropout
+    and no positions. Intermediates: of stream s, "block<i>.<s>.weights" [b h n n], "cross.<s>.weights" [b h 1 n], and
+    "readout" [b d].
+    """
+
+    def __init__(self, config: FusionConfig, hidden: int):
+        super().__init__(config)
+        self.stream, depth = PROBES[config.kind]
+        self.streams = (self.stream,)
+        width, stream_width = hidden // MLP_RATIO, config.stream_width(self.stream)
+        full = width >= FULL_WIDTH and width % HEADS == 0
+        sizes = ProbeConfig(
+            width=stream_width,
+            num_classes=config.num_classes,
+            depth=depth,
+            heads=HEADS if full else config.heads,
+            bottleneck=0 if width == stream_width else width,
+        )
+        self.probe = AttentiveProbe(sizes, checkpointing=config.checkpointing)
+
+    def _logits(
+        self, tokens: Tokens, xyz: dict[str, Tensor], kept: dict[str, Tensor], record: Record | None
+    ) -> Tensor:
+        if record is None:
+            return self.probe(tokens[self.stream])
+        logits, found = self.probe(tokens[self.stream], return_intermediates=True)
+        for name, value in found.items():
+            part, _, rest = name.replace("self", "block").partition(".")
+            record[f"{part}.{self.stream}.{rest}" if rest else part] = value
+        return logits
+
+
+def probe_hidden(config: FusionConfig, budget: int) -> int:
+    """Return the feed-forward width of a kind of `PROBES`: that of the largest probe of at most `budget` parameters.
+
+    Raises ValueError where none fits.
+    """
+    stream, depth = PROBES[config.kind]
+    given = budget, config.stream_width(stream), config.num_classes, depth
+
+    def width(heads: int) -> int:
+        return probe_width_within(*given, heads) or given[1]
+
+    if given[1] >= FULL_WIDTH and (found := width(HEADS)) >= FULL_WIDTH:
+        return MLP_RATIO * found
+    return MLP_RATIO * width(config.heads)
 
 
 def probe_width_within(

@@ -1,11 +1,12 @@
 """The rivals of cross-attention: streams that meet late, by other means, or not at all."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from tcar.fusion.base import CrossFusion, Fusion, FusionConfig, block_sizes, embedding, final_blocks, geometry
-from tcar.fusion.blocks import STREAMS, Record, SelfBlock, run_block
+from tcar.fusion.base import CrossFusion, Fusion, block_sizes, classifier, embedding, final_blocks, geometry
+from tcar.fusion.blocks import STREAMS, Record, SelfBlock, Tokens, run_block
+from tcar.fusion.config import FusionConfig
 from tcar.fusion.exchange import BOTTLENECK, BottleneckBlock
 
 
@@ -22,11 +23,7 @@ class Tower(nn.Module):
         self.readout = final_blocks(config, hidden)
 
     def forward(
-        self,
-        tokens: dict[str, Float[Tensor, "b _ _"]],
-        xyz: dict[str, Float[Tensor, "_ 3"]],
-        kept: dict[str, Int[Tensor, "_"]],
-        record: Record | None,
+        self, tokens: Tokens, xyz: dict[str, Tensor], kept: dict[str, Tensor], record: Record | None
     ) -> Float[Tensor, "b d"]:
         """Return the readout of the tower's own stream; the arguments are those of `Fusion._logits`."""
         s = self.stream
@@ -74,12 +71,7 @@ class SumOfScores(Fusion):
     def __init__(self, config: FusionConfig, hidden: int):
         super().__init__(config)
         self.towers = nn.ModuleDict({s: Tower(config, hidden, s) for s in STREAMS})
-        self.head = nn.ModuleDict(
-            {
-                s: nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.num_classes))
-                for s in STREAMS
-            }
-        )
+        self.head = nn.ModuleDict({s: classifier(config) for s in STREAMS})
 
     def _logits(self, tokens, xyz, kept, record):
         readouts = {s: self.towers[s](tokens, xyz, kept, record) for s in STREAMS}
@@ -119,7 +111,7 @@ class SingleStream(Fusion):
         super().__init__(config)
         self.streams = (stream,)
         self.tower = Tower(config, hidden, stream, timeless)
-        self.head = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.num_classes))
+        self.head = classifier(config)
 
     def _logits(self, tokens, xyz, kept, record):
         readout = self.tower(tokens, xyz, kept, record)

@@ -13,6 +13,11 @@ class ParameterError(TcarError, ValueError):
 
 
 def unknown(name: object, known: Collection) -> str:
-    """What to say of a name that is none of those known: all of them, or the one that is meant."""
-    close = difflib.get_close_matches(str(name), list(map(str, known)), n=1)
-    return f"expected one of {', '.join(map(str, known))}" + (f"; did you mean {close[0]!r}?" if close else "")
+    """What to say of a name that is none of those known: all of them, and the one that is meant."""
+    return f"expected one of {', '.join(map(str, known))}{meant(name, known, '; ')}"
+
+
+def meant(name: object, known: Collection, before: str = ", ") -> str:
+    """The question whether the nearest of the known names is meant, or an empty text where none is near."""
+    near = difflib.get_close_matches(str(name), list(map(str, known)), n=1)
+    return f"{before}did you mean {near[0]!r}?" if near else ""

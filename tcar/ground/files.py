@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import psutil
+
 
 @contextmanager
 def drafted(path: Path, *, durable: bool = False) -> Iterator[Path]:
@@ -69,7 +71,7 @@ def drop_drafts(folder: Path) -> None:
     prefix = _draft_prefix()
     for draft in folder.glob(f"{prefix}*"):
         process = draft.name.removeprefix(prefix).partition("~")[0]
-        if process.isdecimal() and not _alive(int(process)):
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
             draft.unlink(missing_ok=True)
 
 
@@ -99,13 +101,3 @@ def _ours(entry: os.DirEntry, names: Sequence[str]) -> bool:
 
 def _draft_prefix() -> str:
     return f".{socket.gethostname()}~"
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

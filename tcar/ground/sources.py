@@ -31,24 +31,20 @@ def module_digests(*module_names: str) -> dict[str, str]:
         if name not in reached and name not in PASSIVE and not name.endswith(".settings"):
             reached[name], imported = _module(name)
             # Importing a.b.c runs a and a.b as well.
-            parents = {
-                parent for m in (name, *imported) for parent in itertools.accumulate(m.split("."), _join)
+            queue += {
+                parent for m in (name, *imported) for parent in itertools.accumulate(m.split("."), "{}.{}".format)
             }
-            queue += sorted(parents)
     return dict(sorted(reached.items()))
 
 
-def imported_modules(tree: ast.AST, package: str = "") -> set[str]:
-    """The modules of tcar that a syntax tree imports; `package` is where its relative imports begin."""
+def imported_modules(tree: ast.AST) -> set[str]:
+    """The modules of tcar that a syntax tree imports, each by its full name."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            parts = package.split(".")
-            base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
-            module = ".".join(filter(None, (base, node.module)))
-            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Attribute):
             found.add(ast.unparse(node))  # `tcar.streams.registry.create_stream` after a bare `import tcar`
     return {name for name in found if name.partition(".")[0] == "tcar" and _source(name) is not None}
@@ -59,8 +55,7 @@ def _module(name: str) -> tuple[str, frozenset[str]]:
     """The digest of one module and the modules it imports."""
     file = _source(name)
     tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
-    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-    imported = frozenset(imported_modules(tree, package))
+    imported = frozenset(imported_modules(tree))
     return hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()[:16], imported
 
 
@@ -70,10 +65,6 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
         if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]
     return tree
-
-
-def _join(parent: str, child: str) -> str:
-    return f"{parent}.{child}"
 
 
 def _source(name: str) -> Path | None:

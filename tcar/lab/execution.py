@@ -16,6 +16,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 
+from tcar.ground import files
 from tcar.lab import params
 from tcar.lab.notebooks import NotebookError
 
@@ -74,16 +75,16 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], logfile: 
     """
     hidden = {key: f"TCAR_{key.upper()}" for key in params.secrets(parameters)}
     given = {**parameters, **{key: f"${variable}" for key, variable in hidden.items()}}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    logfile.parent.mkdir(parents=True, exist_ok=True)
-    part, failed = target.with_suffix(".part.ipynb"), target.with_suffix(".failed.ipynb")
-    for old in (part, failed):
-        old.unlink(missing_ok=True)
+    told = {variable: parameters[key] for key, variable in hidden.items()}
+    for folder in (target.parent, logfile.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    failed = target.with_suffix(".failed.ipynb")
+    failed.unlink(missing_ok=True)
+    files.drop_drafts(target.parent)
     with (
+        _environment(TCAR_NOTEBOOK=source.stem, MPLBACKEND=BACKEND, **told),
         logfile.open("w", encoding="utf-8") as file,
-        _environment(
-            TCAR_NOTEBOOK=source.stem, MPLBACKEND=BACKEND, **{hidden[key]: parameters[key] for key in hidden}
-        ),
+        files.drafted(target) as part,
     ):
         echo = Echo(sys.stdout, file)
         try:
@@ -101,28 +102,19 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], logfile: 
             print(traceback, message, sep="\n", file=file)
             raise NotebookError(f"{message}\nlog: {logfile}") from None
         echo.close()
-    part.replace(target)
 
 
 def _with_one_retry(source: Path, part: Path, parameters: dict[str, Any], echo: Echo) -> None:
     """Run the notebook; a kernel that does not start (a port just taken, a busy machine) gets another try."""
-    # Every notebook is handed parameters of other stages too, on purpose: papermill need not warn of each.
+    # Every notebook is handed parameters of other groups too, on purpose: papermill need not warn of each.
     logging.getLogger("papermill").setLevel(logging.ERROR)
     for attempt in (1, 2):
         try:
             papermill.execute_notebook(
-                source,
-                part,
-                parameters,
-                kernel_name="python3",
-                language="python",
-                kernel_manager_class=ThisPythonKernel,
-                start_timeout=START_TIMEOUT,
-                progress_bar=False,
-                stdout_file=echo,
-                stderr_file=echo,
-                cwd=source.parent,
-            )
+                source, part, parameters, kernel_name="python3", language="python", cwd=source.parent,
+                kernel_manager_class=ThisPythonKernel, start_timeout=START_TIMEOUT, progress_bar=False,
+                stdout_file=echo, stderr_file=echo,
+            )  # fmt: skip
             return
         except (RuntimeError, TimeoutError):
             if attempt == 2 or _running_cell(part):

@@ -48,9 +48,7 @@ class Notebook:
                 names = []
             if not names:
                 line = ast.unparse(node)
-                raise NotebookError(
-                    f"{self.path}: the `parameters` cell holds more than `name = value`: {line}"
-                )
+                raise NotebookError(f"{self.path}: the `parameters` cell holds more than `name = value`: {line}")
         return found
 
     @property
@@ -59,17 +57,14 @@ class Notebook:
         return sorted(sources.imported_modules(self.tree))
 
     @property
-    def stages(self) -> set[str]:
-        """The stages of parameters that the notebook declares variables of, or reads as `run.<stage>`."""
-        named = {
-            s for s, t in params.GROUPS.items() for name in self.declared if name in t.__dataclass_fields__
-        }
+    def groups(self) -> set[str]:
+        """The groups of parameters that the notebook declares variables of, or reads as `run.<group>`."""
+        named = {group for group, of in params.GROUPS.items() if self.declared.keys() & of.__dataclass_fields__.keys()}
         read = {
-            node.attr
-            for node in ast.walk(self.tree)
+            node.attr for node in ast.walk(self.tree)
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "run"
-        }
-        return named | (read & set(params.GROUPS))
+        }  # fmt: skip
+        return named | (read & params.GROUPS.keys())
 
     def _parse(self, cell: str, which: object) -> ast.Module:
         try:
@@ -80,16 +75,16 @@ class Notebook:
 
 
 def read(path: Path) -> Notebook:
-    """A notebook file, checked: it is there, readable, and has exactly one cell tagged `parameters`, whose
-    variables all are parameters. Raises NotebookError."""
+    """A notebook file that is there and readable, and has one cell tagged `parameters`, all of whose variables are.
+
+    Raises NotebookError otherwise, and ParameterError for a variable that is no parameter, or has a wrong value.
+    """
     if not path.is_file():
         raise NotebookError(f"{path}: no such notebook")
     try:
         cells = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
-        sources = tuple("".join(cell["source"]) for cell in cells)
-        tagged = [
-            s for s, c in zip(sources, cells, strict=True) if "parameters" in c["metadata"].get("tags", [])
-        ]
+        code = tuple("".join(cell["source"]) for cell in cells)
+        tagged = [s for s, c in zip(code, cells, strict=True) if "parameters" in c["metadata"].get("tags", [])]
     except (ValueError, KeyError, TypeError) as error:
         raise NotebookError(f"{path}: not a notebook ({error})") from None
     if len(tagged) != 1:
@@ -97,7 +92,7 @@ def read(path: Path) -> Notebook:
             f"{path}: {len(tagged)} cells are tagged `parameters`, expected just one, or the values of the "
             "parameter file are lost: tag the cell of the defaults"
         )
-    notebook = Notebook(path, sources, tagged[0])
+    notebook = Notebook(path, code, tagged[0])
     declared = {name: value for name, value in notebook.declared.items() if name != params.FILE}
     params.check_values(declared, source=str(path))
     return notebook

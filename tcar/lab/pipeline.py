@@ -4,23 +4,22 @@
     tcar paper params/demo.yaml --list     say what is stale, and why
     tcar paper params/demo.yaml --only 03_training --force
 
-A step is stale when a parameter of its stages, its code, a module of tcar it imports, a package that decides
-values, an input or one of its outputs has changed since it last succeeded. The state of a step is kept as soon
-as the step has succeeded. That is why this is no doit file: doit writes its state when the whole run ends, so a
-run killed in the fifth notebook would begin again with the first; and of its checks only the order of the steps
-would be left, since code cells, modules and targets need hashes of their own.
+A step is stale when a parameter of its groups, its code, a module of tcar it imports, a package that decides values, an
+input or one of its outputs has changed since it last succeeded. The state of a step is kept as soon as it has. That is
+why this is no doit file: doit writes its state when the whole run ends, so a run killed in the fifth notebook would
+begin again with the first, and it would keep the order of the steps alone: cells, modules and targets need own hashes.
 """
 
-import difflib
 import os
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from tcar.ground import locks, log, sources
-from tcar.ground.errors import TcarError
+from tcar.ground.errors import TcarError, unknown
 from tcar.lab import measured, notebooks, params, results
 from tcar.lab.notebooks import Notebook, NotebookError
 from tcar.lab.params import Params
@@ -34,7 +33,7 @@ class PipelineError(TcarError, RuntimeError):
 
 @dataclass(frozen=True)
 class Step:
-    """A row of the table: the results a step reads and writes, the stages of parameters it depends on."""
+    """A row of the table: the results a step reads and writes, the groups of parameters it depends on."""
 
     name: str
     inputs: tuple[str, ...]
@@ -42,49 +41,33 @@ class Step:
     parameters: tuple[str, ...]
 
 
-LEARNING = ("data", "tabletop", "streams", "fusion", "training", "trainer")
+_AUDITED, _EXTRACTED, _TRAINED = ("audit",), ("audit", "extractors"), ("audit", "extractors", "training")
+_CLIPS = ("data", "tabletop")
+_LEARNING = (*_CLIPS, "streams", "fusion", "training", "trainer")
 TABLE = (
-    Step("00_data_audit", (), ("audit",), ("data", "tabletop", "evaluation")),
-    Step("01_extractors", ("audit",), ("extractors",), ("data", "tabletop", "streams", "full_size", "evaluation")),
-    Step("02_fusion", ("audit", "extractors"), ("fusion",), ("data", "tabletop", "streams", "fusion")),
+    Step("00_data_audit", (), ("audit",), (*_CLIPS, "evaluation")),
+    Step("01_extractors", _AUDITED, ("extractors",), (*_CLIPS, "streams", "full_size", "evaluation")),
+    Step("02_fusion", _EXTRACTED, ("fusion",), (*_CLIPS, "streams", "fusion")),
+    Step("03_training", _EXTRACTED, ("training",), (*_LEARNING, "baselines", "search", "watching")),
+    Step("04_evaluation", _TRAINED, ("evaluation",), (*_LEARNING, "baselines", "evaluation")),
+    Step("05_ablations", _TRAINED, ("ablations",), (*_LEARNING, "watching", "evaluation", "ablations")),
     Step(
-        "03_training",
-        ("audit", "extractors"),
-        ("training",),
-        (*LEARNING, "baselines", "search", "watching"),
+        "06_interpretability", (*_TRAINED, "evaluation"), ("interpretability",),
+        (*_LEARNING, "evaluation", "interpretability"),
     ),
-    Step(
-        "04_evaluation",
-        ("audit", "extractors", "training"),
-        ("evaluation",),
-        (*LEARNING, "baselines", "evaluation"),
-    ),
-    Step(
-        "05_ablations",
-        ("audit", "extractors", "training"),
-        ("ablations",),
-        (*LEARNING, "watching", "evaluation", "ablations"),
-    ),
-    Step(
-        "06_interpretability",
-        ("audit", "extractors", "training", "evaluation"),
-        ("interpretability",),
-        (*LEARNING, "evaluation", "interpretability"),
-    ),
-)
+)  # fmt: skip
 REPORT = Step("report", tuple(o for s in TABLE for o in s.outputs), (), tuple(params.GROUPS))
 STEPS = (*TABLE, REPORT)
 # These change the folder that a run's state is in too, or how fast it goes, but neither what comes out nor where.
 NEUTRAL = {
     "name", "runs", "workers", "log_level", "publish",
     "trackers", "wandb_project", "webhook", "alert_window", "divergence_margin", "gradient_explosion",
-    "throughput_collapse", "disk_reserve_gb",
+    "disk_reserve_gb",
 }  # fmt: skip
 ANNOTATIONS = ("*.json", "*.csv", "ground_truth/index.json")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-# ---- what a step depends on ----
 def fingerprint(step: Step, run: Params) -> dict[str, Any]:
     """Everything that decides what a step writes: parameters, code, modules of tcar, packages, inputs."""
     if step is REPORT:
@@ -107,7 +90,7 @@ def notebook_path(step: Step, run: Params) -> Path:
 
 
 def _parameters(step: Step, run: Params) -> dict[str, Any]:
-    names = {f.name for stage in ("common", *step.parameters) for f in fields(params.GROUPS[stage])}
+    names = {f.name for group in ("common", *step.parameters) for f in fields(params.GROUPS[group])}
     neutral = NEUTRAL - {"name", "publish"} if step is REPORT else NEUTRAL
     return {name: value for name, value in params.shown(run.as_dict()).items() if name in names - neutral}
 
@@ -160,11 +143,10 @@ def _content(path: Path) -> str | None:
     """A digest of a file; of a large one (a checkpoint) its size and time, as reading it takes seconds."""
     if not path.is_file():
         return None
-    about = path.stat()
-    return results.digest(path) if about.st_size < 2**26 else f"{about.st_size} bytes, {about.st_mtime_ns}"
+    size = path.stat().st_size
+    return results.digest(path) if size < 2**26 else f"{size} bytes, {path.stat().st_mtime_ns}"
 
 
-# ---- what is stale, and why ----
 def reasons(step: Step, run: Params, now: dict[str, Any]) -> list[str]:
     """Why a step has to run again, given its fingerprint of this moment; empty where it is up to date."""
     before = _state(step, run)
@@ -177,8 +159,7 @@ def reasons(step: Step, run: Params, now: dict[str, Any]) -> list[str]:
         if results.digest([old := before.get(part, {}).get(key)]) != results.digest([new := now[part].get(key)])
     ]
     found += ["its code changed"] if before["code"] != now["code"] else []
-    found += [f"{name} changed" for name in _differing(before["modules"], now["modules"])]
-    found += [f"{name} changed" for name in _differing(before["inputs"], now["inputs"])]
+    found += [f"{name} changed" for part in ("modules", "inputs") for name in _differing(before[part], now[part])]
     written = {path: _content(run.root / path) for path in before["outputs"]}
     changed = _differing(before["outputs"], written)
     return found + [f"{p} {'was edited' if written[p] else 'is missing'}" for p in changed]
@@ -197,14 +178,11 @@ def _state(step: Step, run: Params) -> dict[str, Any]:
     return results.load(path) if path.is_file() else {}
 
 
-# ---- running ----
 def run_step(step: Step, run: Params, now: dict[str, Any]) -> None:
     """Run one step and record what it read and wrote. Raises PipelineError, NotebookError, ReportError."""
     absent = [name for name in step.inputs if not (run.results_dir / f"{name}.json").is_file()]
     if absent:
-        raise PipelineError(
-            f"needs the results {', '.join(absent)}, which are not there: run the earlier steps"
-        )
+        raise PipelineError(f"needs the results {', '.join(absent)}, which are not there: run the earlier steps")
     earlier = _state(step, run).get("outputs", {})
     results.write(_state_path(step, run), {"outputs": earlier})  # a step that fails has none but the files of before
     before = _figures(run)
@@ -220,10 +198,8 @@ def run_step(step: Step, run: Params, now: dict[str, Any]) -> None:
         target = run.run_dir / "notebooks" / f"{step.name}.ipynb"
         execution.execute(notebook.path, target, _injected(notebook, run), run.logs_dir / f"{step.name}.log")
         written = _outputs(step, run)
-    after = _figures(run)
-    written += [path for path, changed in after.items() if before.get(path) != changed]
-    silent = [str(path) for path in written if not path.is_file()]
-    if silent:
+    written += [path for path, changed in _figures(run).items() if before.get(path) != changed]
+    if silent := [str(path) for path in written if not path.is_file()]:
         raise PipelineError(f"finished without writing {', '.join(silent)}")
     outputs = {results.relative(path, run.root): _content(path) for path in sorted(set(written))}
     _remove_obsolete(run, {path: content for path, content in earlier.items() if path not in outputs})
@@ -262,16 +238,14 @@ def _figures(run: Params) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in run.figures_dir.rglob("*") if path.is_file()}
 
 
-def run_all(
-    run: Params, steps: tuple[Step, ...], *, only: tuple[Step, ...] = (), force: bool = False
-) -> None:
-    """Run the stale ones among the steps, in order; stop at the first that fails."""
+def run_all(run: Params, steps: tuple[Step, ...], *, only: Collection[str] = (), force: bool = False) -> None:
+    """Run the stale ones among the steps, or among those named in `only`, in order; stop at the first that fails."""
     for step in steps:
         if step is not REPORT:
             check(step, notebooks.read(notebook_path(step, run)))
     began, count = time.monotonic(), 0
     for number, step in enumerate(steps, 1):
-        if only and step not in only:
+        if only and step.name not in only:
             continue
         now = fingerprint(step, run)
         why = reasons(step, run, now) or (["asked for"] if force else [])
@@ -279,20 +253,24 @@ def run_all(
         if not why:
             _say(f"{banner}: up to date")
             continue
-        _say(f"{banner}: {_short(why)} …", "1")
+        more = f" and {len(why) - 3} more" if len(why) > 3 else ""
+        _say(f"{banner}: {'; '.join(why[:3])}{more} …", "1")
         start, count = time.monotonic(), count + 1
         try:
             run_step(step, run, now)
         except Exception as error:
-            raise PipelineError(f"{banner} failed after {_since(start)}\n{_message(error)}") from error
+            said = str(error) if isinstance(error, TcarError) else f"{type(error).__name__}: {error}"
+            raise PipelineError(f"{banner} failed after {_since(start)}\n{said}") from error
         _say(f"{banner}: done in {_since(start)}", "32")
     _say(f"{count} of {len(only or steps)} steps run, the rest up to date, in {_since(began)}", "1")
 
 
 def check(step: Step, notebook: Notebook) -> None:
-    """Raise NotebookError where a notebook uses a stage of parameters that its row of the table does not
-    name: a change there would not make it stale."""
-    extra = sorted(notebook.stages - {"common", *step.parameters})
+    """Raise NotebookError where a notebook uses a group of parameters that its row of the table does not name.
+
+    A change there would not make it stale.
+    """
+    extra = sorted(notebook.groups - {"common", *step.parameters})
     if extra:
         raise NotebookError(
             f"{notebook.path}: uses parameters of {', '.join(extra)}, which the table in tcar/lab/pipeline.py "
@@ -312,27 +290,6 @@ def show(run: Params, steps: tuple[Step, ...]) -> None:
         _say(f"{step.name:22}{state:12}{'; '.join(detail)}")
 
 
-def _select(names: list[str], steps: tuple[Step, ...]) -> tuple[Step, ...]:
-    known = {step.name: step for step in steps}
-    for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-            raise PipelineError(
-                f"--only {name}: no such step" + (f", did you mean {close[0]}?" if close else "")
-            )
-    return tuple(known[name] for name in names)
-
-
-def _message(error: Exception) -> str:
-    """Errors of this project speak for themselves; any other is named by its type."""
-    own = type(error).__module__.partition(".")[0] == "tcar" or isinstance(error, PipelineError)
-    return str(error) if own else f"{type(error).__name__}: {error}"
-
-
-def _short(why: list[str]) -> str:
-    return "; ".join(why[:3]) + (f" and {len(why) - 3} more" if len(why) > 3 else "")
-
-
 def _since(start: float) -> str:
     return log.duration(time.monotonic() - start)
 
@@ -342,20 +299,19 @@ def _say(text: str, colour: str = "") -> None:
     print(f"\x1b[{colour}m{text}\x1b[0m" if coloured else text, flush=True)
 
 
-def perform(
-    file: Path, steps: tuple[Step, ...] = STEPS, *, only: list[str], listed: bool = False, force: bool = False
-) -> int:
-    """Run what is stale of a parameter file's steps, or with `listed` only say what is; gives the exit status.
+def perform(file: Path, *, only: Collection[str], listed: bool = False, force: bool = False) -> None:
+    """Run what is stale of a parameter file's steps, or with `listed` only say what is.
 
     Raises ParameterError, NotebookError, PipelineError or ResultError: what is wrong, and the fix.
     """
-    for name, value in OFFLINE.items():
-        os.environ.setdefault(name, value)
-    run, chosen = params.load(file), _select(only, steps)
+    os.environ.update(OFFLINE | os.environ)  # what is set stays
+    run, known = params.load(file), [step.name for step in STEPS]
+    for name in only:
+        if name not in known:
+            raise PipelineError(f"--only {name}: no such step, {unknown(name, known)}")
     if listed:
-        show(run, steps)
-        return 0
+        show(run, STEPS)
+        return
     # Two runs of the same name would write the same files.
     with locks.of_run(run.run_dir, PipelineError):
-        run_all(run, steps, only=chosen, force=force)
-    return 0
+        run_all(run, STEPS, only=only, force=force)

@@ -1,7 +1,4 @@
-"""Result files: values in `x.json`, their provenance in `x.meta.json`, and digests that tell what is stale.
-
-Values hold nothing that differs between two equal runs (no times, no paths), so equal runs give equal files.
-"""
+"""Result files of a run: values in `x.json` (tcar.ground.records), and their provenance in `x.meta.json`."""
 
 import datetime
 import importlib.metadata
@@ -10,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,6 @@ VERSIONS = (
     "torch", "torchvision", "timm", "transformers", "accelerate", "numpy", "scipy", "scikit-learn", "umap-learn",
     "captum", "optuna", "av", "decord2", "pillow", "opencv-python-headless", "matplotlib", "typst",
 )  # fmt: skip
-
-
 _BEGAN, _written = time.time_ns(), {}  # what this process has written, and when
 
 
@@ -89,10 +84,8 @@ def versions() -> dict[str, str]:
     """The installed versions of the packages that decide values and pictures."""
     found = {}
     for name in VERSIONS:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 

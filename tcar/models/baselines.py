@@ -1,9 +1,8 @@
-"""Published models that read frames, as rivals of the fusion: how each is built, fed, loaded and trained.
+"""Published models that read frames, as baselines of the fusion: how each is built, fed, loaded and trained.
 
 A baseline takes uint8 frames `[b t s s 3]` to logits. `create_baseline` is all that a training needs to know of it.
 """
 
-import difflib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,8 +13,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TimesformerConfig
 
+from tcar.ground.errors import unknown
 from tcar.models.cast import CAST, cast_parameter_groups
 from tcar.models.cast_blocks import CASTConfig
+from tcar.models.settings import PUBLISHED
 from tcar.models.timesformer import TimeSformer
 from tcar.streams.pretrained import locate
 from tcar.streams.stream import Source
@@ -65,9 +66,7 @@ class Baseline:
 def find_baseline(name: str) -> Baseline:
     """Return a registered baseline; raises ValueError with the closest name otherwise."""
     if name not in BASELINES:
-        close = difflib.get_close_matches(name, BASELINES, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"baseline {name!r} is not one of {', '.join(BASELINES)}{hint}")
+        raise ValueError(f"baseline {name!r}: {unknown(name, BASELINES)}")
     return BASELINES[name]
 
 
@@ -82,10 +81,9 @@ def create_baseline(
     them.
     """
     baseline, checkpoints = find_baseline(name), dict(checkpoints or {})
-    unknown = checkpoints.keys() - baseline.published.keys()
-    if unknown:
+    if strange := checkpoints.keys() - baseline.published.keys():
         known = ", ".join(baseline.published) or "none"
-        raise CheckpointError(f"{name} has no checkpoint {', '.join(sorted(unknown))}; known are: {known}")
+        raise CheckpointError(f"{name} has no checkpoint {', '.join(sorted(strange))}; known are: {known}")
     missing = baseline.published.keys() - checkpoints.keys()
     if missing and (checkpoints or not baseline.random):
         wanted = ", ".join(f"{key}: {baseline.published[key]}" for key in sorted(missing))
@@ -123,9 +121,6 @@ def baseline_cost(name: str, classes: int) -> dict[str, int | float]:
         "trained_parameters": sum(size for size, trained in sizes if trained),
         "gflops": counter.get_total_flops() / 1e9,
     }
-
-
-# --- checkpoints --------------------------------------------------------------------------------------------
 
 
 def _labels(checkpoint: str) -> dict[int, str] | None:
@@ -178,8 +173,6 @@ def _load_timesformer(model: TimeSformer, checkpoints: Checkpoints) -> Built:
     return Built(model, tuple(notes), labels if whole else None)
 
 
-# --- registry ------------------------------------------------------------------------------------------
-
 _TINY = CASTConfig(
     frames=8, image_size=56, patch_size=14, width=64, depth=3, heads=4, adapter_width=16, cross_width=32, drop_path=0.1
 )
@@ -202,21 +195,8 @@ def _timesformer(name: str, config: TimesformerConfig, **fields) -> Baseline:
 
 
 _ALL = (
-    _cast(
-        "cast_b16",
-        CASTConfig(),
-        crop=True,
-        published={
-            "cast_b16.clip": "openai/clip-vit-base-patch16",
-            "cast_b16.videomae": "MCG-NJU/videomae-base-finetuned-ssv2",
-        },
-    ),
-    _timesformer(
-        "timesformer_vitb16",
-        TimesformerConfig(),
-        crop=True,
-        published={"timesformer_vitb16": "facebook/timesformer-base-finetuned-ssv2"},
-    ),
+    _cast("cast_b16", CASTConfig(), crop=True, published=PUBLISHED["cast_b16"]),
+    _timesformer("timesformer_vitb16", TimesformerConfig(), crop=True, published=PUBLISHED["timesformer_vitb16"]),
     # The wiring of CAST in a size that trains in seconds, for tests of everything around it: with random experts, its
     # accuracy says nothing about CAST.
     _cast("cast_tiny", _TINY, crop=False, random=True),

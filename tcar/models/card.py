@@ -1,12 +1,11 @@
 """The model card that is kept beside a model: what it is made of, what it costs, and what is known of its training."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from huggingface_hub import ModelCardData
+from torch import nn
 
-from tcar.models.budget import Row
-from tcar.models.tca_config import TCAConfig
 from tcar.models.training_data import TrainingData
 from tcar.streams.registry import weights_digest
 from tcar.streams.stream import Stream
@@ -18,20 +17,8 @@ SYNTHETIC = (
 RANDOM = "Random weights: without training streams, the classes that this model gives mean nothing."
 
 
-@runtime_checkable
-class Described(Protocol):
-    """What a card tells of a model: a TCA is one."""
-
-    config: TCAConfig
-    semantic: Stream
-    motion: Stream
-
-    def parameter_table(self) -> list[Row]:
-        """Return what each part costs, as `tcar.models.budget.cost_table` does."""
-
-
-def model_card(model: "Described", facts: Mapping[str, Any] | None = None) -> str:
-    """Return the text of a model card in the format of the Hub; of the training it tells only the facts that are given.
+def model_card(model: nn.Module, facts: Mapping[str, Any] | None = None) -> str:
+    """Return the text of a TCA's card in the format of the Hub; of the training it tells only the facts that are given.
 
     facts: `dataset` (text), `synthetic` (whether its clips are), `ranges` (of its training clips, as `TrainingData` has
     them), `protocol` (text), `metrics` (name -> value), `licence` (of the trained weights), and any others by name,
@@ -49,7 +36,7 @@ def model_card(model: "Described", facts: Mapping[str, Any] | None = None) -> st
     return "\n\n".join(section for section in [*sections, _use(), _licences(model, licence)] if section) + "\n"
 
 
-def _summary(model: "Described") -> str:
+def _summary(model: nn.Module) -> str:
     config, adapters = model.config, ""
     if config.semantic_adapters:
         adapters = (
@@ -64,7 +51,7 @@ def _summary(model: "Described") -> str:
     )
 
 
-def _streams(model: "Described") -> str:
+def _streams(model: nn.Module) -> str:
     rows = []
     for role in ("semantic", "motion"):
         stream, grid = getattr(model, role), getattr(model.config, f"{role}_grid")
@@ -83,7 +70,7 @@ def _streams(model: "Described") -> str:
     return f"## Streams\n\n{_table(rows)}" + (f"\n\n{RANDOM}" if random else "")
 
 
-def _costs(model: "Described") -> str:
+def _costs(model: nn.Module) -> str:
     rows = [
         {
             "part": row["part"],
@@ -126,7 +113,7 @@ def _use() -> str:
     )
 
 
-def _licences(model: "Described", licence: str | None) -> str:
+def _licences(model: nn.Module, licence: str | None) -> str:
     own = f"The fusion: {licence}. " if licence else ""
     rest = "; ".join(f"{stream.name}: {_licence(stream)}" for stream in (model.semantic, model.motion))
     return f"## Licences\n\n{own}The weights of the streams are their publishers': {rest}."

@@ -18,13 +18,12 @@ from transformers import CLIPVisionConfig, VideoMAEConfig
 
 from tcar.fusion.blocks import Record
 from tcar.models.cast_blocks import CLIP_EPS, VIDEOMAE_EPS, Block, CASTConfig, Head, initialise
-from tcar.models.keeping import CONFIG_FILE, WEIGHTS_FILE, keep
+from tcar.models.keeping import CONFIG_FILE, WEIGHTS_FILE, config_errors, keep
 from tcar.streams import pretrained
-from tcar.streams.stream import IMAGENET
+from tcar.streams.catalogue import IMAGENET
 from tcar.streams.weights import CheckpointError, load_strict, read_state, state_digest
 
-Clip = UInt8[Tensor, "b t h w 3"] | Float[Tensor, "b t h w 3"]
-
+Frames = UInt8[Tensor, "b t h w 3"] | Float[Tensor, "b t h w 3"]
 TRAINED_PARTS = ("blocks", "head")
 LAYER_DECAY = 0.75
 TEXT_KEYS = (r"text_model\.", r"text_projection\.", r"visual_projection\.", r"logit_scale$")
@@ -33,18 +32,20 @@ HEAD_KEYS = (r"fc_norm\.", r"classifier\.")
 MLP_RATIO = 4
 
 
+def _shared(config: CASTConfig) -> dict[str, int]:
+    return {
+        "hidden_size": config.width,
+        "intermediate_size": MLP_RATIO * config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+    }
+
+
 def clip_config(config: CASTConfig) -> CLIPVisionConfig:
     """Return the configuration of the spatial expert, CLIP's ViT (Radford et al. 2021, arXiv:2103.00020)."""
-    return CLIPVisionConfig(
-        hidden_size=config.width,
-        intermediate_size=MLP_RATIO * config.width,
-        num_hidden_layers=config.depth,
-        num_attention_heads=config.heads,
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-        hidden_act="quick_gelu",
-        layer_norm_eps=CLIP_EPS,
-    )
+    return CLIPVisionConfig(**_shared(config), hidden_act="quick_gelu", layer_norm_eps=CLIP_EPS)
 
 
 def videomae_config(config: CASTConfig) -> VideoMAEConfig:
@@ -53,12 +54,7 @@ def videomae_config(config: CASTConfig) -> VideoMAEConfig:
     Its norms have the eps of the paper's own code; the library's default, and its published files, say 1e-12.
     """
     return VideoMAEConfig(
-        hidden_size=config.width,
-        intermediate_size=MLP_RATIO * config.width,
-        num_hidden_layers=config.depth,
-        num_attention_heads=config.heads,
-        image_size=config.image_size,
-        patch_size=config.patch_size,
+        **_shared(config),
         num_frames=config.frames,
         tubelet_size=config.tubelet,
         hidden_act="gelu",
@@ -120,7 +116,7 @@ class CAST(nn.Module):
         return self
 
     def forward(
-        self, frames: Clip, return_intermediates: bool = False
+        self, frames: Frames, return_intermediates: bool = False
     ) -> Float[Tensor, "b c"] | tuple[Float[Tensor, "b c"], Record]:
         """Return logits of clips, uint8 or float in [0, 1], and on request a dict of named intermediates.
 
@@ -143,7 +139,7 @@ class CAST(nn.Module):
         logits = self.head(spatial, temporal, record)
         return logits if record is None else (logits, record | {"spatial": spatial, "temporal": temporal})
 
-    def embed(self, frames: Clip) -> tuple[Float[Tensor, "b s m d"], Float[Tensor, "b s n d"]]:
+    def embed(self, frames: Frames) -> tuple[Float[Tensor, "b s m d"], Float[Tensor, "b s n d"]]:
         """Return the tokens of s moments that enter the first block, m = 1 + n spatial ones each (class token first).
 
         One clip, normalised once with ImageNet's statistics, feeds both experts.
@@ -155,7 +151,7 @@ class CAST(nn.Module):
         temporal = self.videomae.embeddings(pixels, None)
         return spatial.unflatten(0, (-1, moments)), temporal.unflatten(1, (moments, -1))
 
-    def _pixels(self, frames: Clip) -> Float[Tensor, "b t 3 s s"]:
+    def _pixels(self, frames: Frames) -> Float[Tensor, "b t 3 s s"]:
         """Check, resize and normalise frames."""
         wanted = self.config.frames
         if frames.ndim != 5 or frames.shape[-1] != 3 or 0 in frames.shape or frames.shape[1] != wanted:
@@ -239,16 +235,12 @@ class CAST(nn.Module):
         where the folder, a key or the digest of the experts' weights does not match.
         """
         path, weights = Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE
-        try:
+        with config_errors(path, "CAST"):
             saved = json.loads(path.read_text(encoding="utf-8"))
             values, experts = saved["config"], saved["experts"]
             if odd := values.keys() ^ {field.name for field in fields(CASTConfig)}:
                 raise ValueError(f"missing or unknown: {', '.join(sorted(odd))}")
             config, loaded, seed, digest = CASTConfig(**values), *(experts[k] for k in ("pretrained", "seed", "digest"))
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{path}: not found; give the folder that save_pretrained wrote") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path}: not a CAST configuration: {error}") from error
         checkpoints = (clip_checkpoint, videomae_checkpoint)
         if any((checkpoint is not None) != loaded for checkpoint in checkpoints):
             fix = "give both clip_checkpoint= and videomae_checkpoint=" if loaded else "give no checkpoints"

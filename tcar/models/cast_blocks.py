@@ -11,11 +11,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tcar.fusion.blocks import Record, Residual, attend
+from tcar.ground.settings import check_whole
 
 # Two experts, two habits: CLIP's norms and those of everything that comes from VideoMAE's side.
 CLIP_EPS, VIDEOMAE_EPS = 1e-5, 1e-6
 INIT_STD = 0.02
-STREAMS = ("spatial", "temporal")
+EXPERTS = ("spatial", "temporal")
+Tokens = Float[Tensor, "b t _ d"]  # of one expert: moments, then places; the spatial one's class token stands first
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,9 @@ class CASTConfig:
     drop_path: float | int = 0.3
 
     def __post_init__(self):
-        for name in (field.name for field in fields(self) if field.name != "drop_path"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"CASTConfig.{name} must be a whole number of at least 1, got {value!r}")
-        for name, by in (
-            ("frames", "tubelet"),
-            ("image_size", "patch_size"),
-            ("width", "heads"),
-            ("cross_width", "heads"),
-        ):
+        check_whole(self, **{field.name: 1 for field in fields(self) if field.name != "drop_path"})
+        multiples = {"frames": "tubelet", "image_size": "patch_size", "width": "heads", "cross_width": "heads"}
+        for name, by in multiples.items():
             value, divisor = getattr(self, name), getattr(self, by)
             if value % divisor:
                 raise ValueError(f"CASTConfig.{name} {value} is not a multiple of {by} {divisor}")
@@ -67,7 +62,7 @@ class CASTConfig:
         return (self.image_size // self.patch_size) ** 2
 
 
-class Adapter(nn.Module):
+class CASTAdapter(nn.Module):
     """A narrow hidden layer with GELU, with a skip around it or without.
 
     `up(GELU(down(x)))`, plus x with `skip`. It starts as its skip alone: `up` is zero, weight and bias.
@@ -117,19 +112,15 @@ class Exchange(nn.Module):
     def __init__(self, config: CASTConfig):
         super().__init__()
         width, narrow = config.width, config.cross_width
-        self.down = nn.ModuleDict({s: nn.Linear(width, narrow) for s in STREAMS})
-        self.norm = nn.ModuleDict({s: nn.LayerNorm(narrow, eps=VIDEOMAE_EPS) for s in STREAMS})
+        self.down = nn.ModuleDict({s: nn.Linear(width, narrow) for s in EXPERTS})
+        self.norm = nn.ModuleDict({s: nn.LayerNorm(narrow, eps=VIDEOMAE_EPS) for s in EXPERTS})
         self.over_time = CrossAttention(narrow, config.heads, config.moments)
         self.over_space = CrossAttention(narrow, config.heads, config.places)
-        self.up = nn.ModuleDict({s: nn.Linear(narrow, width) for s in STREAMS})
+        self.up = nn.ModuleDict({s: nn.Linear(narrow, width) for s in EXPERTS})
 
     def forward(
-        self,
-        spatial: Float[Tensor, "b t m d"],
-        temporal: Float[Tensor, "b t n d"],
-        record: Record | None = None,
-        name: str = "",
-    ) -> tuple[Float[Tensor, "b t m d"], Float[Tensor, "b t n d"]]:
+        self, spatial: Tokens, temporal: Tokens, record: Record | None = None, name: str = ""
+    ) -> tuple[Tokens, Tokens]:
         """Return what is to be added to the spatial tokens (m = 1 + n, class token first) and to the temporal ones.
 
         With a `record`, "<name>.spatial_from_temporal.weights" [b n h t t] and "<name>.temporal_from_spatial.weights"
@@ -165,20 +156,20 @@ class Block(nn.Module):
     def __init__(self, config: CASTConfig, drop_path: float | int = 0):
         super().__init__()
         width, hidden = config.width, config.adapter_width
-        self.attention_adapter = nn.ModuleDict({s: Adapter(width, hidden, skip=True) for s in STREAMS})
+        self.attention_adapter = nn.ModuleDict({s: CASTAdapter(width, hidden, skip=True) for s in EXPERTS})
         self.exchange = Exchange(config)
-        self.feed_forward_adapter = nn.ModuleDict({s: Adapter(width, hidden) for s in STREAMS})
+        self.feed_forward_adapter = nn.ModuleDict({s: CASTAdapter(width, hidden) for s in EXPERTS})
         self.residual = Residual(0, drop_path)
 
     def forward(
         self,
         clip: nn.Module,
         videomae: nn.Module,
-        spatial: Float[Tensor, "b t m d"],
-        temporal: Float[Tensor, "b t n d"],
+        spatial: Tokens,
+        temporal: Tokens,
         record: Record | None = None,
         name: str = "",
-    ) -> tuple[Float[Tensor, "b t m d"], Float[Tensor, "b t n d"]]:
+    ) -> tuple[Tokens, Tokens]:
         """Return both streams' tokens after a layer of CLIP, a layer of VideoMAE and all that stands between.
 
         `clip` and `videomae` are encoder layers of transformers; the `record` is as for `Exchange`.
@@ -189,12 +180,8 @@ class Block(nn.Module):
         return self.feed_forward(clip, videomae, spatial, temporal)
 
     def attend(
-        self,
-        clip: nn.Module,
-        videomae: nn.Module,
-        spatial: Float[Tensor, "b t m d"],
-        temporal: Float[Tensor, "b t n d"],
-    ) -> tuple[Float[Tensor, "b t m d"], Float[Tensor, "b t n d"]]:
+        self, clip: nn.Module, videomae: nn.Module, spatial: Tokens, temporal: Tokens
+    ) -> tuple[Tokens, Tokens]:
         """Have each frame and each clip read itself, x + Adapter(MHA(LN x))."""
         read = clip.self_attn(clip.layer_norm1(spatial).flatten(0, 1))[0].view_as(spatial)
         spatial = spatial + self.attention_adapter["spatial"](read)
@@ -202,12 +189,8 @@ class Block(nn.Module):
         return spatial, temporal + self.attention_adapter["temporal"](read)
 
     def feed_forward(
-        self,
-        clip: nn.Module,
-        videomae: nn.Module,
-        spatial: Float[Tensor, "b t m d"],
-        temporal: Float[Tensor, "b t n d"],
-    ) -> tuple[Float[Tensor, "b t m d"], Float[Tensor, "b t n d"]]:
+        self, clip: nn.Module, videomae: nn.Module, spatial: Tokens, temporal: Tokens
+    ) -> tuple[Tokens, Tokens]:
         """Take each token through x + FFN(LN x) + Adapter(LN x) / 2."""
         h = clip.layer_norm2(spatial)
         spatial = self._add(spatial + clip.mlp(h), self.feed_forward_adapter["spatial"](h) / 2)
@@ -229,16 +212,11 @@ class Head(nn.Module):
         super().__init__()
         width, hidden = config.width, config.adapter_width
         eps = {"spatial": CLIP_EPS, "temporal": VIDEOMAE_EPS}
-        self.norm = nn.ModuleDict({s: nn.LayerNorm(width, eps=eps[s]) for s in STREAMS})
-        self.adapter = nn.ModuleDict({s: Adapter(width, hidden) for s in STREAMS})
+        self.norm = nn.ModuleDict({s: nn.LayerNorm(width, eps=eps[s]) for s in EXPERTS})
+        self.adapter = nn.ModuleDict({s: CASTAdapter(width, hidden) for s in EXPERTS})
         self.classifier = nn.Linear(width, config.num_classes)
 
-    def forward(
-        self,
-        spatial: Float[Tensor, "b t m d"],
-        temporal: Float[Tensor, "b t n d"],
-        record: Record | None = None,
-    ) -> Float[Tensor, "b c"]:
+    def forward(self, spatial: Tokens, temporal: Tokens, record: Record | None = None) -> Float[Tensor, "b c"]:
         """Return logits; with a `record`, "readout" [b d] is written to it."""
         means = {"spatial": spatial[:, :, 0].mean(dim=1), "temporal": temporal.mean(dim=(1, 2))}
         readout = sum(self.adapter[s](self.norm[s](mean)) for s, mean in means.items())
@@ -263,8 +241,7 @@ def initialise(part: nn.Module) -> None:
             for table in (module.query_position, module.key_position):
                 nn.init.normal_(table, std=(table.shape[1] / module.heads) ** -0.5)
     for module in modules:
-        if isinstance(module, Adapter | Exchange):
-            ups = [module.up] if isinstance(module, Adapter) else module.up.values()
-            for up in ups:
+        if isinstance(module, CASTAdapter | Exchange):
+            for up in module.up.values() if isinstance(module, Exchange) else [module.up]:
                 nn.init.zeros_(up.weight)
                 nn.init.zeros_(up.bias)

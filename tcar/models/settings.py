@@ -4,21 +4,26 @@ from dataclasses import dataclass
 
 from tcar.ground.settings import bounded
 
-# Baselines, each with the checkpoints that it takes.
-BASELINES = {
-    "cast_b16": ("cast_b16.clip", "cast_b16.videomae"), "timesformer_vitb16": ("timesformer_vitb16",), "cast_tiny": (),
-}  # fmt: skip
-BASELINE_CHECKPOINTS = {key: name for name, keys in BASELINES.items() for key in keys}
+# Baselines, each with its published checkpoints: their keys in `baseline_checkpoints`, and where they are published.
+PUBLISHED = {
+    "cast_b16": {
+        "cast_b16.clip": "openai/clip-vit-base-patch16",
+        "cast_b16.videomae": "MCG-NJU/videomae-base-finetuned-ssv2",
+    },
+    "timesformer_vitb16": {"timesformer_vitb16": "facebook/timesformer-base-finetuned-ssv2"},
+    "cast_tiny": {},
+}
+BASELINE_CHECKPOINTS = {key: name for name, published in PUBLISHED.items() for key in published}
 
 
 @dataclass(frozen=True)
 class BaselineSettings:
     """Published models that are trained on the clips themselves; the rest of their recipe is that of `Training`."""
 
-    baselines: list[str] = bounded([], choices=BASELINES, distinct=True)
+    baselines: list[str] = bounded([], choices=PUBLISHED, distinct=True)
     # Published weights: a folder, a file, or a name in the local cache of the Hub.
     baseline_checkpoints: dict[str, str] = bounded({}, keys=BASELINE_CHECKPOINTS)
     # Where not `epochs`; 0 = scored as published.
-    baseline_epochs: dict[str, int] = bounded({}, minimum=0, keys=BASELINES)
+    baseline_epochs: dict[str, int] = bounded({}, minimum=0, keys=PUBLISHED)
     baseline_batch_size: int = bounded(16, minimum=1)  # clips
     baseline_learning_rate: float = bounded(0.001, minimum=0.0)

@@ -6,36 +6,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub import snapshot_download
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from tcar.data.sampling import segment_indices
 from tcar.fusion.blocks import Record
 from tcar.fusion.kinds import create_fusion
 from tcar.models.budget import BudgetError, Row, check_budget, cost_table
 from tcar.models.card import model_card
-from tcar.models.keeping import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, keep
+from tcar.models.keeping import AGAIN, CONFIG_FILE, WEIGHTS_FILE, config_errors, keep, kept_folder
 from tcar.models.tca_config import TCAConfig
 from tcar.models.training_data import TrainingData
-from tcar.streams import pretrained
 from tcar.streams.adapters import add_adapters
 from tcar.streams.grids import pool_tokens
 from tcar.streams.registry import create_stream, weights_digest
 from tcar.streams.stream import Stream
 from tcar.streams.weights import CheckpointError, load_strict, read_state
 
-__all__ = ["TCA", "BudgetError", "TCAConfig", "locate", "segment_middles"]
+__all__ = ["TCA", "BudgetError", "TCAConfig"]
 
-Clip = UInt8[Tensor, "b _ _ _ 3"] | Float[Tensor, "b _ _ _ 3"]
+Frames = UInt8[Tensor, "b _ _ _ 3"] | Float[Tensor, "b _ _ _ 3"]
 
 ADAPTERS = "semantic_adapters"  # before the keys of their weights in a kept model
-AGAIN = "save the model again, or fetch both files of it again"
-
-
-def segment_middles(frame_count: int, segments: int) -> Int[Tensor, "segments"]:
-    """Return the middle frame of each of equal segments (TSN, Wang et al. 2016), as for the feature store."""
-    return (2 * torch.arange(segments) + 1) * frame_count // (2 * segments)
 
 
 class TCA(nn.Module):
@@ -89,7 +81,7 @@ class TCA(nn.Module):
         return cls(config, **_adapted(config, built, seed))
 
     def forward(
-        self, frames: Clip, motion_frames: Clip | None = None, return_intermediates: bool = False
+        self, frames: Frames, motion_frames: Frames | None = None, return_intermediates: bool = False
     ) -> Float[Tensor, "b c"] | tuple[Float[Tensor, "b c"], Record]:
         """Return logits of clips, uint8 or float in [0, 1], and on request the fusion's named intermediates.
 
@@ -103,12 +95,12 @@ class TCA(nn.Module):
         motion, motion_xyz = self.tokens("motion", motion_frames)
         return self.fusion(semantic, semantic_xyz, motion, motion_xyz, return_intermediates)
 
-    def tokens(self, role: str, frames: Clip) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "n 3"]]:
+    def tokens(self, role: str, frames: Frames) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "n 3"]]:
         """Return the pooled tokens and coordinates of a stream, "semantic" or "motion"."""
         tokens = pool_tokens(getattr(self, role)(frames), getattr(self.config, f"{role}_grid"))
         return tokens.values.flatten(1, 2), tokens.coordinates.flatten(0, 1)
 
-    def _pick(self, clip: Clip, role: str) -> Clip:
+    def _pick(self, clip: Frames, role: str) -> Frames:
         wanted = getattr(self.config, f"{role}_frames")
         if clip.ndim != 5 or clip.shape[1] < wanted:
             raise ValueError(
@@ -116,7 +108,7 @@ class TCA(nn.Module):
                 f"{wanted} frames, got {list(clip.shape)}; for shorter videos repeat frames, or "
                 "pass the frames of both streams"
             )
-        return clip[:, segment_middles(clip.shape[1], wanted).to(clip.device)]
+        return clip[:, segment_indices(clip.shape[1], wanted)]
 
     def parameter_table(self) -> list[Row]:
         """Return rows of part, total and trained parameters, megabytes of weights, GFLOPs of one clip and the frozen
@@ -171,7 +163,7 @@ class TCA(nn.Module):
         stream's weights does not match: tokens of other weights mean other things; or where nothing is to be had from
         the Hub, with what to fetch and where to put it.
         """
-        folder = locate(name, local_files_only=local_files_only, revision=revision)
+        folder = kept_folder(name, local_files_only=local_files_only, revision=revision)
         path, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
         config, streams, known = _read_config(path)
         try:
@@ -204,7 +196,7 @@ class TCA(nn.Module):
 def _read_config(path: Path) -> tuple[TCAConfig, dict[str, dict[str, Any]], TrainingData | None]:
     """Return what config.json says of a model, of each stream (its digest and the arguments that create it), and of
     the training clips."""
-    try:
+    with config_errors(path, "TCA"):
         saved = json.loads(path.read_text(encoding="utf-8"))
         # Models of before the card was written had the streams' own sizes.
         usual = {"input_size": None, "fit": "squash"}
@@ -214,12 +206,6 @@ def _read_config(path: Path) -> tuple[TCAConfig, dict[str, dict[str, Any]], Trai
         }
         known = TrainingData(**saved["training_data"]) if "training_data" in saved else None
         return TCAConfig.from_dict(saved["config"]), streams, known
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: not found; give the folder that save_pretrained wrote") from error
-    except KeyError as error:
-        raise CheckpointError(f"{path}: not a TCA configuration: it has no {error}; {AGAIN}") from error
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a TCA configuration: {error}; {AGAIN}") from error
 
 
 def _adapted(config: TCAConfig, streams: dict[str, Stream], seed: int = 0) -> dict[str, Stream]:
@@ -227,27 +213,3 @@ def _adapted(config: TCAConfig, streams: dict[str, Stream], seed: int = 0) -> di
     if config.semantic_adapters:
         add_adapters(streams["semantic"], config.semantic_adapters, config.adapter_width, seed=seed)
     return streams
-
-
-def locate(name: str | Path, *, local_files_only: bool = False, revision: str | None = None) -> Path:
-    """Return the folder of a kept model: the folder itself, or the copy of owner/name that the Hub's library keeps.
-
-    Raises CheckpointError where the Hub has to be asked and cannot be, with what to fetch and where to put it.
-    """
-    owner = str(name).partition("/")[0]
-    if not pretrained.is_hub_name(name) or Path(owner).is_dir():
-        return Path(name)
-    wanted = ["*.json", "*.safetensors", CARD_FILE]
-    try:
-        found = snapshot_download(
-            str(name), revision=revision, local_files_only=local_files_only, allow_patterns=wanted
-        )
-    except Exception as error:  # it raises errors of its own, of the system and of an HTTP client
-        reason = str(error).strip().partition("\n")[0]
-        version = f" --revision {revision}" if revision else ""
-        raise CheckpointError(
-            f"{name}: no such folder, and not to be had from the Hub by this name ({reason}). With a network: "
-            f"hf download {name}{version}. Without: put its {CONFIG_FILE} and {WEIGHTS_FILE} into a folder, "
-            "and give that"
-        ) from error
-    return Path(found)

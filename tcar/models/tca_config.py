@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from tcar.fusion.kinds import FusionConfig
+from tcar.fusion.config import FusionConfig
 from tcar.fusion.settings import FusionSettings
+from tcar.ground.settings import check_whole
 from tcar.streams.registry import stream_spec
 from tcar.streams.settings import StreamSettings
 
@@ -29,10 +30,7 @@ class TCAConfig:
     adapter_width: int = 64
 
     def __post_init__(self):
-        for name, least in (("semantic_adapters", 0), ("adapter_width", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"TCAConfig.{name} must be a whole number of at least {least}, got {value!r}")
+        check_whole(self, semantic_adapters=0, adapter_width=1)
         if len(self.class_names) != self.fusion.num_classes:
             raise ValueError(
                 f"TCAConfig.class_names holds {len(self.class_names)} names, "

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers import TimesformerConfig
 
 from tcar.streams import pretrained
-from tcar.streams.stream import KINETICS
+from tcar.streams.catalogue import KINETICS
 
 NETWORK = "TimesformerForVideoClassification"  # of transformers
 
-Clip = UInt8[Tensor, "b t h w 3"] | Float[Tensor, "b t h w 3"]
+Frames = UInt8[Tensor, "b t h w 3"] | Float[Tensor, "b t h w 3"]
 
 
 class TimeSformer(nn.Module):
@@ -33,7 +33,7 @@ class TimeSformer(nn.Module):
         for name, values in KINETICS.items():
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
-    def forward(self, frames: Clip) -> Float[Tensor, "b c"]:
+    def forward(self, frames: Frames) -> Float[Tensor, "b c"]:
         """Return logits of clips, uint8 or float in [0, 1]; raises ValueError on frames of another number or size."""
         config = self.network.config
         wanted = [config.num_frames, config.image_size, config.image_size, 3]

@@ -12,7 +12,7 @@ from tcar.streams.stream import Stream
 SCALE = 0.1  # of what an adapter adds, as published
 
 
-class Adapter(nn.Module):
+class ParallelAdapter(nn.Module):
     """A bottleneck beside the feed-forward of a block, scaled; its last layer starts at zero, where it adds nothing.
 
     It reads what the feed-forward reads, and is added to what that gives before the block's layer scale, if it has one.
@@ -54,7 +54,7 @@ def add_adapters(stream: Stream, blocks: int, width: int, *, seed: int = 0) -> S
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        stream.adapters.extend(Adapter(stream.width, width) for _ in range(blocks))
+        stream.adapters.extend(ParallelAdapter(stream.width, width) for _ in range(blocks))
     stream.adapters.to(stream.mean.device)
     for block, adapter in zip(found[len(found) - blocks :], stream.adapters, strict=True):
         # A bound method, so that a copy of the stream calls the copy of its adapter.

@@ -17,6 +17,7 @@ from tcar.ground.errors import TcarError
 
 CHUNK = 1_000_000  # bytes read at a time: progress counts in megabytes
 TIMEOUT = 30.0  # seconds without a byte before a connection counts as broken
+ATTEMPTS, PAUSE = 5, 1.0  # how often a connection may bring nothing, and seconds before the next
 MARGIN = 50_000_000  # bytes of disk that stay free
 WEB_PAGE = "a web page, not a file; its server may want a login, or has moved the file"
 
@@ -29,46 +30,34 @@ class _Broken(Exception):
     """A connection that broke off: what has arrived is kept, and the rest asked for again."""
 
 
-def download(
-    address: str,
-    path: Path,
-    *,
-    size: int | None = None,
-    sha256: str | None = None,
-    attempts: int = 5,
-    pause: float = 1.0,
-) -> Path:
+def download(address: str, path: Path, *, size: int | None = None, sha256: str | None = None) -> Path:
     """Fetch a file to `path`, which exists only once the whole file has arrived and was checked.
 
     What arrived before a connection broke lies in `<path>.part` and is resumed, by a later call too, while the server
     says that its file is unchanged. `size` in bytes and `sha256` (whole, or the beginning of it) are what the file must
-    have, where they are known. A connection that breaks is tried again after `pause` seconds; `attempts` of them may
+    have, where they are known. A connection that breaks is tried again after `PAUSE` seconds; `ATTEMPTS` of them may
     bring nothing. Raises FetchError: no connection, a refusal, a web page or another file instead of this one, a wrong
     size or digest, a full disk, another process that fetches it.
     """
     busy = f"{path}: another process fetches it; wait for that"
-    with locks.alone(path.with_name(f".{path.name}.lock"), FetchError, busy):
-        return _download(address, path, size, sha256, attempts, pause)
-
-
-def _download(address: str, path: Path, size: int | None, sha256: str | None, attempts: int, pause: float) -> Path:
     part, idle = path.with_name(f"{path.name}.part"), 0
-    while True:
-        before = _length(part)
-        try:
-            _append(address, part, size)
-            break
-        except (_Broken, urllib.error.URLError, OSError, http.client.HTTPException) as error:
-            if isinstance(error, urllib.error.HTTPError) and error.code < 500:
-                raise FetchError(f"{address}: the server answers {error.code} {error.reason}") from error
-            idle = 0 if _length(part) > before else idle + 1
-            if idle >= attempts:
-                kept = f"; {_length(part):,} bytes are kept and resumed" if _length(part) else ""
-                raise FetchError(f"{address}: {getattr(error, 'reason', error)}{kept}") from error
-            time.sleep(pause)
-    _check_content(address, part, sha256)
-    os.replace(part, path)
-    _tag(part).unlink(missing_ok=True)
+    with locks.alone(path.with_name(f".{path.name}.lock"), FetchError, busy):
+        while True:
+            before = _length(part)
+            try:
+                _append(address, part, size)
+                break
+            except (_Broken, OSError, http.client.HTTPException) as error:
+                if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+                    raise FetchError(f"{address}: the server answers {error.code} {error.reason}") from error
+                idle = 0 if _length(part) > before else idle + 1
+                if idle >= ATTEMPTS:
+                    kept = f"; {_length(part):,} bytes are kept and resumed" if _length(part) else ""
+                    raise FetchError(f"{address}: {getattr(error, 'reason', error)}{kept}") from error
+                time.sleep(PAUSE)
+        _check_content(address, part, sha256)
+        os.replace(part, path)
+        _tag(part).unlink(missing_ok=True)
     return path
 
 

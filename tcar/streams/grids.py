@@ -34,9 +34,7 @@ def pool_tokens(tokens: Tokens, grid: tuple[int, int, int]) -> Tokens:
     """
     grid = tuple(grid)
     if len(grid) != 3 or any(not 1 <= new <= old for new, old in zip(grid, tokens.grid, strict=True)):
-        raise ValueError(
-            f"cannot pool a token grid {tokens.grid} to {grid}: each axis needs 1 to that many cells"
-        )
+        raise ValueError(f"cannot pool a token grid {tokens.grid} to {grid}: each axis needs 1 to that many cells")
     if grid == tokens.grid:
         return tokens
 

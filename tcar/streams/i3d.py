@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 Triple = tuple[int, int, int]
 
-TEMPORAL_POOLS = {"max": nn.MaxPool3d, "avg": nn.AvgPool3d}
-
 
 @dataclass(frozen=True)
 class I3DConfig:
@@ -24,7 +22,7 @@ class I3DConfig:
 
     `inflation` has one entry a block: 1 gives its first convolution a temporal kernel of 3, 0 one of 1.
     Kernels, strides, paddings and windows are (time, height, width). `temporal_pool` is the kernel and stride
-    in time of the pooling after the first stage, `temporal_pool_kind` what it takes of them, "max" or "avg".
+    in time of the max-pooling after the first stage.
     `spatial_strides` is the stride of each stage. `head_window` is the feature map of the training clip, over
     which the classifier averages; None averages over the whole map, whatever its size.
     `num_classes` 0 builds the network without a classifier. Raises ValueError where the stages disagree.
@@ -37,7 +35,6 @@ class I3DConfig:
     pool_stride: Triple = (1, 2, 2)
     pool_padding: Triple = (0, 1, 1)
     temporal_pool: int = 2
-    temporal_pool_kind: str = "max"
     depths: tuple[int, ...] = (3, 4, 6, 3)
     widths: tuple[int, ...] = (256, 512, 1024, 2048)
     spatial_strides: tuple[int, ...] = (1, 2, 2, 2)
@@ -47,22 +44,15 @@ class I3DConfig:
     num_classes: int = 400
 
     def __post_init__(self):
-        if self.temporal_pool_kind not in TEMPORAL_POOLS:
-            kinds = " or ".join(map(repr, TEMPORAL_POOLS))
-            raise ValueError(f"I3DConfig: temporal_pool_kind must be {kinds}, got {self.temporal_pool_kind!r}")
         stages = {len(self.depths), len(self.widths), len(self.spatial_strides), len(self.inflation)}
         if len(stages) != 1:
-            raise ValueError(
-                "I3DConfig: depths, widths, spatial_strides and inflation need one entry for each stage"
-            )
+            raise ValueError("I3DConfig: depths, widths, spatial_strides and inflation need one entry for each stage")
         if tuple(map(len, self.inflation)) != tuple(self.depths):
             raise ValueError(
                 f"I3DConfig: inflation needs one entry for each block, {self.depths}, got {self.inflation}"
             )
         if any(width % self.bottleneck for width in self.widths):
-            raise ValueError(
-                f"I3DConfig: widths {self.widths} are not multiples of bottleneck={self.bottleneck}"
-            )
+            raise ValueError(f"I3DConfig: widths {self.widths} are not multiples of bottleneck={self.bottleneck}")
 
 
 # The same network in miniature: 16 frames of 80 px in, a grid of 8x5x5 tokens of width 128 out.
@@ -132,9 +122,7 @@ class Stage(nn.Module):
         super().__init__()
         self.res_blocks = nn.Sequential(
             *(
-                Bottleneck(
-                    outputs if i else inputs, outputs, middle, 3 if inflated else 1, 1 if i else stride
-                )
+                Bottleneck(outputs if i else inputs, outputs, middle, 3 if inflated else 1, 1 if i else stride)
                 for i, inflated in enumerate(inflation)
             )
         )
@@ -180,8 +168,7 @@ class I3D(nn.Module):
                 inputs, config.widths, config.inflation, config.spatial_strides, strict=True
             )
         ]
-        pool = TEMPORAL_POOLS[config.temporal_pool_kind]
-        temporal_pool = pool((config.temporal_pool, 1, 1)) if config.temporal_pool > 1 else nn.Identity()
+        temporal_pool = nn.MaxPool3d((config.temporal_pool, 1, 1)) if config.temporal_pool > 1 else nn.Identity()
         blocks = [Stem(config), stages[0], temporal_pool, *stages[1:]]
         if config.num_classes:
             blocks.append(Head(self.width, config.num_classes, config.head_window))
@@ -207,9 +194,7 @@ class I3D(nn.Module):
     def forward(self, clips: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b classes"]:
         """Return class scores; raises ValueError on a network that was built without a classifier."""
         if not self.config.num_classes:
-            raise ValueError(
-                "this I3D has no classifier: build it with num_classes > 0, or call .features(clips)"
-            )
+            raise ValueError("this I3D has no classifier: build it with num_classes > 0, or call .features(clips)")
         return self.blocks[-1](self.features(clips))
 
     def without_classifier(self) -> "I3D":

@@ -1,19 +1,15 @@
 """Streams that read each frame by itself: DINOv2 and DINOv3 (`tcar.streams.timm_models`: every image model of timm)."""
 
-from collections.abc import Iterator
-from functools import partial
-
-import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2WithRegistersConfig, DINOv3ViTConfig
 
-from tcar.streams import dinov2, meta_names, pretrained
+from tcar.streams import meta_names, pretrained
+from tcar.streams.catalogue import STREAMS, StreamFacts
 from tcar.streams.grids import Tokens, grid_coordinates
-from tcar.streams.packaged import packaged
-from tcar.streams.published import licence
-from tcar.streams.stream import IMAGENET, SEGMENTS, Source, Stream, StreamSpec
+from tcar.streams.stream import Family, Source, Stream, StreamSpec
 from tcar.streams.weights import load_strict, read_state
+
+DINOV2_TINY = Dinov2Config(**STREAMS["dinov2_tiny"].shape)
 
 
 class FrameStream(Stream):
@@ -40,73 +36,29 @@ class FrameStream(Stream):
         patches = hidden[:, :, 1 + self.registers :]
         return Tokens(patches, grid_coordinates(grid, patches.device), hidden[:, :, 0], grid)
 
-    def attention_maps(self, frames: Tensor, layer: int = -1) -> Float[Tensor, "b t heads q k"]:
-        """Return one layer's attention weights; tokens are ordered class, registers, patches (row-major).
 
-        The weights come from transformers' eager attention: the fused kernel of the fast path keeps none. It takes the
-        type of the tokens for its scores, so autocast is off.
-        """
-        images, batch = self._prepare(frames)
-        fast = self.backbone.config._attn_implementation
-        self.backbone.set_attn_implementation("eager")
-        try:
-            with torch.autocast(images.device.type, enabled=False), self._gradients(frames):
-                return self.backbone(images, output_attentions=True).attentions[layer].unflatten(0, (batch, -1))
-        finally:
-            self.backbone.set_attn_implementation(fast)
+def as_published(model: nn.Module) -> nn.Module:
+    """Make the library's DINOv2 without registers the published network."""
+    from tcar.streams.dinov2_positions import OffsetEmbeddings  # of a class that takes seconds to import
+
+    model.embeddings.__class__ = OffsetEmbeddings  # a class of its own would not find the library's names of keys
+    return model
 
 
-def model_class(config: Dinov2Config | Dinov2WithRegistersConfig | DINOv3ViTConfig) -> str:
-    """Return the name of the class of transformers that a configuration belongs to."""
-    classes = {DINOv3ViTConfig: "DINOv3ViTModel", Dinov2WithRegistersConfig: "Dinov2WithRegistersModel"}
-    return classes.get(type(config), "Dinov2Model")
+def _build_tiny(_: StreamFacts, __: int) -> nn.Module:
+    return pretrained.build("Dinov2Model", DINOV2_TINY)
 
 
-def specs() -> Iterator[StreamSpec]:
-    """Yield the registered image streams: DINOv2, DINOv3 and the miniature that comes with the package."""
-    families = [(name, *rest, "bicubic") for name, rest in dinov2.dinov2_configs().items()]
-    families += [(name, *rest, "bilinear") for name, rest in dinov2.dinov3_configs().items()]
-    for name, hub, config, interpolation in families:
-        yield StreamSpec(
-            name,
-            "semantic",
-            FrameStream,
-            lambda _, config=config: dinov2.as_published(pretrained.build(model_class(config), config)),
-            partial(_load_frame_model, config),
-            hub,
-            width=config.hidden_size,
-            frames=8,
-            input_size=224,
-            interpolation=interpolation,
-            **IMAGENET,
-            info={"source": f"https://huggingface.co/{hub}", "licence": licence(name), "sampling": f"8 {SEGMENTS}"},
-        )
-    yield StreamSpec(
-        "dinov2_tiny",
-        "semantic",
-        FrameStream,
-        lambda _: pretrained.build("Dinov2Model", dinov2.DINOV2_TINY),
-        _load_tiny,
-        packaged("dinov2_tiny"),
-        width=128,
-        frames=8,
-        input_size=112,
-        interpolation="bicubic",
-        **IMAGENET,
-        info={
-            "source": "tcar/streams/small_weights/dinov2_tiny.safetensors",
-            "licence": licence("dinov2_tiny"),
-            "sampling": f"8 {SEGMENTS}",
-        },
-    )
+def _load_tiny(facts: StreamFacts, source: Source) -> tuple[nn.Module, dict]:
+    # Strictly by the library's own names of keys, in which the file was written.
+    return load_strict(_build_tiny(facts, 0), read_state(source.checkpoint), source.checkpoint), {}
 
 
-def _load_frame_model(config, source: Source) -> tuple[nn.Module, dict]:
-    names = None if isinstance(config, DINOv3ViTConfig) else meta_names.DINOV2
-    given = {"names": names, "local_files_only": source.local_files_only}
-    return dinov2.as_published(pretrained.load(model_class(config), config, source.checkpoint, **given)), {}
-
-
-def _load_tiny(source: Source) -> tuple[nn.Module, dict]:
-    model = pretrained.build("Dinov2Model", dinov2.DINOV2_TINY)
-    return load_strict(model, read_state(source.checkpoint), source.checkpoint), {}
+FAMILIES = {
+    "dinov2_tiny": Family(FrameStream, _build_tiny, _load_tiny),
+    "dinov2": pretrained.family(FrameStream, "Dinov2Model", Dinov2Config, names=meta_names.DINOV2, finish=as_published),
+    "dinov2_reg": pretrained.family(
+        FrameStream, "Dinov2WithRegistersModel", Dinov2WithRegistersConfig, names=meta_names.DINOV2
+    ),
+    "dinov3": pretrained.family(FrameStream, "DINOv3ViTModel", DINOv3ViTConfig),
+}

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from tcar.streams.catalogue import StreamFacts
 from tcar.streams.meta_names import Names, from_meta
-from tcar.streams.stream import Source
+from tcar.streams.stream import Family, Source
 from tcar.streams.weights import CheckpointError, Mismatch, fitting, read_state
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -92,6 +93,32 @@ def load(
     faults, model = fitting(state, lambda given: attempt(None, given))
     faults.refuse(checkpoint, state)
     return model
+
+
+def family(
+    stream_class: type,
+    model_class: str,
+    config_class: type,
+    *,
+    left_out: tuple[str, ...] = (),
+    names: Names | None = None,
+    sized: str = "",
+    finish: Callable[[nn.Module], nn.Module] = lambda model: model,
+) -> Family:
+    """Return the family of streams over a model of transformers, whose configuration their `shape` is.
+
+    `left_out` and `names` are those of `load`; `sized` names what the configuration calls the size of an image, where
+    the network depends on it; `finish` makes the backbone of the model.
+    """
+
+    def config(facts: StreamFacts, input_size: int) -> PreTrainedConfig:
+        return config_class(**facts.shape, **({sized: input_size} if sized else {}))
+
+    def load_one(facts: StreamFacts, source: Source) -> tuple[nn.Module, dict]:
+        given = {"left_out": left_out, "names": names, "local_files_only": source.local_files_only}
+        return finish(load(model_class, config(facts, source.input_size), source.checkpoint, **given)), {}
+
+    return Family(stream_class, lambda facts, size: finish(build(model_class, config(facts, size))), load_one)
 
 
 @contextmanager

@@ -6,47 +6,79 @@ A semantic stream reads each frame by itself (DINOv2, DINOv3, any image model of
 
 import difflib
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tcar.streams import image as image_streams
-from tcar.streams import published
-from tcar.streams import video as video_streams
+from tcar.streams import image, published, video
+from tcar.streams.catalogue import HUB, PACKAGED, STREAMS, TIMM
 from tcar.streams.grids import Tokens
-from tcar.streams.packaged import WEIGHTS
+from tcar.streams.packaged import WEIGHTS, packaged
 from tcar.streams.pretrained import is_hub_name
 from tcar.streams.stream import Source, Stream, StreamSpec
 from tcar.streams.weights import CheckpointError, state_digest
 
-TIMM = "timm:"
-
-_REGISTRY: dict[str, StreamSpec] = {}
+FAMILIES = image.FAMILIES | video.FAMILIES
+_REGISTRY: dict[str, StreamSpec] = {}  # what was registered beside the table of published streams
 
 
 def register_stream(spec: StreamSpec) -> None:
     """Make a stream known to `create_stream`; raises ValueError where the name is taken."""
-    if spec.name in _REGISTRY:
+    if spec.name in list_streams():
         raise ValueError(f"a stream named {spec.name!r} is registered already")
     _REGISTRY[spec.name] = spec
 
 
 def list_streams() -> list[str]:
     """Return the names that `create_stream` knows, sorted; beside them, `timm:<model>` names any model of timm."""
-    return sorted(_REGISTRY)
+    return sorted({*STREAMS, *_REGISTRY})
 
 
 def stream_spec(name: str) -> StreamSpec:
     """Return what is registered under a name; raises ValueError with the closest names otherwise."""
+    if name in _REGISTRY:
+        return _REGISTRY[name]
     if name.startswith(TIMM):
         from tcar.streams.timm_models import timm_spec  # takes seconds, and few runs name one
 
         return timm_spec(name)
-    if name not in _REGISTRY:
-        close = difflib.get_close_matches(name, _REGISTRY, n=3, cutoff=0.4) or list_streams()
+    if name not in STREAMS:
+        close = difflib.get_close_matches(name, list_streams(), n=3, cutoff=0.4) or list_streams()
         raise ValueError(f"unknown stream {name!r}; did you mean {', '.join(close)}? list_streams() has them all")
-    return _REGISTRY[name]
+    return _published_spec(name)
+
+
+@cache
+def _published_spec(name: str) -> StreamSpec:
+    facts = STREAMS[name]
+    family = FAMILIES[facts.family]
+    if name in PACKAGED:
+        default = packaged(name)
+        source = _in_package(default)
+    else:
+        first, *_ = published.checkpoints_for(name)
+        default, source = first.address if first.kind == "hub" else "", first.page
+    return StreamSpec(
+        name,
+        facts.role,
+        family.stream_class,
+        partial(family.build, facts),
+        partial(family.load, facts),
+        default,
+        width=facts.width,
+        frames=facts.frames,
+        input_size=facts.input_size,
+        mean=facts.mean,
+        std=facts.std,
+        interpolation=facts.interpolation,
+        info={"source": source, "licence": published.licence(name), "sampling": facts.sampling},
+    )
+
+
+def _in_package(weights: Path) -> str:
+    return f"tcar/streams/small_weights/{weights.name}"
 
 
 def create_stream(
@@ -90,11 +122,11 @@ def _origin(spec: StreamSpec, checkpoint: str | Path) -> dict[str, str]:
     given = Path(checkpoint)
     if found := published.recognise(spec.name, checkpoint):
         return {"source": found.page, "licence": found.licence}
-    if spec.name in published.PACKAGED and given.parent == WEIGHTS:
-        return {"source": f"tcar/streams/small_weights/{given.name}", "licence": published.PACKAGED[spec.name]}
+    if spec.name in PACKAGED and given.parent == WEIGHTS:
+        return {"source": _in_package(given), "licence": PACKAGED[spec.name]}
     if checkpoint == spec.default:
         return {}
-    return {"source": f"{published.HUB}/{checkpoint}" if is_hub_name(checkpoint) else given.name, "licence": ""}
+    return {"source": f"{HUB}/{checkpoint}" if is_hub_name(checkpoint) else given.name, "licence": ""}
 
 
 def weights_digest(stream: Stream) -> str:
@@ -122,7 +154,3 @@ def count_stream(stream: Stream, frames: int | None = None) -> tuple[Tokens, Flo
     with FlopCounterMode(display=False) as counter:
         tokens = torch.func.functional_call(stream, weights, (clip,))
     return tokens, counter
-
-
-for _spec in (*image_streams.specs(), *video_streams.specs()):
-    register_stream(_spec)

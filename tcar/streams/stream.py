@@ -13,11 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from tcar.streams.catalogue import StreamFacts
 from tcar.streams.grids import Tokens
-
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-SEGMENTS = "frames at the middles of equal segments of the clip"  # how clips are sampled, as `info` says it
-KINETICS = {"mean": (0.45,) * 3, "std": (0.225,) * 3}
 
 
 @dataclass(frozen=True)
@@ -27,6 +24,18 @@ class Source:
     checkpoint: str | Path
     input_size: int
     local_files_only: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """Networks that one code builds and reads files of, whatever their size, and the class of their streams.
+
+    `build(facts, input_size)` and `load(facts, source)` are those of a `StreamSpec`, for the stream of these facts.
+    """
+
+    stream_class: type
+    build: Callable[[StreamFacts, int], nn.Module]
+    load: Callable[[StreamFacts, Source], tuple[nn.Module, dict]]
 
 
 @dataclass(frozen=True)
@@ -117,9 +126,7 @@ class Stream(nn.Module):
     def _prepare(self, frames: Tensor) -> tuple[Float[Tensor, "bt 3 s s"], int]:
         """Check, resize and normalise frames; returns them with the batch size."""
         if frames.ndim != 5 or frames.shape[-1] != 3 or 0 in frames.shape:
-            raise ValueError(
-                f"{self.name}: frames must be [batch, time, height, width, 3], got {list(frames.shape)}"
-            )
+            raise ValueError(f"{self.name}: frames must be [batch, time, height, width, 3], got {list(frames.shape)}")
         images = frames.flatten(0, 1).permute(0, 3, 1, 2)
         if frames.dtype == torch.uint8:
             images = images.to(self.mean) / 255

@@ -2,20 +2,18 @@
 
 import difflib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache, partial
 from math import isqrt
 
 import timm
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from tcar.streams import pretrained
+from tcar.streams.catalogue import SEGMENTS, TIMM
 from tcar.streams.grids import Tokens, grid_coordinates
 from tcar.streams.published import licence
-from tcar.streams.stream import SEGMENTS, Source, Stream, StreamSpec
+from tcar.streams.stream import Source, Stream, StreamSpec
 from tcar.streams.weights import load_strict, read_state
 
 
@@ -59,30 +57,6 @@ class TimmStream(Stream):
             raise ValueError(f"{self.name} has no blocks with global attention")
         return blocks
 
-    def attention_maps(self, frames: Tensor, layer: int = -1) -> Float[Tensor, "b t heads q k"]:
-        """Return one layer's attention weights; tokens are ordered as timm has them, prefix tokens first.
-
-        Autocast is off. Raises ValueError for a network without blocks of global attention (a ConvNet, windows).
-        """
-        attention = self.blocks[layer].attn
-        images, batch = self._prepare(frames)
-        with _kept(attention) as seen, torch.autocast(images.device.type, enabled=False), self._gradients(frames):
-            self.backbone.forward_features(images)
-        return seen[0].unflatten(0, (batch, -1))
-
-
-@contextmanager
-def _kept(attention: nn.Module) -> Iterator[list[Tensor]]:
-    """Have a timm attention layer work its weights out, and collect them where they enter their dropout."""
-    seen, fast = [], attention.fused_attn
-    hook = attention.attn_drop.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    attention.fused_attn = False
-    try:
-        yield seen
-    finally:
-        attention.fused_attn = fast
-        hook.remove()
-
 
 @lru_cache(maxsize=64)
 def timm_spec(name: str) -> StreamSpec:
@@ -91,7 +65,7 @@ def timm_spec(name: str) -> StreamSpec:
     Input size, normalisation and width are those of timm's own configuration of its weights. Raises ValueError for a
     name that timm does not know.
     """
-    model = name.removeprefix("timm:")
+    model = name.removeprefix(TIMM)
     about = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
     if about is None:
         close = ", ".join(difflib.get_close_matches(model, timm.list_models(), n=3))
@@ -114,7 +88,7 @@ def timm_spec(name: str) -> StreamSpec:
         info={
             "source": f"https://huggingface.co/{about.hf_hub_id}" if about.hf_hub_id else about.url or "",
             "licence": licence(name),
-            "sampling": f"8 {SEGMENTS}",
+            "sampling": SEGMENTS.format(8),
         },
     )
 

@@ -1,6 +1,6 @@
 """Streams that read the whole clip: I3D, V-JEPA 2 and 2.1, VideoMAE, TimeSformer."""
 
-from collections.abc import Iterator
+from operator import attrgetter
 
 import torch
 from jaxtyping import Float
@@ -8,11 +8,10 @@ from torch import Tensor, nn
 from transformers import TimesformerConfig, VideoMAEConfig, VJEPA2Config
 
 from tcar.streams import i3d, meta_names, pretrained, vjepa2_1
+from tcar.streams.catalogue import StreamFacts
 from tcar.streams.grids import Tokens, grid_coordinates
-from tcar.streams.i3d_layouts import LAYOUTS, inflate_resnet50, load_i3d
-from tcar.streams.packaged import packaged
-from tcar.streams.published import licence
-from tcar.streams.stream import IMAGENET, KINETICS, Source, Stream, StreamSpec
+from tcar.streams.i3d_layouts import CONFIGS, inflate_resnet50, load_i3d
+from tcar.streams.stream import Family, Source, Stream, StreamSpec
 from tcar.streams.weights import load_strict, read_state
 
 
@@ -132,192 +131,45 @@ def _on_grid(values: Float[Tensor, "b n d"], grid: tuple[int, int, int]) -> Toke
     return Tokens(values.unflatten(1, (grid[0], -1)), grid_coordinates(grid, values.device), None, grid)
 
 
-def specs() -> Iterator[StreamSpec]:
-    """Yield the registered clip streams: I3D in its published layouts, the video transformers, the miniature."""
-    yield _i3d("i3d_r50", "", LAYOUTS["pytorchvideo"])
-    for layout in ("mmaction2", "tushar_n"):  # the two whose network is another one
-        yield _i3d(f"i3d_r50_{layout}", layout, LAYOUTS[layout])
-    yield StreamSpec(
-        "i3d_r50_inflated",
-        "motion",
-        ClipStream,
-        lambda _: i3d.I3D().without_classifier(),
-        lambda source: (inflate_resnet50(read_state(pretrained.locate(source))).without_classifier(), {}),
-        "timm/resnet50.a1_in1k",
-        width=2048,
-        frames=8,
-        input_size=224,
-        interpolation="bilinear",
-        **IMAGENET,
-        info={
-            "source": "https://huggingface.co/timm/resnet50.a1_in1k",
-            "licence": licence("i3d_r50_inflated"),
-            "sampling": "8 frames at the middles of equal segments of the clip",
-        },
-    )
-    yield StreamSpec(
-        "i3d_tiny",
-        "motion",
-        ClipStream,
-        lambda _: i3d.I3D(i3d.TINY),
-        lambda source: (load_strict(i3d.I3D(i3d.TINY), read_state(source.checkpoint), source.checkpoint), {}),
-        packaged("i3d_tiny"),
-        width=128,
-        frames=16,
-        input_size=80,
-        interpolation="bilinear",
-        **KINETICS,
-        info={
-            "source": "tcar/streams/small_weights/i3d_tiny.safetensors",
-            "licence": licence("i3d_tiny"),
-            "sampling": "16 frames at the middles of equal segments of the clip",
-        },
-    )
-    yield from map(_vjepa2, VJEPA2)
-    yield from map(_vjepa2_1, vjepa2_1.SIZES)
-    yield from _of_one_length()
+def _load_i3d(facts: StreamFacts, source: Source) -> tuple[nn.Module, dict]:
+    # The first name takes any layout, whose network and frames it then has; the others insist on theirs.
+    insists = facts.name.removeprefix("i3d_r50").removeprefix("_")
+    network, layout = load_i3d(source.checkpoint, insists)
+    found = layout.facts
+    changes = {"mean": found.mean, "std": found.std, "frames": found.frames}
+    return network.without_classifier(), changes | {"info": {"sampling": found.sampling, "layout": layout.name}}
 
 
-def _i3d(name: str, named: str, layout) -> StreamSpec:
-    def load(source: Source) -> tuple[nn.Module, dict]:
-        network, found = load_i3d(source.checkpoint, named)
-        sampling = f"{found.frames} frames, every {found.step}th frame"
-        changes = {"mean": found.mean, "std": found.std, "frames": found.frames}
-        return network.without_classifier(), changes | {"info": {"sampling": sampling, "layout": found.name}}
-
-    return StreamSpec(
-        name,
-        "motion",
-        ClipStream,
-        lambda _: i3d.I3D(layout.config).without_classifier(),
-        load,
-        "",
-        width=2048,
-        frames=layout.frames,
-        input_size=224,
-        interpolation="bilinear",
-        mean=layout.mean,
-        std=layout.std,
-        info={
-            "source": layout.address,
-            "licence": licence(name),
-            "sampling": f"{layout.frames} frames, every {layout.step}th frame",
-        },
-    )
+def _load_inflated(_: StreamFacts, source: Source) -> tuple[nn.Module, dict]:
+    return inflate_resnet50(read_state(pretrained.locate(source))).without_classifier(), {}
 
 
-# name -> Hub name, width, depth, heads, feed-forward ratio, pixels. Source: Assran et al. 2025, arXiv:2506.09985.
-VJEPA2 = {
-    "vjepa2_vitl16_256": ("facebook/vjepa2-vitl-fpc64-256", 1024, 24, 16, 4.0, 256),
-    "vjepa2_vith16_256": ("facebook/vjepa2-vith-fpc64-256", 1280, 32, 16, 4.0, 256),
-    "vjepa2_vitg16_256": ("facebook/vjepa2-vitg-fpc64-256", 1408, 40, 22, 48 / 11, 256),
-    "vjepa2_vitg16_384": ("facebook/vjepa2-vitg-fpc64-384", 1408, 40, 22, 48 / 11, 384),
-}
+def _load_tiny(_: StreamFacts, source: Source) -> tuple[nn.Module, dict]:
+    return load_strict(i3d.I3D(i3d.TINY), read_state(source.checkpoint), source.checkpoint), {}
 
 
-def _vjepa2(name: str) -> StreamSpec:
-    hub, width, depth, heads, ratio, size = VJEPA2[name]
-
-    def config(pixels: int) -> VJEPA2Config:
-        # Rotary positions count rows and columns of the grid that the configuration names, whatever comes in.
-        return VJEPA2Config(
-            hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, mlp_ratio=ratio, crop_size=pixels
-        )
-
-    def load(source: Source) -> tuple[nn.Module, dict]:
-        # Files tuned on a labelled set hold a probe beside the encoder; the predictor is of the pre-training.
-        model = pretrained.load(
-            "VJEPA2Model",
-            config(source.input_size),
-            source.checkpoint,
-            left_out=("pooler", "classifier", "predictor"),
-            names=meta_names.VJEPA2,
-            local_files_only=source.local_files_only,
-        )
-        return model.encoder, {}
-
-    return StreamSpec(
-        name,
-        "motion",
+FAMILIES = {
+    "i3d": Family(ClipStream, lambda facts, _: i3d.I3D(CONFIGS[facts.name]).without_classifier(), _load_i3d),
+    "i3d_inflated": Family(ClipStream, lambda *_: i3d.I3D().without_classifier(), _load_inflated),
+    "i3d_tiny": Family(ClipStream, lambda *_: i3d.I3D(i3d.TINY), _load_tiny),
+    # Files tuned on a labelled set hold a probe beside the encoder; the predictor is of the pre-training.
+    # Rotary positions count rows and columns of the grid that the configuration names, whatever comes in.
+    "vjepa2": pretrained.family(
         VJepa2Stream,
-        lambda pixels: pretrained.build("VJEPA2Model", config(pixels)).encoder,
-        load,
-        hub,
-        width=width,
-        frames=16,
-        input_size=size,
-        interpolation="bilinear",
-        **IMAGENET,
-        info={
-            "source": f"https://huggingface.co/{hub}",
-            "licence": licence(name),
-            "sampling": "16 frames, every 4th frame",
-        },
-    )
-
-
-def _vjepa2_1(size: str) -> StreamSpec:
-    config = vjepa2_1.SIZES[size]
-    file = f"vjepa2_1_vit{size}_dist_vitG_384.pt" if size in "bl" else f"vjepa2_1_vit{size}_384.pt"
-    return StreamSpec(
-        f"vjepa2_1_vit{size}16_384",
-        "motion",
+        "VJEPA2Model",
+        VJEPA2Config,
+        left_out=("pooler", "classifier", "predictor"),
+        names=meta_names.VJEPA2,
+        sized="crop_size",
+        finish=attrgetter("encoder"),
+    ),
+    "vjepa2_1": Family(
         VJepa21Stream,
-        lambda _: vjepa2_1.VJepa21Encoder(config),
-        lambda source: (vjepa2_1.load_vjepa2_1(source.checkpoint, size), {}),
-        "",
-        width=config.width,
-        frames=16,
-        input_size=384,
-        interpolation="bilinear",
-        **IMAGENET,
-        info={
-            "source": f"https://dl.fbaipublicfiles.com/vjepa2/{file}",
-            "licence": licence(f"vjepa2_1_vit{size}16_384"),
-            "sampling": "16 frames, every 4th frame",
-        },
-    )
-
-
-def _of_one_length() -> Iterator[StreamSpec]:
-    # The library's default epsilon of VideoMAE is 1e-12; its weights were trained with 1e-6.
-    models = {
-        "videomae_vitb16": (
-            VideoMAEStream,
-            "VideoMAEModel",
-            VideoMAEConfig(layer_norm_eps=1e-6),
-            "MCG-NJU/videomae-base-finetuned-kinetics",
-            ("fc_norm", "classifier"),
-            IMAGENET,
-            "16 frames, every 4th frame",
-        ),
-        "timesformer_vitb16": (
-            TimesformerStream,
-            "TimesformerModel",
-            TimesformerConfig(),
-            "facebook/timesformer-base-finetuned-k400",
-            ("classifier",),
-            KINETICS,
-            "8 frames, every 32nd frame",
-        ),
-    }
-    for name, (stream_class, model_class, config, hub, heads, normalisation, sampling) in models.items():
-
-        def load(source, model_class=model_class, config=config, heads=heads) -> tuple[nn.Module, dict]:
-            given = {"left_out": heads, "local_files_only": source.local_files_only}
-            return pretrained.load(model_class, config, source.checkpoint, **given), {}
-
-        yield StreamSpec(
-            name,
-            "motion",
-            stream_class,
-            lambda _, model_class=model_class, config=config: pretrained.build(model_class, config),
-            load,
-            hub,
-            width=config.hidden_size,
-            frames=config.num_frames,
-            input_size=config.image_size,
-            interpolation="bilinear",
-            **normalisation,
-            info={"source": f"https://huggingface.co/{hub}", "licence": licence(name), "sampling": sampling},
-        )
+        lambda facts, _: vjepa2_1.VJepa21Encoder(vjepa2_1.SIZES[facts.shape["size"]]),
+        lambda facts, source: (vjepa2_1.load_vjepa2_1(source.checkpoint, facts.shape["size"]), {}),
+    ),
+    "videomae": pretrained.family(VideoMAEStream, "VideoMAEModel", VideoMAEConfig, left_out=("fc_norm", "classifier")),
+    "timesformer": pretrained.family(
+        TimesformerStream, "TimesformerModel", TimesformerConfig, left_out=("classifier",)
+    ),
+}

@@ -1,12 +1,12 @@
 """V-JEPA 2.1 (Meta FAIR), the video encoder: every published size, and strict loading of the published files.
 
 A pre-norm vision transformer over tubelets of 2 x 16 x 16 pixels, with rotary positions over time, height and width
-in every block and one LayerNorm for each of four output levels. Modules carry the published names, so a checkpoint
-loads key by key. Source: https://github.com/facebookresearch/vjepa2 (its `vision_transformer.py` and `modules.py`).
+in every block and one LayerNorm for each of four output levels, of which only the last is read here. Modules carry
+the published names, so a checkpoint loads key by key.
+Source: https://github.com/facebookresearch/vjepa2 (its `vision_transformer.py` and `modules.py`).
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tcar.fusion.blocks import attention_weights
 from tcar.fusion.positions import rotate
 from tcar.streams.weights import CheckpointError, mismatch, read_checkpoint, read_state, unwrapped
 
@@ -28,38 +27,23 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class VJepa21Config:
-    """Shape of a V-JEPA 2.1 encoder; `levels` are the blocks (from 0) whose outputs have a LayerNorm of their own.
-
-    Raises ValueError where the heads do not divide the width evenly, or the levels do not end at the last block.
-    """
+    """Shape of a V-JEPA 2.1 encoder: `hidden` is the width inside a feed-forward layer, `norms` the output levels."""
 
     width: int
     depth: int
     heads: int
     hidden: int
-    levels: tuple[int, ...]
     patch: int = 16
     tubelet: int = 2
-
-    def __post_init__(self):
-        if self.width % (2 * self.heads) or self.width < 6 * self.heads:
-            raise ValueError(
-                f"VJepa21Config: width {self.width} needs to give each of {self.heads} heads an even number of "
-                "channels, 6 at least (a pair each for time, height and width)"
-            )
-        ascending = list(self.levels) == sorted(set(self.levels))
-        if not self.levels or not ascending or self.levels[0] < 0 or self.levels[-1] != self.depth - 1:
-            raise ValueError(
-                f"VJepa21Config: levels {self.levels} must be ascending blocks and end at the last, {self.depth - 1}"
-            )
+    norms: int = 4
 
 
-# The published encoders. The third level of G is 37, not the 35 of even spacing.
+# The published encoders.
 SIZES = {
-    "b": VJepa21Config(width=768, depth=12, heads=12, hidden=3072, levels=(2, 5, 8, 11)),
-    "l": VJepa21Config(width=1024, depth=24, heads=16, hidden=4096, levels=(5, 11, 17, 23)),
-    "g": VJepa21Config(width=1408, depth=40, heads=22, hidden=6144, levels=(9, 19, 29, 39)),
-    "G": VJepa21Config(width=1664, depth=48, heads=26, hidden=8192, levels=(11, 23, 37, 47)),
+    "b": VJepa21Config(width=768, depth=12, heads=12, hidden=3072),
+    "l": VJepa21Config(width=1024, depth=24, heads=16, hidden=4096),
+    "g": VJepa21Config(width=1408, depth=40, heads=22, hidden=6144),
+    "G": VJepa21Config(width=1664, depth=48, heads=26, hidden=8192),
 }
 
 # Where a published file keeps the encoder that is meant for use; it also holds a predictor and training state.
@@ -114,24 +98,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def _parts(self, x: Tensor, table: Tensor) -> list[Tensor]:
-        """Return rotated queries, rotated keys and values `[b heads n c]`, all of one type, as SDPA demands."""
+    def forward(self, x: Float[Tensor, "b n d"], table: Float[Tensor, "n pairs 2"]) -> Float[Tensor, "b n d"]:
         parts = self.qkv(x).unflatten(-1, (3 * self.heads, -1))
         turned = rotate(parts[:, :, : 2 * self.heads], table)
-        return [p.transpose(1, 2) for p in (*turned.split(self.heads, dim=2), parts[:, :, 2 * self.heads :])]
-
-    def forward(
-        self, x: Float[Tensor, "b n d"], table: Float[Tensor, "n pairs 2"]
-    ) -> Float[Tensor, "b n d"]:
-        read = F.scaled_dot_product_attention(*self._parts(x, table))
+        q, k, v = (*turned.split(self.heads, dim=2), parts[:, :, 2 * self.heads :])
+        read = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v)))
         return self.proj(read.transpose(1, 2).flatten(2))
-
-    def weights(
-        self, x: Float[Tensor, "b n d"], table: Float[Tensor, "n pairs 2"]
-    ) -> Float[Tensor, "b heads n n"]:
-        """Return the attention weights that `forward` applies, in float32 at least; rows sum to 1."""
-        q, k, _ = self._parts(x, table)
-        return attention_weights(q, k)
 
 
 class Mlp(nn.Module):
@@ -155,9 +127,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.width, eps=EPS)
         self.mlp = Mlp(config.width, config.hidden)
 
-    def forward(
-        self, x: Float[Tensor, "b n d"], table: Float[Tensor, "n pairs 2"]
-    ) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], table: Float[Tensor, "n pairs 2"]) -> Float[Tensor, "b n d"]:
         x = x + self.attn(self.norm1(x), table)
         return x + self.mlp(self.norm2(x))
 
@@ -166,7 +136,8 @@ class VJepa21Encoder(nn.Module):
     """V-JEPA 2.1's encoder: `encoder(clips)` takes clips of normalised RGB `[b 3 t h w]` and returns tokens `[b n d]`.
 
     Tokens run in time, row, column order over `grid(t, h, w)`. A clip of one frame goes through the image stem; others
-    have an even number of frames. ImageNet's mean and deviation normalise the pixels, from [0, 1], before this.
+    have an even number of frames, and sides are multiples of a patch, which the stream sees to. ImageNet's mean and
+    deviation normalise the pixels, from [0, 1], before this.
     """
 
     def __init__(self, config: VJepa21Config):
@@ -178,85 +149,23 @@ class VJepa21Encoder(nn.Module):
         self.video_mod_embed = nn.Parameter(torch.randn(1, 1, config.width) * 0.02)
         self.img_mod_embed = nn.Parameter(torch.randn(1, 1, config.width) * 0.02)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norms_block = nn.ModuleList(nn.LayerNorm(config.width, eps=EPS) for _ in config.levels)
+        self.norms_block = nn.ModuleList(nn.LayerNorm(config.width, eps=EPS) for _ in range(config.norms))
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Return the tokens (t, h, w) of clips that long and large, in frames and pixels.
+        """Return the tokens (t, h, w) of clips that long and large, in frames and pixels."""
+        patch = self.config.patch
+        return max(frames // self.config.tubelet, 1), height // patch, width // patch
 
-        Raises ValueError where tubelets or patches would leave frames or pixels over.
-        """
-        patch, tubelet = self.config.patch, self.config.tubelet
-        if frames < 1 or (frames > 1 and frames % tubelet):
-            raise ValueError(
-                f"V-JEPA 2.1 reads one frame or a multiple of {tubelet}, got {frames}: repeat or drop the last frame"
-            )
-        if height < 1 or width < 1 or height % patch or width % patch:
-            fit = "x".join(str(max(side // patch, 1) * patch) for side in (height, width))
-            raise ValueError(
-                f"V-JEPA 2.1 reads sides that are multiples of {patch}, got {height}x{width}: "
-                f"resize or crop the frames, to {fit} for one"
-            )
-        return max(frames // tubelet, 1), height // patch, width // patch
-
-    def forward(
-        self,
-        clips: Float[Tensor, "b 3 t h w"],
-        out_layers: Sequence[int] | None = None,
-        *,
-        hierarchical: bool = False,
-    ) -> Float[Tensor, "b n _"] | list[Float[Tensor, "b n d"]]:
-        """Return the last block's tokens, normed `[b n d]`.
-
-        `out_layers` asks for a list of the normed tokens of those blocks instead, in ascending order whatever the
-        order asked; `hierarchical` for those of all levels side by side, `[b n levels*d]`. No norm touches the
-        tokens that the next block reads, and no block runs after the last that is asked for.
-        Raises ValueError for clips the stems cannot cut evenly, and for a layer that is no level.
-        """
-        levels = self.config.levels
-        if out_layers is not None and hierarchical:
-            raise ValueError("hierarchical reads all levels: give either it or out_layers")
-        wanted = levels if hierarchical else levels[-1:] if out_layers is None else sorted(set(out_layers))
-        if not wanted or not set(wanted) <= set(levels):
-            raise ValueError(f"out_layers {out_layers} must be some of the levels, {levels}: only they have a norm")
-        x, table = self._embed(clips)
-        maps = []
-        for index in range(wanted[-1] + 1):
-            x = self.blocks[index](x, table)
-            if index in wanted:
-                maps.append(self.norms_block[levels.index(index)](x))
-        if out_layers is not None:
-            return maps
-        return torch.cat(maps, dim=-1) if hierarchical else maps[0]
-
-    def attention_maps(
-        self, clips: Float[Tensor, "b 3 t h w"], layer: int = -1
-    ) -> Float[Tensor, "b heads n n"]:
-        """Return the attention weights of one block, counted from 0 or, if negative, from the end; rows sum to 1.
-
-        They take heads * n^2 floats a clip: 1 GB for 16 frames of 384 px in the smallest published size.
-        Raises ValueError where there is no such block.
-        """
-        if not -self.config.depth <= layer < self.config.depth:
-            raise ValueError(f"layer {layer} must lie in {-self.config.depth} ... {self.config.depth - 1}")
-        x, table = self._embed(clips)
-        layer %= self.config.depth
-        for index in range(layer):
-            x = self.blocks[index](x, table)
-        return self.blocks[layer].attn.weights(self.blocks[layer].norm1(x), table)
-
-    def _embed(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the tokens that the first block reads, and the rotations of their places."""
-        if clips.ndim != 5 or clips.shape[1] != 3 or not clips.is_floating_point():
-            raise ValueError(
-                "clips must be normalised floats [batch, 3, time, height, width] (a still has time 1), "
-                f"got {clips.dtype} {list(clips.shape)}"
-            )
-        grid = self.grid(*clips.shape[2:])
+    def forward(self, clips: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b n d"]:
+        """Return the last block's tokens, through the norm of the last level."""
         if clips.shape[2] == 1:
             x = self.patch_embed_img(clips) + self.img_mod_embed
         else:
             x = self.patch_embed(clips) + self.video_mod_embed
-        return x, rope_table(grid, self.width // self.config.heads, x.dtype, x.device)
+        table = rope_table(self.grid(*clips.shape[2:]), self.width // self.config.heads, x.dtype, x.device)
+        for block in self.blocks:
+            x = block(x, table)
+        return self.norms_block[-1](x)
 
 
 def load_vjepa2_1(path: str | Path, size: str) -> VJepa21Encoder:
@@ -264,11 +173,9 @@ def load_vjepa2_1(path: str | Path, size: str) -> VJepa21Encoder:
 
     `path` is a file as published, of which only the encoder's own tensors are copied into memory, or one that holds
     that encoder's tensors alone (.safetensors or PyTorch), with or without the published prefix.
-    Raises ValueError for another size, CheckpointError for a file that is unreadable or of another network, or
-    listing the keys missing, left over or misshapen.
+    Raises CheckpointError for a file that is unreadable or of another network, or listing the keys missing, left over
+    or misshapen.
     """
-    if size not in SIZES:
-        raise ValueError(f"size must be one of {', '.join(SIZES)} (G is larger than g), got {size!r}")
     found, encoders = _encoders(path)
     state = encoders.get(KEYS[size], encoders.get(""))
     kinds = map(_kind, encoders.values() if state is None else [state])
@@ -294,8 +201,7 @@ def load_vjepa2_1(path: str | Path, size: str) -> VJepa21Encoder:
     mismatch({key: value.shape for key, value in own.items()}, state).refuse(path, state)
     # A copy, even of float32: what is mapped from a file must not change or vanish with it.
     copies = {
-        key: value.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        for key, value in state.items()
+        key: value.to(torch.float32, copy=True, memory_format=torch.contiguous_format) for key, value in state.items()
     }
     encoder.load_state_dict(copies, assign=True)
     return encoder

@@ -24,9 +24,9 @@ from tcar.data.workers import worker_count
 from tcar.ground import files, locks, log, records, sources
 from tcar.ground.errors import ParameterError
 from tcar.ground.processes import pool
-from tcar.streams import i3d, packaged, pretrained, published, stream
+from tcar.streams import catalogue, i3d, packaged, pretrained, published
 from tcar.streams import registry as streams
-from tcar.streams.dinov2 import DINOV2_TINY
+from tcar.streams.image import DINOV2_TINY
 from tcar.tabletop import standin
 
 LOG = log.get("streams")
@@ -106,7 +106,7 @@ def train_semantic(scenes: int, epochs: int, seed: int) -> tuple[nn.Module, dict
         frames, category, *labels = columns
         blocks = category.long().unflatten(2, (grid, DETAIL)).unflatten(1, (grid, DETAIL))
         labels = [blocks.transpose(2, 3).flatten(3), *labels]
-        images = _normalise(frames.permute(0, 3, 1, 2), stream.IMAGENET, augment)
+        images = _normalise(frames.permute(0, 3, 1, 2), catalogue.IMAGENET, augment)
         tokens = model(pixel_values=images).last_hidden_state[:, 1:].unflatten(1, (grid, grid))
         return semantic_loss(head(tokens), labels)
     return model, _optimise(nn.ModuleList([model, head]), run, _Schedule(scenes, epochs, 64, seed))
@@ -143,7 +143,7 @@ def train_motion(scenes: int, epochs: int, seed: int) -> tuple[nn.Module, dict]:
             mirrored = torch.arange(len(rows)) % 2 == 0
             video[mirrored] = video[mirrored].flip(4)
             truth[mirrored] = truth[mirrored].flip(3) * torch.tensor([-1.0, 1.0])
-        video = _normalise(video, stream.KINETICS, augment)
+        video = _normalise(video, catalogue.KINETICS, augment)
         # bfloat16 halves the time of these convolutions on a CPU that has it, and doubles it on one that has not
         with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
             features = model.features(video.contiguous(memory_format=torch.channels_last_3d))

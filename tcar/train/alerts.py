@@ -19,9 +19,9 @@ from typing import Any
 
 from tcar.ground import log, records
 from tcar.ground.errors import ParameterError
-from tcar.train.alert_rules import Rule, epoch_rules, step_rules
+from tcar.train.alert_rules import Row, Rule, epoch_rules, step_rules
 from tcar.train.settings import WatchSettings
-from tcar.train.watch import StopTraining
+from tcar.train.watch import NOT_A_NUMBER, StopTraining
 
 FILE = "alerts.jsonl"
 TIMEOUT = 5.0  # seconds that a webhook may take
@@ -42,11 +42,28 @@ class Alert:
         return f"{self.run}, step {self.step} (epoch {self.epoch:.4g}): {self.kind}: {self.message}"
 
 
-class Alarm:
-    """Judges every row of a training, and says once what is wrong until that has passed; a Watcher.
+class Judge:
+    """Says once what is wrong with the rows of a training by some rules, until that has passed."""
 
-    folder: where `alerts.jsonl` is kept; the disk that it lies on is watched. `earlier(step)`: the step rows and the
-    epoch rows up to there, from which a resumed training learns what is usual. Raises StopTraining: not a number.
+    def __init__(self, run: str, rules: Mapping[str, Rule]):
+        self.run, self.rules, self.active = run, rules, set()
+
+    def __call__(self, row: Row) -> list[Alert]:
+        """What became wrong with this row; what was so before and still is, is left out."""
+        wrong = {kind: message for kind, rule in self.rules.items() if (message := rule(row))}
+        new, self.active = wrong.keys() - self.active, set(wrong)
+        step, epoch = int(row.get("step", 0)), float(row["epoch"])
+        return [
+            Alert(self.run, kind, message, step, epoch, kind == NOT_A_NUMBER)
+            for kind, message in wrong.items() if kind in new
+        ]  # fmt: skip
+
+
+class Alarm:
+    """Judges every row of a training; a Watcher.
+
+    folder: where `alerts.jsonl` is kept; the disk that it lies on is watched. `earlier()`: the step rows and the epoch
+    rows that are written down, from which a resumed training learns what is usual. Raises StopTraining: not a number.
     """
 
     def __init__(
@@ -54,53 +71,34 @@ class Alarm:
         limits: WatchSettings,
         folder: str | Path,
         senders: Sequence[Callable[[Alert], None]] = (),
-        earlier: Callable[[int], tuple[Iterable[dict], Iterable[dict]]] | None = None,
+        earlier: Callable[[], tuple[Iterable[dict], Iterable[dict]]] | None = None,
     ):
         self.limits, self.folder, self.senders, self.earlier = limits, Path(folder), list(senders), earlier
-        self.name, self.rules, self.active, self.told = "", {}, set(), False
 
     def start(self, run: Mapping[str, Any]) -> None:
-        """Begin with rules that know nothing but what the rows up to `run["step"]` teach."""
+        """Begin with rules that know nothing but what the rows of the part before teach."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.name, self.active = run["name"], set()
-        trained = run.get("trained_parameters", 0)
-        self.rules = {"step": step_rules(self.limits, self.folder, trained), "epoch": epoch_rules(self.limits)}
+        rules = step_rules(self.limits, self.folder, run.get("trained_parameters", 0)), epoch_rules(self.limits)
+        self.step_judge, self.epoch_judge = (Judge(run["name"], some) for some in rules)
         if self.earlier and run.get("step", 0):
-            for when, rows in zip(("step", "epoch"), self.earlier(run["step"]), strict=True):
+            for judge, rows in zip((self.step_judge, self.epoch_judge), self.earlier(), strict=True):
                 for row in rows:
-                    self._judge(when, row)
+                    judge(row)
 
-    def step(self, row: Mapping[str, float]) -> None:
+    def step(self, row: Row) -> None:
         """Judge a step row."""
-        self._raise(self._judge("step", row))
+        self._raise(self.step_judge(row))
 
-    def epoch(self, row: Mapping[str, float]) -> None:
+    def epoch(self, row: Row) -> None:
         """Judge an epoch row."""
-        if "train_top1" not in row and not self.told:
-            log.get(__name__).info(f"{self.name}: no alert for overfitting: no accuracy on the training clips is known")
-            self.told = True
-        self._raise(self._judge("epoch", row))
+        if "train_top1" not in row and row["epoch"] == 1:
+            log.get(__name__).info(f"{self.step_judge.run}: no alert for overfitting, of mixed labels")
+        self._raise(self.epoch_judge(row))
 
     def end(self, reason: str) -> None:
         """Wait for what is still being sent: a process that ends takes its messages with it."""
         for sender in self.senders:
             getattr(sender, "finish", lambda: None)()
-
-    def _judge(self, when: str, row: Mapping[str, float]) -> list[Alert]:
-        """What became wrong with this row; what was so before and still is, is left out."""
-        found = []
-        for rule in self.rules[when]:
-            message, key = rule.see(row), (when, rule.kind)
-            if message and key not in self.active:
-                found.append(self._alert(rule, message, row))
-                self.active.add(key)
-            elif not message and key in self.active:
-                self.active.discard(key)
-                log.get(__name__).info(f"{self.name}, step {row['step']:.0f}: {rule.kind} has passed")
-        return found
-
-    def _alert(self, rule: Rule, message: str, row: Mapping[str, float]) -> Alert:
-        return Alert(self.name, rule.kind, message, int(row["step"]), float(row["epoch"]), bool(rule.fatal))
 
     def _raise(self, found: list[Alert]) -> None:
         for alert in found:
@@ -111,9 +109,8 @@ class Alarm:
                 except Exception as error:  # whatever a sender's library raises, the training is worth more
                     name = getattr(send, "__name__", type(send).__name__)
                     log.get(__name__).warning(f"{name} could not pass an alert on: {error!r}")
-        for alert in found:
-            if alert.fatal:
-                raise StopTraining(alert.kind)
+        if any(alert.fatal for alert in found):
+            raise StopTraining(NOT_A_NUMBER)
 
     def _keep(self, alert: Alert) -> None:
         with (self.folder / FILE).open("a", encoding="utf-8") as file:
@@ -132,9 +129,8 @@ class Webhook:
             address = os.environ.get(name, "")
             if not address.startswith(("http://", "https://")):
                 raise ParameterError(f"webhook is ${name}, but that environment variable holds no http(s) address")
-        self.address, self.timeout = address, timeout
+        self.address, self.timeout, self.failed = address, timeout, False
         self.threads: list[threading.Thread] = []
-        self.failed = False
 
     def __call__(self, alert: Alert) -> None:
         """Send it from a thread, and come back at once."""
@@ -174,21 +170,13 @@ def raised(folder: str | Path) -> list[Alert]:
         raise records.ResultError(f"{path}: not a list of alerts ({error}); move it away") from None
 
 
-def review(rows: Iterable[Mapping[str, float]], limits: WatchSettings, run: str = "") -> list[Alert]:
+def review(rows: Iterable[Row], limits: WatchSettings, run: str = "") -> list[Alert]:
     """The alerts that a finished training would have raised by its epochs: what was not watched, looked at later.
 
     rows: its epoch rows; `step` may be absent and counts as 0. Nothing is logged, kept or sent.
     """
-    found: list[Alert] = []
-    active: set[str] = set()
-    rules = epoch_rules(limits)
-    for row in rows:
-        for rule in rules:
-            message = rule.see(row)
-            if message and rule.kind not in active:
-                found.append(Alert(run, rule.kind, message, int(row.get("step", 0)), row["epoch"], bool(rule.fatal)))
-            (active.add if message else active.discard)(rule.kind)
-    return found
+    judge = Judge(run, epoch_rules(limits))
+    return [alert for row in rows for alert in judge(row)]
 
 
 def text(alerts: Sequence[Alert]) -> str:

@@ -1,18 +1,17 @@
-"""The checkpoints of a training: each a folder that is whole or not there at all.
+"""The checkpoints of a training: each a folder that is whole once its manifest is there.
 
     checkpoints/step-000000120/   weights.safetensors, averaged.safetensors (with weight averaging), optimiser.pt,
                                   state.json and, written last, manifest.json: size and SHA-256 of the others
     best-00003/                   weights.safetensors, epoch.json, manifest.json: the weights of the best epoch so far
 
-A folder is filled under another name, brought to the disk and renamed; before it is deleted, it loses its name. A
-training that is killed leaves drafts, which the next start removes; a checkpoint that was damaged afterwards is passed
-over for the one before. Who only reads changes nothing.
+The manifest is written after all other files are on the disk, and deleted before them. A training that is killed leaves
+folders without one, which the next start removes; a checkpoint that was damaged afterwards is passed over for the one
+before. Who only reads changes nothing.
 """
 
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from tcar.data.machine import fault_of
 from tcar.ground import log
-from tcar.ground.files import foreign, remove_folder, sync_folder
+from tcar.ground.files import remove_folder, replace_file, sync_folder
 from tcar.train.watch import TrainingError
 
 KEPT = 3
@@ -78,15 +77,16 @@ class Checkpoints:
 
     def clean(self) -> None:
         """Remove what a killed process has left; for the one that is going to write."""
-        for draft in self._drafts():
-            remove_folder(draft, FILES)
+        for path in [*self.folder.glob("step-*"), *self.root.glob("best-*")]:
+            if not (path / MANIFEST).is_file():
+                remove_folder(path, FILES)
 
     def newest(self) -> Path | None:
         """Return the last checkpoint that is as it was written, or None; damaged ones are named in a warning."""
         for path in reversed(self._all()):
             if not (fault := find_fault(path)):
                 return path
-            if path.exists():  # else a training has just removed it, for later ones
+            if (path / MANIFEST).is_file():  # else a training has just removed it, for later ones
                 logger.warning(f"{path} is passed over: {fault}")
         return None
 
@@ -124,13 +124,14 @@ class Checkpoints:
         return self.root / f"best-{epoch:05}"
 
     def _all(self) -> list[Path]:
-        return sorted(self.folder.glob(f"step-{9 * '[0-9]'}"))  # a copy beside them has another name and is not ours
+        return _whole(self.folder, f"step-{9 * '[0-9]'}")  # a copy beside them has another name and is not ours
 
     def _all_best(self) -> list[Path]:
-        return sorted(self.root.glob(f"best-{5 * '[0-9]'}"))
+        return _whole(self.root, f"best-{5 * '[0-9]'}")
 
-    def _drafts(self) -> list[Path]:
-        return [*self.folder.glob(".draft-*"), *self.root.glob(".draft-*")]
+
+def _whole(folder: Path, pattern: str) -> list[Path]:
+    return sorted(path.parent for path in folder.glob(f"{pattern}/{MANIFEST}"))
 
 
 def find_fault(path: Path) -> str:
@@ -154,46 +155,29 @@ def find_fault(path: Path) -> str:
 
 
 def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
-    """Bring files to the disk under another name, and rename the folder when all of them are there."""
-    draft = path.with_name(f".draft-{path.name}")
-    manifest = {
-        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
-    }
+    """Bring files to the disk, and when all of them are there, the manifest that makes a checkpoint of them."""
     try:
-        remove_folder(draft, FILES)
-        draft.mkdir(parents=True)
-        for name, content in {**files, MANIFEST: _json(manifest)}.items():
-            with (draft / name).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        sync_folder(draft)
-        if path.exists():  # of a training that went on from an earlier checkpoint, because this one was damaged
-            path.rename(_removed(path))
-        draft.rename(path)
+        _remove(path)  # of a training that went on from an earlier checkpoint, because this one was damaged
+        path.mkdir(parents=True, exist_ok=True)
+        manifest = {name: replace_file(path / name, content) for name, content in files.items()}
+        sync_folder(path)
+        replace_file(path / MANIFEST, _json(manifest))
+        sync_folder(path)
         sync_folder(path.parent)
     except OSError as error:
-        remove_folder(draft, FILES)
+        remove_folder(path, FILES)
         size = sum(map(len, files.values())) / 1e6
         raise TrainingError(
             f"{path}: {size:.1f} MB could not be written ({error.strerror or error}); the checkpoints before are "
             "whole: make room, or put the run on a larger disk (runs), and start again to go on from the last"
         ) from error
-    remove_folder(_removed(path), FILES)
 
 
 def _remove(path: Path) -> None:
-    """Delete a folder that others may list at this moment: it is whole under its name, or not there."""
-    remove_folder(_removed(path), FILES)
-    if not path.is_symlink() and not foreign(path, FILES):  # else it keeps its name for what is somebody's in it
-        with suppress(OSError):
-            path.rename(_removed(path))
-    remove_folder(_removed(path), FILES)
-    remove_folder(path, FILES)
-
-
-def _removed(path: Path) -> Path:
-    return path.with_name(f".draft-old-{path.name}")
+    """Delete a checkpoint that others may list at this moment: first what makes it one."""
+    if not path.is_symlink():
+        (path / MANIFEST).unlink(missing_ok=True)
+        remove_folder(path, FILES)
 
 
 def _best_epoch(path: Path) -> int | None:

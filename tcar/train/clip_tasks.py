@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,37 +50,46 @@ class ClipModel(nn.Module):
         return self.tca(frames[:, :first], frames[:, first:])
 
 
+class Seen(NamedTuple):
+    """What a model sees of a clip: so many frames for each of its readers, squares of `size` pixels a side, of the
+    whole frame or with `crop` of its middle."""
+
+    frames: tuple[int, ...]
+    size: int
+    crop: bool = False
+
+
 class ClipTask:
     """What streams and fusion, and baselines, have in common: how their clips are read."""
 
     reverse = None
     partly_used = False
 
-    def __init__(self, name: str, clips: Mapping[str, Sequence[Clip]], class_names: Sequence[str], run: Run,
-                 seed: int, frames: tuple[int, ...], size: int, crop: bool):  # fmt: skip
-        self.name, self.num_classes, self.class_names, self.seed = name, len(class_names), tuple(class_names), seed
+    def __init__(
+        self, name: str, seen: Seen, clips: Mapping[str, Sequence[Clip]], class_names: Sequence[str], run: Run,
+        seed: int,
+    ):  # fmt: skip
+        self.name, self.num_classes, self.class_names = name, len(class_names), tuple(class_names)
+        self.run, self.seed, self.recipe = run, seed, run.training
         self.clips = {split: list(some) for split, some in clips.items()}
         self.labels = {
             split: np.array([-1 if clip.label is None else clip.label for clip in some])
             for split, some in self.clips.items()
         }
-        check_labels(self.name, self.num_classes, self.labels)
+        check_labels(name, self.num_classes, self.labels)
         settings = run.trainer
-        lonely = without_mirror_image(list(class_names)) if settings.flip else []
-        if lonely:
+        if settings.flip and (lonely := without_mirror_image(list(class_names))):
             raise TrainingError(
                 f"{name}: flip is {settings.flip}, and {lonely[0]!r} in a mirror is none of the {len(class_names)} "
                 "classes; set flip to 0, or add that class"
             )
         augment = AugmentConfig(
-            size, tuple(settings.crop_scale), flip=settings.flip, jitter=tuple(settings.colour_jitter),
+            seen.size, tuple(settings.crop_scale), flip=settings.flip, jitter=tuple(settings.colour_jitter),
             operations=settings.augment_operations, magnitude=settings.augment_magnitude, erase=settings.erase,
         )  # fmt: skip
-        self.run, self.frames, self.recipe = run, frames, run.training
-        limit = int(1e9 * settings.frame_cache_gb)
-        upright, mirrored = run.data.upright, flip_pairs(list(class_names))
+        limit, upright = int(1e9 * settings.frame_cache_gb), run.data.upright
         cache = FrameCache.open(run.run_dir / "frames", limit, upright=upright) if limit else None
-        self.views = ClipViews(frames, size, crop, augment, mirrored, seed, cache, upright)
+        self.views = ClipViews(*seen, augment, flip_pairs(list(class_names)), seed, cache, upright)
 
     def _read_from(self) -> dict[str, Any]:
         """What the clips decide of a training."""
@@ -107,29 +116,26 @@ class ClipTask:
 
     @cached_property
     def loader(self) -> Loader:
-        """What reads the clips; its processes end with `close`, or with the task."""
+        """What reads the clips, by as many processes as stated or this one's share of the cores of its machine.
+
+        They end with `close`, or with the task.
+        """
+        workers = self.run.stated_workers or max(1, self.run.workers // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         pin = self.run.device != "cpu" and torch.cuda.is_available()
-        return Loader(self.views, workers=self._workers, ahead=AHEAD * self.recipe.batch_size, pin=pin)
+        return Loader(self.views, workers=workers, ahead=AHEAD * self.recipe.batch_size, pin=pin)
 
     def close(self) -> None:
         """End the processes that read clips, where there are any."""
         if "loader" in vars(self):
             self.loader.close()
 
-    @property
-    def _workers(self) -> int:
-        """Worker processes of this process: as stated, or its share of the cores of its machine."""
-        return self.run.stated_workers or max(1, self.run.workers // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
     def _batch(self, split: str, part: Slice, loaded: Loaded) -> Batch:
         broken = {self.clips[split][part.places[offset]].id: reason for offset, reason in loaded.broken.items()}
-        frames, labels = loaded.arrays or self._no_clip()
+        size, count = self.views.size, sum(self.views.frames)
+        nothing = torch.zeros(1, count, size, size, 3, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
+        frames, labels = loaded.arrays or nothing
         places, rows = [part.places[offset] for offset in loaded.offsets], [part.offset + o for o in loaded.offsets]
         return Batch((frames,), labels, places, rows, broken)
-
-    def _no_clip(self) -> tuple[Tensor, Tensor]:
-        size = self.views.size
-        return torch.zeros(1, sum(self.frames), size, size, 3, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
 
     def ready(self, inputs: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
         """Bring frames to a device."""
@@ -137,8 +143,7 @@ class ClipTask:
 
     def mixed(self, batch: Batch, inputs: tuple[Tensor, ...], labels: Tensor, epoch: int, step: int) -> tuple:
         """Mix frames as `tcar.train.mixing.mix_frames` does."""
-        rows = batch.rows or [0]
-        frames, targets = mix_frames(self._mix, inputs[0], labels, rows, epoch, step)
+        frames, targets = mix_frames(self._mix, inputs[0], labels, batch.rows or [0], epoch, step)
         return (frames,), targets
 
 
@@ -148,9 +153,9 @@ class StreamTask(ClipTask):
     def __init__(self, clips: Mapping[str, Sequence[Clip]], class_names: Sequence[str], run: Run, seed: int):
         self.config = TCAConfig.of(run.streams, run.fusion, class_names)
         streams = self.config.semantic, self.config.motion
-        size = max(stream_spec(name).input_size for name in streams)
         frames = self.config.semantic_frames, self.config.motion_frames
-        super().__init__("streams and fusion", clips, class_names, run, seed, frames, size, crop=False)
+        seen = Seen(frames, max(stream_spec(name).input_size for name in streams))
+        super().__init__("streams and fusion", seen, clips, class_names, run, seed)
 
     def build(self, seed: int) -> ClipModel:
         """Build the streams with their weights, and the fusion from torch's generator."""
@@ -174,19 +179,19 @@ class StreamTask(ClipTask):
 
 
 class BaselineTask(ClipTask):
-    """A published model from clips, with the epochs, batch size and learning rate that `Baselines` has for it.
+    """A published model from clips, with the epochs, batch size and learning rate that `BaselineSettings` has for it.
 
     The learning rate is the peak of its fastest group.
     """
 
     partly_used = True  # in CAST, as published, the last block's patches are read by nothing
 
-    def __init__(self, name: str, clips: Mapping[str, Sequence[Clip]], class_names: Sequence[str], run: Run,
-                 seed: int):  # fmt: skip
-        self.baseline = find_baseline(name)
-        frames = (self.baseline.frames,)
-        super().__init__(name, clips, class_names, run, seed, frames, self.baseline.size, self.baseline.crop)
-        own = run.baselines
+    def __init__(
+        self, name: str, clips: Mapping[str, Sequence[Clip]], class_names: Sequence[str], run: Run, seed: int
+    ):
+        self.baseline, own = find_baseline(name), run.baselines
+        seen = Seen((self.baseline.frames,), self.baseline.size, self.baseline.crop)
+        super().__init__(name, seen, clips, class_names, run, seed)
         self.recipe = replace(
             run.training, epochs=own.baseline_epochs.get(name, run.training.epochs),
             batch_size=own.baseline_batch_size, learning_rate=own.baseline_learning_rate,

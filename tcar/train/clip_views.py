@@ -20,10 +20,10 @@ class ClipViews:
     """Makes the view of a clip in an epoch, picklable for worker processes.
 
     `frames` are the numbers of frames wanted, one for each reader of the clip (a stream, a baseline); they come one
-    after the other, squares of `size` pixels a side. In epoch 0, which is that of scoring, they are the middles of
-    equal segments of the whole frame, or with `crop` of its middle; in others a random frame of each segment, varied as
-    `augment` says, alike for all readers. With a `cache`, a clip is decoded once and its frames are kept there, while
-    there is room. `upright` is that of `tcar.data.video.read_frames`; a cache has its own.
+    after the other, squares of `size` pixels a side, of the whole frame or with `crop` of its middle. In epoch 0, that
+    of scoring, they are the middles of equal segments; in others a random frame of each segment, varied as `augment`
+    says, alike for all readers. With a `cache`, a clip is decoded once and its frames are kept there, while there is
+    room. `upright` is that of `tcar.data.video.read_frames`; a cache has its own.
     """
 
     frames: tuple[int, ...]

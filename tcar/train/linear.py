@@ -8,10 +8,7 @@ cores there are.
 import os
 import queue
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +21,8 @@ from torch import Tensor
 
 from tcar.data.workers import worker_count
 from tcar.ground import log
+from tcar.train.recipe import one_thread
+from tcar.train.tokens import ahead
 
 CHUNK = 2**25  # bytes of the table that are read at once: enough for a matrix product, little beside a model
 STEPS = 1000
@@ -73,23 +72,16 @@ class Features:
     """The rows of a table as numbers on a device; with `blocks`, so many blocks of columns are averaged.
 
     `workers` threads (0: one for every core) read and compute on the CPU; beside another device, one reads ahead.
-    A context manager, which ends them.
     """
 
     def __init__(self, table: Table, device: torch.device, workers: int = 0, blocks: int = 1):
         self.table, self.device, self.blocks = table, device, blocks
         self.width, self.rows_at_once = table.width // blocks, max(1, CHUNK // (4 * table.width))
         self._threads = worker_count(workers) if device.type == "cpu" else 2
-        self._pool, self._buffers = ThreadPoolExecutor(self._threads), queue.SimpleQueue()
+        self._buffers = queue.SimpleQueue()
         for _ in range(self._threads):
             shape, pinned = (self.rows_at_once, table.width), device.type == "cuda"
             self._buffers.put(torch.empty(shape, pin_memory=pinned))
-
-    def __enter__(self) -> "Features":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._pool.shutdown(cancel_futures=True)
 
     def over(self, rows: range, work: Callable[[Tensor, slice], Result]) -> Iterator[Result]:
         """What `work` makes of each chunk and its place among `rows`, in order; it may change a chunk, not keep it."""
@@ -105,13 +97,7 @@ class Features:
             finally:
                 self._buffers.put(buffer)
 
-        pending = deque()
-        for start in range(0, len(rows), self.rows_at_once):
-            pending.append(self._pool.submit(chunk, start))
-            if len(pending) > self._threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        return ahead(chunk, range(0, len(rows), self.rows_at_once), self._threads)
 
 
 @dataclass(frozen=True)
@@ -205,14 +191,3 @@ def _minimum(features: Features, rows: range, labels: np.ndarray, classes: int, 
         logger.warning("a linear reader of %d classes stopped after %d steps: %s", classes, found.nit, found.message)
     logger.debug("a linear reader of %d classes: %d passes over %d rows", classes, found.nfev, len(rows))
     return reader(found.x)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Have torch add up in the same order whatever the machine: one thread for each operation."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

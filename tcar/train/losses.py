@@ -1,60 +1,91 @@
-"""The training losses: of the classes, and of what a model can also learn from the clips themselves.
+"""A model with its losses as one module, so that processes that train together see one forward pass.
 
-Each takes a batch and returns its mean. Those that need exponentials or differences of scores are worked out in
-float32 at least, whatever the precision of their input.
+The classes' loss is always there; that of aligned streams and that of the order of time have weights, and come on top.
+Those that need exponentials or differences of scores are worked out in float32 at least.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from tcar.fusion.blocks import STREAMS
+from tcar.train.watch import TrainingError
 
-def build_loss(label_smoothing: float = 0.0) -> nn.CrossEntropyLoss:
-    """Cross entropy over logits `[b c]`, averaged over the batch, with smoothed targets.
+Inputs = tuple[Shaped[Tensor, "b ..."], ...]
 
-    Targets are class indices `[b]` or class probabilities `[b c]` (mixed labels, a teacher's distribution).
-    Smoothing by s trains towards (1 - s) * target + s / c (Szegedy et al. 2016, arXiv:1512.00567).
 
-    Raises:
-        ValueError: `label_smoothing` is not in [0, 1).
+class Learner(nn.Module):
+    """The losses of a model on a batch.
+
+    `contrastive` weighs the alignment of both streams' embedded tokens (their means over the clip, before the streams
+    read each other), among the clips that one process has at once. `order` weighs telling clips from the same clips
+    played backwards by `reverse`, from the readout; the model then runs twice. Raises TrainingError for a model or
+    inputs that cannot have these.
     """
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ValueError(f"label_smoothing is {label_smoothing}, but must be at least 0 and below 1")
-    return nn.CrossEntropyLoss(label_smoothing=label_smoothing)
 
+    def __init__(
+        self,
+        model: nn.Module,
+        label_smoothing: float,
+        contrastive: float = 0.0,
+        order: float = 0.0,
+        reverse: Callable[[Inputs], Inputs] | None = None,
+    ):
+        super().__init__()
+        self.model, self.reverse = model, reverse
+        self.loss_of = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.contrastive, self.order = contrastive, order
+        weights = {"classes": 1.0, "contrastive": contrastive, "order": order}
+        self.terms = [name for name, weight in weights.items() if weight]
+        self._seen: dict[str, Tensor] = {}
+        fusion = getattr(model, "fusion", None)
+        if contrastive:
+            embeds = getattr(fusion, "embed", None)
+            if not isinstance(embeds, nn.ModuleDict):
+                raise TrainingError(
+                    "contrastive_weight needs a fusion that embeds both streams, such as cross_attention; set it to 0"
+                )
+            for name in STREAMS:
+                embeds[name].register_forward_hook(self._keep(name))
+        if order:
+            if reverse is None:
+                raise TrainingError(
+                    "order_weight needs clips that can be played backwards, which kept tokens cannot: set it to 0, or "
+                    "train from clips (task)"
+                )
+            if not hasattr(fusion, "readout"):
+                raise TrainingError("order_weight needs a fusion with one readout, as cross_attention has; set it to 0")
+            fusion.readout.register_forward_hook(self._keep("readout"))
+            self.order_head = OrderHead(fusion.config.width)
 
-def soft_targets(
-    labels: Int[Tensor, "b"],
-    other_labels: Int[Tensor, "b"],
-    share: float | Float[Tensor, "b"],
-    num_classes: int,
-) -> Float[Tensor, "b c"]:
-    """Class probabilities of clips that were mixed of two: share * onehot(label) + (1 - share) * onehot(other).
+    def forward(
+        self, inputs: Inputs, targets: Int[Tensor, " b"] | Float[Tensor, "b c"]
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]], Float[Tensor, "b c"]]:
+        """Return the loss, each of its terms before its weight, and the logits."""
+        logits = self.model(*inputs).float()
+        terms = {"classes": self.loss_of(logits, targets)}
+        loss = terms["classes"]
+        if self.contrastive and len(logits) > 1:
+            terms["contrastive"] = contrastive_alignment(*(self._seen[name].mean(dim=1) for name in STREAMS))
+            loss = loss + self.contrastive * terms["contrastive"]
+        if self.order:
+            forwards = self._seen["readout"]
+            self.model(*self.reverse(inputs))
+            terms["order"] = temporal_order(*map(self.order_head, (forwards, self._seen["readout"])))
+            loss = loss + self.order * terms["order"]
+        self._seen.clear()
+        return loss, {name: term.detach() for name, term in terms.items()}, logits.detach()
 
-    `share` in [0, 1] is the first clip's, one for the batch or one a clip: the weight of its pixels for mixup
-    (Zhang et al. 2018, arXiv:1710.09412), the part of the area that was kept of it for cutmix (Yun et al. 2019,
-    arXiv:1905.04899). Cross entropy is linear in its target, so `build_loss(s)` of these targets is
-    share * loss(label) + (1 - share) * loss(other) for every smoothing s.
+    def _keep(self, name: str) -> Callable:
+        def hook(_: nn.Module, __: tuple, output: Tensor) -> None:
+            self._seen[name] = output
 
-    Raises:
-        ValueError: lengths differ, a label is not in [0, num_classes), or a share is not in [0, 1].
-    """
-    share = torch.as_tensor(share, dtype=torch.get_default_dtype(), device=labels.device)
-    if labels.ndim != 1 or other_labels.shape != labels.shape or share.shape not in ((), labels.shape):
-        raise ValueError(
-            f"labels {list(labels.shape)}, other_labels {list(other_labels.shape)} and share {list(share.shape)} "
-            "must be lists of one length; share may also be one number"
-        )
-    for name, values in (("labels", labels), ("other_labels", other_labels)):
-        if ((values < 0) | (values >= num_classes)).any():
-            raise ValueError(
-                f"{name} hold {values.min().item()} to {values.max().item()}, but num_classes is {num_classes}"
-            )
-    if not ((share >= 0) & (share <= 1)).all():
-        raise ValueError(f"share is {share.tolist()}, but must lie in [0, 1]")
-    first, second = (F.one_hot(values.long(), num_classes).to(share.dtype) for values in (labels, other_labels))
-    return torch.lerp(second, first, share.expand(labels.shape)[:, None])
+        return hook
 
 
 def contrastive_alignment(
@@ -69,18 +100,7 @@ def contrastive_alignment(
     which is log b where nothing is aligned (all s equal) and bounds the streams' mutual information from below
     by log b - loss. Source: van den Oord et al. 2018 (arXiv:1807.03748), both ways as in CLIP (Radford et al.
     2021, arXiv:2103.00020), whose first temperature is the default. Two clips of one class are negatives too.
-
-    Raises:
-        ValueError: shapes differ, fewer than two clips, or a temperature not above 0.
     """
-    if semantic.ndim != 2 or semantic.shape != motion.shape:
-        raise ValueError(
-            f"embeddings {list(semantic.shape)} and {list(motion.shape)}: two of one shape [batch, width] expected"
-        )
-    if len(semantic) < 2:
-        raise ValueError(f"a batch of {len(semantic)} has nothing to tell a clip from; give two clips or more")
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}, but must be above 0")
     # Autocast would take the similarities back to half precision, which the temperature then magnifies.
     with torch.autocast(semantic.device.type, enabled=False):
         semantic, motion = (F.normalize(_at_least_float32(x), dim=1) for x in (semantic, motion))
@@ -99,12 +119,12 @@ class OrderHead(nn.Module):
         super().__init__()
         self.norm, self.linear = nn.LayerNorm(width), nn.Linear(width, 1, bias=False)
 
-    def forward(self, readout: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+    def forward(self, readout: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         """Return one score a clip; higher means forwards."""
         return self.linear(self.norm(readout))[:, 0]
 
 
-def temporal_order(forward_scores: Float[Tensor, "b"], reversed_scores: Float[Tensor, "b"]) -> Float[Tensor, ""]:
+def temporal_order(forward_scores: Float[Tensor, " b"], reversed_scores: Float[Tensor, " b"]) -> Float[Tensor, ""]:
     """Which of two clips is the reversed one: binary cross entropy on the difference of their scores.
 
     The model scores the two clips of a pair apart, a clip as it was filmed (f_i) and one played backwards (r_i),
@@ -116,15 +136,7 @@ def temporal_order(forward_scores: Float[Tensor, "b"], reversed_scores: Float[Te
     It is log 2 for a guess. Source of the task: Pickup et al. 2014 (Seeing the arrow of time) and Wei et al. 2018
     (Learning and using the arrow of time), who classify single clips; of the pairwise logit: Burges et al. 2005
     (RankNet). Videos of reversible actions have no right answer, and keep the loss near log 2.
-
-    Raises:
-        ValueError: not two lists of one length of at least 1.
     """
-    if forward_scores.ndim != 1 or forward_scores.shape != reversed_scores.shape or not len(forward_scores):
-        raise ValueError(
-            f"scores {list(forward_scores.shape)} and {list(reversed_scores.shape)}: one score a clip expected, "
-            "as many forwards as reversed"
-        )
     return F.softplus(_at_least_float32(reversed_scores) - _at_least_float32(forward_scores)).mean()
 
 

@@ -8,17 +8,35 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tcar.data.sampling import view_seed
-from tcar.train.losses import soft_targets
 
 
 def partners(places: Sequence[int]) -> Int[Tensor, "b"]:
     """Return for each clip, by its place in the total batch, the row of the clip that it is mixed with, or its own."""
     row_of = {place: row for row, place in enumerate(places)}
     return torch.tensor([row_of.get(place ^ 1, row) for row, place in enumerate(places)], dtype=torch.int64)
+
+
+def soft_targets(
+    labels: Int[Tensor, "b"],
+    other_labels: Int[Tensor, "b"],
+    share: float | Float[Tensor, "b"],
+    num_classes: int,
+) -> Float[Tensor, "b c"]:
+    """Class probabilities of clips that were mixed of two: share * onehot(label) + (1 - share) * onehot(other).
+
+    `share` in [0, 1] is the first clip's, one for the batch or one a clip: the weight of its pixels for mixup
+    (Zhang et al. 2018, arXiv:1710.09412), the part of the area that was kept of it for cutmix (Yun et al. 2019,
+    arXiv:1905.04899). Cross entropy is linear in its target, so that of these targets is
+    share * loss(label) + (1 - share) * loss(other) for every smoothing.
+    """
+    share = torch.as_tensor(share, dtype=torch.get_default_dtype(), device=labels.device)
+    first, second = (F.one_hot(values.long(), num_classes).to(share.dtype) for values in (labels, other_labels))
+    return torch.lerp(second, first, share.expand(labels.shape)[:, None])
 
 
 def mix_frames(
@@ -45,10 +63,10 @@ class TokenMix:
         self,
         num_classes: int,
         coordinates: Sequence[Float[Tensor, "_ 3"]],
-        mixup: float = 0.8,
-        cutmix: float = 0.0,
-        probability: float = 1.0,
-        seed: int = 0,
+        mixup: float,
+        cutmix: float,
+        probability: float,
+        seed: int,
     ):
         self.num_classes, self.coordinates, self.seed = num_classes, list(coordinates), seed
         self.alphas = [(kind, alpha) for kind, alpha in (("mixup", mixup), ("cutmix", cutmix)) if alpha > 0]

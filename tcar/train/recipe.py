@@ -1,10 +1,10 @@
-"""What all trainings have in common: how long, at which rate, what decays, and when one has come to rest."""
+"""What all trainings have in common: how long, at which rate, what decays, and when one has converged."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,8 +38,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def rate_factor(step: int, warmup: int, total: int) -> float:
-    """The share of the learning rate at a step: a straight line up for `warmup` steps, then a cosine to
-    zero."""
+    """The share of the learning rate at a step: a straight line up for `warmup` steps, then a cosine to zero."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
@@ -62,20 +61,26 @@ def improvement(history: Sequence[dict], window: int = 0) -> float:
 def converged(history: Sequence[dict], window: int = 0, threshold: float = 0.01) -> bool:
     """Whether validation top-1 is on a plateau: it rose by less than `threshold` in the last `window` epochs.
 
-    A learning rate that ends at zero flattens any curve, so this is necessary and not sufficient: compare
-    with a fit of more epochs as well (`Job.epochs`).
+    A learning rate that ends at zero flattens any curve, so this is necessary and not sufficient: compare with a
+    training of more epochs as well.
     """
     return improvement(history, window) < threshold
 
 
-@contextlib.contextmanager
-def reproducible(seed: int) -> Iterator[None]:
-    """One thread (how sums are split depends on their number) and a seeded generator; both are put back."""
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have torch add up in the same order whatever the machine: one thread for each operation."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield
+        yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """One thread and a seeded generator, both of which are put back."""
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

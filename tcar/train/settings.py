@@ -73,16 +73,15 @@ class WatchSettings:
     """Where a training is written down while it runs, and when somebody is told of it (tcar.train.alert_rules)."""
 
     trackers: list[str] = bounded(["csv"], choices=TRACKERS, distinct=True)  # CSV is always written
-    wandb_project: str = bounded("tcar", pattern=r"[\w.-]+")
+    wandb_project: str = bounded("tcar", pattern=r"[\w.-]+", expected="letters, digits, _ - and . only")
     # "" = none; an address, or $NAME of an environment variable that holds it, which keeps a secret out of results.
-    webhook: str = bounded("", pattern=r"|https?://\S+|\$\w+", secret=True)
+    webhook: str = bounded("", pattern=r"|https?://\S+|\$\w+", expected="an address (https://…) or $NAME", secret=True)
     alert_window: int = bounded(50, minimum=10)  # logged steps that a step is compared with: long for noise, yet soon
     divergence_margin: float = bounded(0.2, minimum=0.01)  # of the first loss: far beyond a warm-up's bump
     gradient_explosion: float = bounded(10.0, minimum=1.5)  # times the median: clipping answers less than that
     plateau_epochs: int = bounded(10, minimum=1)
     plateau_delta: float = bounded(0.002, minimum=0.0, maximum=0.5)  # of top-1, and of the loss as a share
     overfitting_gap: float = bounded(0.3, minimum=0.0, maximum=1.0)  # of top-1; a dozen points are common, and healthy
-    throughput_collapse: float = bounded(0.5, minimum=0.0, maximum=1.0)  # of the median: neighbours alone take less
     disk_reserve_gb: float = bounded(1.0, minimum=0.0)  # two checkpoints, where those are larger
 
 

@@ -3,39 +3,25 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import psutil
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    broadcast_object_list,
-    gather_object,
-    patch_environment,
-)
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tcar.data.sampling import view_seed
-from tcar.ground.processes import end_with_launcher
 from tcar.train.checkpoints import Snapshot
-from tcar.train.compiling import compile_alone
-from tcar.train.learner import Learner, checkpoint_blocks
+from tcar.train.compiling import checkpoint_blocks, compile_alone
+from tcar.train.losses import Learner
 from tcar.train.recipe import parameter_groups, rate_factor
-from tcar.train.settings import Run
 from tcar.train.tasks import Batch, Slice, Task
-from tcar.train.watch import TrainingError
-
-LEAST_SCALE = 1e-3  # of the loss in fp16: a gradient that is not finite below it is so at any scale
+from tcar.train.watch import LEAST_SCALE, TrainingError
 
 
 @dataclass
@@ -50,77 +36,12 @@ class Measured:
     terms: list[float] = field(default_factory=list)
 
 
-class Processes:
-    """The processes of a training, one or many, and what they tell one another."""
-
-    def __init__(self, run: Run, partly_used: bool):
-        """Raises TrainingError for a device or a precision that is not to be had here."""
-        settings, device = run.trainer, run.device
-        end_with_launcher()  # else a rank would wait for ever for those that went with it
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise TrainingError(f"device is {device}, and no such is found; set it to auto or cpu")
-        # A notebook may train in one precision after another, and accelerate keeps the first for the whole process.
-        AcceleratorState._reset_state(True)
-        self.partly_used, self.asked = partly_used, (device, settings.precision)
-        self.accelerator = self.accelerator_of_one()
-        self.main = self.accelerator.is_main_process
-        self.count, self.rank = self.accelerator.num_processes, self.accelerator.process_index
-        self.device = self.accelerator.device
-        if self.count < (wanted := int(os.environ.get("WORLD_SIZE", "1"))):
-            raise TrainingError(
-                f"{wanted} processes were started (WORLD_SIZE), and on {self.device} each would train by itself: set "
-                "device to cpu, or start one"
-            )
-
-    def accelerator_of_one(self) -> Accelerator:
-        """Return an accelerator for one model: in fp16 each has a scale of its own."""
-        device, precision = self.asked
-        handler = DistributedDataParallelKwargs(
-            broadcast_buffers=False, find_unused_parameters=self.partly_used, gradient_as_bucket_view=True
-        )
-        # Left to itself where there is no GPU, accelerate takes each of several processes for one that trains alone.
-        cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
-        mixed = "no" if precision == "fp32" else precision
-        try:
-            with patch_environment(**({"ACCELERATE_TORCH_DEVICE": device} if ":" in device else {})):
-                made = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[handler])
-            # accelerate would go on in fp32 without a word.
-            if precision == "fp16" and made.device.type == "cpu":
-                raise ValueError("a CPU has no such")
-        except ValueError as error:
-            raise TrainingError(f"precision is {precision}: {error}; set it to bf16 or fp32") from error
-        return made
-
-    def added(self, values: Sequence[float]) -> list[float]:
-        """Return the sums of these values over all processes."""
-        if self.count == 1:
-            return list(values)
-        kind = torch.float32 if self.device.type == "mps" else torch.float64
-        return self.accelerator.reduce(torch.tensor(values, dtype=kind, device=self.device), "sum").tolist()
-
-    def whole(self, values: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-        """Return the rows of all processes: each is one process's and zero in the others, so that the sum is exact."""
-        if self.count == 1:
-            return values
-        return self.accelerator.reduce(values.to(self.device), "sum").cpu()
-
-    def from_main(self, value: Any) -> Any:
-        """Return the main process's value on all processes."""
-        return broadcast_object_list([value])[0] if self.count > 1 else value
-
-    def merged(self, values: dict) -> dict:
-        """Return the entries of all processes, in the order of their keys."""
-        found = gather_object([values]) if self.count > 1 else [values]
-        return dict(sorted({key: value for some in found for key, value in some.items()}.items()))
-
-
 class Stepper:
     """Model and optimiser of a training; `rate` is the peak of the learning rate, `total` the clips of a step."""
 
-    def __init__(self, task: Task, run: Run, seed: int, processes: Processes):
-        self.task, self.seed, self.processes = task, seed, processes
-        self.accelerator = processes.accelerator_of_one()
-        self.recipe, self.settings, recipe = task.recipe, run.trainer, task.recipe
+    def __init__(self, task: Task, processes: Processes):
+        self.task, self.processes, self.accelerator = task, processes, processes.accelerator_of_one()
+        self.recipe, self.settings, recipe = task.recipe, task.run.trainer, task.recipe
         self.total = recipe.batch_size * self.settings.accumulation * processes.count
         self.steps = math.ceil(len(task.labels["train"]) / self.total)  # of an epoch
         scaled = self.settings.learning_rate_clips
@@ -131,7 +52,7 @@ class Stepper:
 
     def _build(self) -> None:
         settings, recipe = self.settings, self.recipe
-        model = self.task.build(self.seed)
+        model = self.task.build(self.task.seed)
         if settings.checkpointing:
             checkpoint_blocks(model)
         losses = settings.contrastive_weight, settings.order_weight
@@ -160,7 +81,7 @@ class Stepper:
 
     def slices(self, epoch: int) -> list[list[Slice]]:
         """What this process computes in each step of an epoch: its slices of every total batch."""
-        order = torch.Generator().manual_seed(view_seed(self.seed, "order", epoch))
+        order = torch.Generator().manual_seed(view_seed(self.task.seed, "order", epoch))
         places = torch.randperm(len(self.task.labels["train"]), generator=order).tolist()
         size, processes = self.recipe.batch_size, self.processes
         offsets = [(part * processes.count + processes.rank) * size for part in range(self.settings.accumulation)]
@@ -174,7 +95,7 @@ class Stepper:
         left as they are.
         """
         (clips,) = self.processes.added([sum(len(part.rows) for part in parts)])
-        torch.manual_seed(view_seed(self.seed, "step", number, self.processes.rank))
+        torch.manual_seed(view_seed(self.task.seed, "step", number, self.processes.rank))
         for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
             group["lr"] = peak * (self.learning_rate(number) / self.rate if self.rate else 0.0)
         found = Measured(steps=1 / self.processes.count, terms=[0.0] * len(self.learner.terms))
@@ -220,7 +141,7 @@ class Stepper:
 
     @contextmanager
     def scoring(self) -> Iterator[None]:
-        """Have the model as it is scored: with the averaged weights where there are any, in evaluation."""
+        """Put the model into evaluation, with the averaged weights where there are any, until the block ends."""
         self.learner.eval()
         with self._memory(), self._averaged_weights():
             yield
@@ -241,7 +162,7 @@ class Stepper:
 
     @contextmanager
     def _memory(self) -> Iterator[None]:
-        """Have an error for want of memory name what would help."""
+        """Turn an error for lack of memory into a TrainingError that names what would help."""
         try:
             yield
         except RuntimeError as error:

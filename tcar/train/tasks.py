@@ -1,7 +1,7 @@
 """What a training trains, and on what: here a fusion on kept tokens; `tcar.train.clip_tasks` has those on clips.
 
 A task builds the model and gives its batches; `tcar.train.trainer` knows nothing else of it. The batches are those of
-one process, read ahead of the training.
+one process, read ahead of the training. `identity` is what decides what comes of a task.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tcar.data.sampling import view_seed
 from tcar.features import unpacked
 from tcar.fusion.kinds import FusionConfig, create_fusion
+from tcar.ground import sources
 from tcar.train.mixing import TokenMix
 from tcar.train.recipe import epochs_of, parameter_groups
 from tcar.train.tokens import StoredTokens, ahead, not_finite
@@ -26,6 +27,11 @@ from tcar.train.watch import TrainingError
 
 if TYPE_CHECKING:
     from tcar.train.settings import Recipe, Run
+
+_RECIPE = ("epochs", "learning_rate", "weight_decay", "warmup_epochs", "label_smoothing", "clip_norm")
+# Of TrainerSettings, what changes no number beyond rounding: a training may go on with others.
+_FREE = ("task", "accumulation", "checkpointing", "compiled", "checkpoint_steps", "log_steps", "frame_cache_gb")
+BATCH = "batch_size x accumulation"
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,9 @@ class Batch:
 
 @runtime_checkable
 class Task(Protocol):
-    """What is trained. `labels` are those of each split; `recipe` is the run's, with what this model has of its own.
+    """What is trained, with the parameters of a run and a seed.
+
+    `labels` are those of each split; `recipe` is that of the run, with what this model has of its own.
 
     `reverse` plays inputs backwards, None where that cannot be done. `partly_used` says that some trained weights may
     get no gradient. `model.fusion` is there where the losses of the streams are asked for.
@@ -63,6 +71,8 @@ class Task(Protocol):
     name: str
     num_classes: int
     labels: dict[str, Int[np.ndarray, " n"]]
+    run: Run
+    seed: int
     recipe: Recipe
     reverse: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] | None
     partly_used: bool
@@ -112,7 +122,7 @@ class TokenTask:
         self.fusion, self.seed, self.name, self.num_classes = fusion, seed, fusion.kind, fusion.num_classes
         self.splits = {"train": train, "validation": validation}
         self.labels = {split: tokens.labels for split, tokens in self.splits.items()}
-        self.settings, self.recipe = run.trainer, replace(run.training, epochs=epochs_of(fusion, run.training))
+        self.run, self.recipe = run, replace(run.training, epochs=epochs_of(fusion, run.training))
         check_labels(self.name, self.num_classes, self.labels)
         for key, found in train.widths.items():
             if (width := getattr(fusion, key)) != found:
@@ -162,8 +172,24 @@ class TokenTask:
 
     @cached_property
     def _mix(self) -> TokenMix:
-        recipe = self.settings.mixup, self.settings.cutmix, self.settings.mix_probability
-        return TokenMix(self.num_classes, list(self.splits["train"].coordinates.values()), *recipe, seed=self.seed)
+        settings, coordinates = self.run.trainer, list(self.splits["train"].coordinates.values())
+        recipe = settings.mixup, settings.cutmix, settings.mix_probability
+        return TokenMix(self.num_classes, coordinates, *recipe, seed=self.seed)
+
+
+def identity(task: Task) -> dict[str, Any]:
+    """What parameters, clips and code decide of a training; how many processes it had is no part of it."""
+    settings = {key: value for key, value in asdict(task.run.trainer).items() if key not in _FREE}
+    recipe = {key: getattr(task.recipe, key) for key in _RECIPE}
+    recipe[BATCH] = task.recipe.batch_size * task.run.trainer.accumulation
+    return {**recipe, **settings, "seed": task.seed, **code_of(task), **task.identity()}
+
+
+def code_of(task: Task) -> dict[str, str]:
+    """What computes a training: a digest of the code of trainer and task, and the version of torch."""
+    own = type(task).__module__
+    modules = ["tcar.train.trainer", *([own] if own.startswith("tcar.") else [])]
+    return {"code": sources.code_digest(*modules), "torch": torch.__version__}
 
 
 def unsound(task: Task, split: str, batches: Iterable[Batch]) -> str:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tcar.data.ssv2 import Clip
     from tcar.features import FeatureStore
 
-AHEAD = 3  # batches read before they are asked for
 THREADS = 2  # that read them; they wait for the disk more than they compute
 
 # What a store has of each stream's tokens, one after the other: values, and scales where they are integers.
@@ -151,14 +150,15 @@ def _check_mirrors(store: FeatureStore, labels: Int[np.ndarray, " n"], class_nam
         )
 
 
-def ahead(read: Callable[[Item], Read], items: Iterable[Item]) -> Iterator[Read]:
-    """Do `read` of every item in threads, a few items ahead of whoever asks, in order."""
-    with ThreadPoolExecutor(THREADS) as pool:
+def ahead(read: Callable[[Item], Read], items: Iterable[Item], threads: int = 0) -> Iterator[Read]:
+    """Do `read` of every item in threads (0: so many as wait for a disk), a few ahead of whoever asks, in order."""
+    threads = threads or THREADS
+    with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(read, item))
-                if len(waiting) > AHEAD:
+                if len(waiting) > threads + 1:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -10,18 +10,14 @@ import csv
 import datetime
 import io
 import json
-import math
-import netrc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from tcar.ground import files, log, records
-from tcar.ground.errors import ParameterError
 from tcar.train.alerts import Alarm, Alert, Webhook
-from tcar.train.settings import TRACKERS, WatchSettings
+from tcar.train.settings import WatchSettings
 from tcar.train.watch import Watcher
 
 if TYPE_CHECKING:
@@ -34,11 +30,9 @@ def watchers(limits: WatchSettings, folder: str | Path) -> list[Watcher]:
     """Everything that follows a training by its parameters: CSV, the other trackers, and the alarm behind them.
 
     folder: the run's own. The alarm comes last, so that what stops a training is written down before it does.
-    Raises ParameterError: an unknown tracker, a webhook whose address is nowhere.
+    Raises ParameterError: a webhook whose address is nowhere.
     """
     folder = Path(folder)
-    if unknown := [name for name in limits.trackers if name not in TRACKERS]:
-        raise ParameterError(f"trackers names {', '.join(unknown)}; there are {', '.join(TRACKERS)}")
     found: list[Watcher] = [CsvTracker(folder)]
     senders: list[Callable[[Alert], None]] = [Webhook(limits.webhook)] if limits.webhook else []
     if "tensorboard" in limits.trackers:
@@ -46,7 +40,7 @@ def watchers(limits: WatchSettings, folder: str | Path) -> list[Watcher]:
     if "wandb" in limits.trackers:
         found.append(LibraryTracker("wandb", folder, limits.wandb_project))
         senders.append(found[-1].alert)
-    return [*found, Alarm(limits, folder, senders, lambda step: read(folder))]
+    return [*found, Alarm(limits, folder, senders, lambda: read(folder))]
 
 
 def read(folder: str | Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
@@ -54,11 +48,11 @@ def read(folder: str | Path) -> tuple[list[dict[str, float]], list[dict[str, flo
 
     Raises ResultError: a file that is not such a table.
     """
-    steps, epochs = (Table(Path(folder) / name).rows() for name in (STEPS, EPOCHS))
+    steps, epochs = (CsvTable(Path(folder) / name).rows() for name in (STEPS, EPOCHS))
     return steps, epochs
 
 
-class Table:
+class CsvTable:
     """A CSV file that grows by whole rows and is a table at every moment."""
 
     def __init__(self, path: Path):
@@ -118,9 +112,9 @@ class CsvTracker:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.tables = {name: Table(self.folder / name) for name in (STEPS, EPOCHS)}
+        self.tables = {name: CsvTable(self.folder / name) for name in (STEPS, EPOCHS)}
         self.about: dict[str, Any] = {}
-        self.lost = 0
+        self.lost = False
 
     def start(self, run: Mapping[str, Any]) -> None:
         """Write down the run, and drop the rows after the step that it goes on from."""
@@ -157,7 +151,7 @@ class CsvTracker:
         except OSError as error:
             if not self.lost:
                 log.get(__name__).warning(f"{self.folder / name}: rows are lost until there is room: {error}")
-            self.lost += 1
+            self.lost = True
 
 
 class LibraryTracker:
@@ -173,7 +167,10 @@ class LibraryTracker:
     def start(self, run: Mapping[str, Any]) -> None:
         """Open it, with the parameters and the commit; rows after the step that the run goes on from are hidden."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._safely(lambda: self._open(dict(run)))
+        self.tracker = self._made(run["name"], step := run.get("step", 0))
+        self._safely(lambda tracker: tracker.start())
+        if self.kind == "wandb" or not step:
+            self._safely(lambda tracker: tracker.store_init_configuration(_flat(run)))
 
     def step(self, row: Mapping[str, float]) -> None:
         """Send a step row, its keys under `step/`."""
@@ -185,87 +182,63 @@ class LibraryTracker:
 
     def end(self, reason: str) -> None:
         """Send what is left, and close it."""
-        if self.tracker is not None:
-            self._safely(self.tracker.finish)
+        self._safely(lambda tracker: tracker.finish())
         self.tracker = None
 
     def alert(self, alert: Alert) -> None:
         """Pass an alert on, where the library is Weights & Biases: by its own mail or chat."""
-        if self.tracker is not None:
-            level = "ERROR" if alert.fatal else "WARN"
-            self._safely(lambda: self.tracker.tracker.alert(f"{alert.kind}: {alert.run}"[:63], alert.message, level))
+        title, level = f"{alert.kind}: {alert.run}"[:63], "ERROR" if alert.fatal else "WARN"
+        self._safely(lambda tracker: tracker.tracker.alert(title, alert.message, level))
 
-    def _open(self, run: dict[str, Any]) -> None:
+    def _made(self, name: str, step: int) -> GeneralTracker:
         from accelerate import PartialState
         from accelerate.tracking import TensorBoardTracker, WandBTracker
 
         PartialState()  # the trackers ask it which process they are in; that of an Accelerator, where there is one
-        step = run.get("step", 0)
         if self.kind == "tensorboard":
-            self.tracker = TensorBoardTracker("tensorboard", self.folder, purge_step=step + 1 if step else None)
-        else:
-            mode = wandb_mode()
-            if mode == "offline":
-                log.get(__name__).info(f"Weights & Biases: no key, so offline; sync {self.folder}/wandb/* later")
-            # A resumed run is a run of its own there, in one group: what was sent can be neither changed nor dropped.
-            name = f"{run['name']} after step {step}" if step else run["name"]
-            self.tracker = WandBTracker(
-                self.project, name=name, group=run["name"], dir=str(self.folder), mode=mode,
-                settings={"console": "off", "save_code": False, "quiet": True},
-            )  # fmt: skip
-        self.tracker.start()
-        if self.kind == "wandb":
-            self.tracker.tracker.define_metric("*", step_metric="step")
-        if self.kind == "wandb" or not step:
-            self.tracker.store_init_configuration(_flat(run))
+            return TensorBoardTracker("tensorboard", self.folder, purge_step=step + 1 if step else None)
+        mode = wandb_mode()
+        if mode == "offline":
+            log.get(__name__).info(f"Weights & Biases: no key, so offline; sync {self.folder}/wandb/* later")
+        # A resumed run is a run of its own there, in one group: what was sent can be neither changed nor dropped.
+        return WandBTracker(
+            self.project, name=f"{name} after step {step}" if step else name, group=name, dir=str(self.folder),
+            mode=mode, settings={"console": "off", "save_code": False, "quiet": True},
+        )  # fmt: skip
 
     def _log(self, group: str, row: Mapping[str, float]) -> None:
-        if self.tracker is None:
-            return
-        step, values = int(row["step"]), {f"{group}/{k}": float(v) for k, v in row.items() if k != "step"}
-        if self.kind == "wandb":
-            self._safely(lambda: self.tracker.log({"step": step, **values}))
-        else:
-            self._safely(lambda: self.tracker.log(values, step=step))
+        values = {f"{group}/{key}": float(value) for key, value in row.items() if key != "step"}
+        self._safely(lambda tracker: tracker.log(values, step=int(row["step"])))
 
-    def _safely(self, call: Callable[[], None]) -> None:
+    def _safely(self, call: Callable[[GeneralTracker], None]) -> None:
         try:
-            call()
+            if self.tracker is not None:
+                call(self.tracker)
         except Exception as error:  # whatever a library raises, the training is worth more
             log.get(__name__).warning(f"{self.kind} failed, and the run goes on without it: {error!r}")
             self.tracker = None
 
 
-def wandb_mode() -> str:
-    """How Weights & Biases runs: as WANDB_MODE says, else "online" where it has a key, else "offline".
+def wandb_mode() -> str | None:
+    """"offline" where Weights & Biases would have to ask for a key; else None, and it is what WANDB_MODE says.
 
     A key is where `wandb login` and its documentation put it: WANDB_API_KEY, WANDB_IDENTITY_TOKEN_FILE, or the netrc
     file with an entry for WANDB_BASE_URL.
     """
-    if mode := os.environ.get("WANDB_MODE"):
-        return mode
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return "online"
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
-    named = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
-    for path in (Path(name).expanduser() for name in named):
-        try:
-            if path.is_file() and netrc.netrc(path).authenticators(host):
-                return "online"
-        except (netrc.NetrcParseError, OSError) as error:
-            log.get(__name__).warning(f"{path} is not readable ({error}): Weights & Biases finds no key there")
-    return "offline"
+    from requests.utils import get_netrc_auth
+
+    stated = any(map(os.environ.get, ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")))
+    server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    return None if stated or get_netrc_auth(server) else "offline"
 
 
 def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters and what else is known of a run side by side, as numbers and text: trackers take nothing else."""
-    values = {**run["parameters"], **{k: v for k, v in run.items() if k != "parameters"}}
-    plain = (bool, int, float, str)
+    values = {**run["parameters"], **{key: value for key, value in run.items() if key != "parameters"}}
     return {
-        key: value if isinstance(value, plain) and value == value and value not in (math.inf, -math.inf)
-        else json.dumps(value, default=str)
+        key: value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
         for key, value in values.items()
-    }  # fmt: skip
+    }
 
 
 def _now() -> str:

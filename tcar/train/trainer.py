@@ -4,7 +4,7 @@
     tcar train params/ssv2.yaml task=clips batch_size=8     with other parameters
     torchrun --nproc-per-node 8 -m tcar train params/ssv2.yaml        one process a GPU, or so many on a CPU
     accelerate launch --multi_gpu --num_processes 8 -m tcar train …   the same (--cpu starts one, unless under MPI)
-    accelerate.notebook_launcher(train, (task, run, folder, seed), 8)   the same from a notebook
+    accelerate.notebook_launcher(train, (task, folder), 8)   the same from a notebook
 
 A notebook that launches processes must neither have used a GPU nor have trained before: they are forks of it. They
 give nothing back; what they trained is in the folder.
@@ -29,17 +29,17 @@ from pathlib import Path
 from typing import Any
 
 from tcar.ground import locks, log
+from tcar.train.processes import Processes
 from tcar.train.recipe import reproducible
-from tcar.train.settings import Run
-from tcar.train.stepping import Processes, on_device, predict
+from tcar.train.stepping import on_device, predict
 from tcar.train.tasks import Task
-from tcar.train.training import INTERRUPTED, Head, Trained, Training
-from tcar.train.watch import TrainingError, Watcher
+from tcar.train.training import Member, Trained, Training
+from tcar.train.watch import INTERRUPTED, TrainingError, Watcher
 
 
 def train(
-    task: Task, run: Run, folder: str | Path, seed: int, watchers: Sequence[Watcher] = (),
-    facts: dict[str, Any] | None = None, other_code: bool = False,
+    task: Task, folder: str | Path, watchers: Sequence[Watcher] = (), facts: dict[str, Any] | None = None,
+    other_code: bool = False,
 ) -> Trained:  # fmt: skip
     """Train with AdamW, linear warm-up and a cosine to zero; go on where an interrupted training in `folder` ended.
 
@@ -54,47 +54,48 @@ def train(
             training in the same folder.
         MachineError: clips that cannot be read though there is nothing the matter with them.
     """
-    return train_together([Head(task, run, Path(folder), watchers)], seed, facts, other_code)[0]
+    return train_together([Member(task, Path(folder), watchers)], facts, other_code)[0]
 
 
 def train_together(
-    heads: Sequence[Head], seed: int, facts: dict[str, Any] | None = None, other_code: bool = False
+    members: Sequence[Member], facts: dict[str, Any] | None = None, other_code: bool = False
 ) -> list[Trained]:
     """Do trainings of one seed in one pass over their batches; each ends as `train` would have ended it alone.
 
     They read the same splits in batches of the same size, on the same device in the same precision. One that cannot go
     on leaves the others to their end; then its error is raised. Raises what `train` raises.
     """
-    _check_company(heads)
-    processes = Processes(heads[0].run, any(head.task.partly_used for head in heads))
+    _check_company(members)
+    first = members[0].task
+    processes = Processes(first.run, any(member.task.partly_used for member in members))
     with ExitStack() as held:
-        for head in heads:
-            held.enter_context(_alone(head.folder, processes))
+        for member in members:
+            held.enter_context(_alone(member.folder, processes))
         trainings = []
-        for head in heads:
-            with reproducible(seed):  # each begins as it would alone
-                trainings.append(Training(head, seed, processes, other_code))
-        with reproducible(seed):
-            _Company(trainings).follow(facts or {})
+        for member in members:
+            with reproducible(first.seed):  # each begins as it would alone
+                trainings.append(Training(member, processes, other_code))
+        with reproducible(first.seed):
+            _follow(trainings, facts or {})
         return [training.outcome() for training in trainings]
 
 
-def _check_company(heads: Sequence[Head]) -> None:
+def _check_company(members: Sequence[Member]) -> None:
     """Raise TrainingError where trainings cannot share their batches."""
-    first = heads[0]
-    for other in heads[1:]:
-        ours, theirs = ((head.task.recipe.batch_size, head.run.trainer.accumulation, head.run.trainer.precision,
-                         head.run.device) for head in (first, other))  # fmt: skip
-        if ours != theirs or getattr(first.task, "splits", first) != getattr(other.task, "splits", other):
+    first = members[0].task
+    for other in (member.task for member in members[1:]):
+        ours, theirs = ((task.seed, task.recipe.batch_size, task.run.trainer.accumulation, task.run.trainer.precision,
+                         task.run.device) for task in (first, other))  # fmt: skip
+        if ours != theirs or getattr(first, "splits", first) != getattr(other, "splits", other):
             raise TrainingError(
-                f"{first.task.name} and {other.task.name} cannot be trained in one pass: batch_size, accumulation, "
+                f"{first.name} and {other.name} cannot be trained in one pass: seed, batch_size, accumulation, "
                 f"precision and device are {ours} and {theirs}; these and the clips must be the same"
             )
 
 
 @contextmanager
 def _alone(folder: Path, processes: Processes) -> Iterator[None]:
-    """Have the folder to oneself: the main process holds its lock, and all raise TrainingError where another has it."""
+    """Hold the lock of the folder in the main process; all raise TrainingError where another training has it."""
     busy = f"{folder}: another process trains there; wait for it, or end it and start again, to go on where it was"
     with ExitStack() as held:
         refused = ""
@@ -108,54 +109,49 @@ def _alone(folder: Path, processes: Processes) -> Iterator[None]:
         yield
 
 
-class _Company:
-    """Trainings that read the same batches; those that are further wait for the one that is least far."""
+def _follow(trainings: Sequence[Training], facts: dict[str, Any]) -> None:
+    """Train to the end with the watchers told of beginning and end; raise what ended the first that failed."""
+    for training in trainings:
+        training.begin(facts)
+    try:
+        while going := [training for training in trainings if not training.reason]:
+            _epoch(going)
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        for training in trainings:
+            training.end(INTERRUPTED if stopped else f"failed: {error}")
+        raise
+    for training in trainings:
+        if training.error:
+            raise training.error
 
-    def __init__(self, trainings: Sequence[Training]):
-        self.trainings, self.processes = trainings, trainings[0].processes
 
-    def follow(self, facts: dict[str, Any]) -> None:
-        """Train to the end with the watchers told of beginning and end; raise what ended the first that failed."""
-        for training in self.trainings:
-            training.begin(facts)
-        try:
-            while going := [training for training in self.trainings if not training.reason]:
-                self._epoch(going)
-        except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-            for training in self.trainings:
-                training.end(INTERRUPTED if stopped else f"failed: {error}")
-            raise
-        for training in self.trainings:
-            if training.error:
-                raise training.error
-
-    def _epoch(self, going: Sequence[Training]) -> None:
-        """Train an epoch, or what is left of it, and validate. Those that are further already wait."""
-        first = going[0]
-        begun = min(training.state.step for training in going)
-        epoch, end = begun // first.steps + 1, (begun // first.steps + 1) * first.steps
-        here = [training for training in going if training.state.step < end]
-        opened = time.perf_counter()
-        for training in here:
-            training.open_epoch()
-        steps = first.stepper.slices(epoch)[begun % first.steps :]
-        slices, broken = [part for step in steps for part in step], here[0].state.broken
-        named = here[0].name if len(here) == 1 else f"{len(here)} trainings, seed {first.seed}"
-        named += f", epoch {epoch}/{max(training.recipe.epochs for training in here)}"
-        shown = log.progress(steps, len(steps), named, "steps") if self.processes.main else steps
-        with closing(first.task.batches("train", slices, epoch, broken)) as batches:
-            for number, _ in enumerate(shown, begun):
-                asked = time.perf_counter()
-                parts = on_device(first.task, list(islice(batches, first.settings.accumulation)), self.processes.device)
-                waited = time.perf_counter() - asked
-                for training in here:
-                    if training.state.step == number and not training.reason:
-                        training.step(parts, epoch, waited)
-                if all(training.reason for training in here):
-                    return
-        ready = [training for training in here if not training.reason]
-        scores = predict([training.stepper for training in ready], broken)
-        share = (time.perf_counter() - opened) / sum(training.seconds for training in ready)
-        for training, scored in zip(ready, scores, strict=True):
-            training.close_epoch(epoch, scored, broken, share * training.seconds)
+def _epoch(going: Sequence[Training]) -> None:
+    """Train an epoch, or what is left of it, and validate. Those that are further wait for the one that is least far.
+    """
+    first, opened = going[0], time.perf_counter()
+    begun = min(training.state.step for training in going)
+    epoch, end = begun // first.steps + 1, (begun // first.steps + 1) * first.steps
+    here = [training for training in going if training.state.step < end]
+    for training in here:
+        training.open_epoch()
+    steps = first.stepper.slices(epoch)[begun % first.steps :]
+    slices, broken = [part for step in steps for part in step], here[0].state.broken
+    named = here[0].name if len(here) == 1 else f"{len(here)} trainings, seed {first.task.seed}"
+    named += f", epoch {epoch}/{max(training.recipe.epochs for training in here)}"
+    shown = log.progress(steps, len(steps), named, "steps") if first.processes.main else steps
+    with closing(first.task.batches("train", slices, epoch, broken)) as batches:
+        for number, _ in enumerate(shown, begun):
+            asked = time.perf_counter()
+            parts = on_device(first.task, list(islice(batches, first.settings.accumulation)), first.processes.device)
+            waited = time.perf_counter() - asked
+            for training in here:
+                if training.state.step == number and not training.reason:
+                    training.step(parts, epoch, waited)
+            if all(training.reason for training in here):
+                return
+    ready = [training for training in here if not training.reason]
+    scores = predict([training.stepper for training in ready], broken)
+    share = (time.perf_counter() - opened) / sum(training.seconds for training in ready)
+    for training, scored in zip(ready, scores, strict=True):
+        training.close_epoch(epoch, scored, broken, share * training.seconds)

@@ -11,29 +11,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tcar.evaluate import calibration
-from tcar.ground import log, sources
+from tcar.ground import log
 from tcar.train.checkpoints import Checkpoints
-from tcar.train.settings import Run
-from tcar.train.stepping import Measured, Processes, Stepper, on_device, validation_row
-from tcar.train.tasks import Batch, Slice, Task, unsound
-from tcar.train.watch import StopTraining, TrainingError, Watcher
+from tcar.train.processes import Processes
+from tcar.train.stepping import Measured, Stepper, on_device, validation_row
+from tcar.train.tasks import BATCH, Batch, Slice, Task, code_of, identity, unsound
+from tcar.train.watch import EARLY, FINISHED, NOT_A_NUMBER, StopTraining, TrainingError, Watcher
 
-FINISHED, EARLY, NOT_A_NUMBER, INTERRUPTED = "finished", "stopped early", "not a number", "interrupted"
-_RECIPE = ("epochs", "learning_rate", "weight_decay", "warmup_epochs", "label_smoothing", "clip_norm")
-# Of the parameters of `Trainer`, what changes no number beyond rounding: a training may go on with others.
-_FREE = ("task", "accumulation", "checkpointing", "compiled", "checkpoint_steps", "log_steps", "frame_cache_gb")
-BATCH = "batch_size x accumulation"
 _SUMS = ("loss", "clips", "right", "norm", "steps")
 
 logger = log.get(__name__)
-
-
-class NotANumber(TrainingError):
-    """A loss or a gradient that is not finite."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +31,8 @@ class Trained:
     """A training that has ended, and why (`reason`, one of the words of `tcar.train.watch`).
 
     `history` has the rows that watchers saw after each epoch; `state_dict` the trained weights of the best epoch, the
-    averaged ones where there are any; `calibration` is that of these weights on the validation clips, as
-    `tcar.evaluate.calibration` gives it (None where no epoch was validated); `broken` says by id why a clip was left
-    out.
+    averaged ones where there are any; `calibration` is theirs on the validation clips, as `tcar.evaluate.calibration`
+    gives it (None where no epoch was validated); `broken` says by id why a clip was left out.
     """
 
     reason: str
@@ -55,11 +44,10 @@ class Trained:
 
 
 @dataclass(frozen=True, eq=False)
-class Head:
-    """One of the trainings that read the same batches: what is trained, with which parameters, and where it is kept."""
+class Member:
+    """One of the trainings that read the same batches: what is trained, where it is kept, and who follows it."""
 
     task: Task
-    run: Run
     folder: Path
     watchers: Sequence[Watcher] = ()
 
@@ -79,29 +67,36 @@ class State:
 class Training:
     """One training: its model, where it is, and how it came to its end (`reason`, empty while it goes on)."""
 
-    def __init__(self, head: Head, seed: int, processes: Processes, other_code: bool = False):
-        self.task, self.run, self.seed, self.processes = head.task, head.run, seed, processes
-        self.watchers = head.watchers if processes.main else ()
-        self.recipe, self.settings, self.name = self.task.recipe, self.run.trainer, f"{self.task.name}, seed {seed}"
+    def __init__(self, member: Member, processes: Processes, other_code: bool = False):
+        self.task, self.processes, self.other_code = member.task, processes, other_code
+        self.watchers = member.watchers if processes.main else ()
+        self.recipe, self.settings = self.task.recipe, self.task.run.trainer
+        self.name = f"{self.task.name}, seed {self.task.seed}"
         if self.recipe.epochs <= self.recipe.warmup_epochs:
             raise TrainingError(
                 f"{self.name}: epochs is {self.recipe.epochs}, but must be above warmup_epochs, which is "
                 f"{self.recipe.warmup_epochs}"
             )
-        self.stepper = Stepper(self.task, self.run, seed, processes)
-        self.steps, self.state, self.checkpoints = self.stepper.steps, State(), Checkpoints(head.folder)
+        self.stepper = Stepper(self.task, processes)
+        self.steps, self.state, self.checkpoints = self.stepper.steps, State(), Checkpoints(member.folder)
         total = {"batch_size x accumulation x processes": self.stepper.total}
-        self.identity = json.loads(json.dumps(total | identity(self.task, self.run, seed)))
-        self.other_code, self.reason, self.error = other_code, "", None
+        self.identity = json.loads(json.dumps(total | identity(self.task)))
+        self.error: TrainingError | None = None
         self._resume()
         self.reason = self.state.ended
 
     def begin(self, facts: dict[str, Any]) -> None:
-        """Tell what begins; of what is finished already, watchers learn nothing."""
+        """Tell the watchers that it begins, unless it is finished already; `facts` are what the caller knows of it."""
         if self.reason:  # what was written down of it, its commit too, is of those who trained it
             logger.info(f"{self.name}: is finished ({self.reason}) and only opened, from {self.checkpoints.root}")
             return
-        facts = {**facts, **self._facts()}
+        facts = facts | {
+            "name": self.name, "parameters": self.task.run.shown(), "seed": self.task.seed,
+            "clips": {split: len(labels) for split, labels in self.task.labels.items()},
+            "trained_parameters": sum(p.numel() for p in self.stepper.trained.values()),
+            "total_batch": self.stepper.total, "learning_rate": self.stepper.rate, "processes": self.processes.count,
+            "device": str(self.processes.device), "step": self.state.step, "folder": str(self.checkpoints.root),
+        }  # fmt: skip
         logger.info(
             f"{self.name}: {self.recipe.batch_size} clips x {self.settings.accumulation} x {self.processes.count} "
             f"processes = {self.stepper.total} a step, {self.steps} steps an epoch; peak learning rate "
@@ -111,39 +106,29 @@ class Training:
             watcher.start(facts)
 
     def end(self, reason: str) -> None:
-        """End what goes on, and tell the watchers why."""
+        """End it where it still goes on, and tell the watchers why."""
         if not self.reason:
             self.reason = reason
             for watcher in self.watchers:
                 watcher.end(reason)
 
     def outcome(self) -> Trained:
-        """What has come of it."""
-        state, checkpoints = self.state, self.checkpoints
-        best, fitted = self.stepper.best(), None
+        """Return the trained weights, the history, and why it ended."""
+        state, weights, calibrated = self.state, self.stepper.best(), None
         if state.best_epoch:
-            best, fitted = checkpoints.read_best(state.best_epoch), checkpoints.read_best_row(state.best_epoch)
-        calibrated = fitted and fitted.get("calibration")
-        return Trained(self.reason, state.history, state.best_epoch, best, calibrated, state.broken)
-
-    def _facts(self) -> dict[str, Any]:
-        return {
-            "name": self.name, "parameters": self.run.shown(), "seed": self.seed,
-            "clips": {split: len(labels) for split, labels in self.task.labels.items()},
-            "trained_parameters": sum(p.numel() for p in self.stepper.trained.values()),
-            "total_batch": self.stepper.total, "learning_rate": self.stepper.rate, "processes": self.processes.count,
-            "device": str(self.processes.device), "step": self.state.step, "folder": str(self.checkpoints.root),
-        }  # fmt: skip
+            weights = self.checkpoints.read_best(state.best_epoch)
+            calibrated = self.checkpoints.read_best_row(state.best_epoch).get("calibration")
+        return Trained(self.reason, state.history, state.best_epoch, weights, calibrated, state.broken)
 
     # --- the loop ----------------------------------------------------------------------------------------
 
     def open_epoch(self) -> None:
-        """Make ready to train an epoch, or what is left of it."""
+        """Begin to train an epoch, or what is left of it."""
         self.stepper.wrapped.train()
         self.since, self.waited, self.clips, self.seconds, self.asked = time.perf_counter(), 0.0, 0.0, 0.0, ""
 
     def step(self, parts: Sequence[Batch], epoch: int, waited: float) -> None:
-        """One step, and what is told and kept after it; `waited` are the seconds for which all waited for its batch."""
+        """Do a step, tell its row, and keep a checkpoint where one is due; `waited` seconds went into its batch."""
         began, where = time.perf_counter(), f"{self.name}, epoch {epoch}/{self.recipe.epochs}"
         self.waited += waited
         for part in parts:
@@ -174,9 +159,9 @@ class Training:
         self.asked = reason
 
     def close_epoch(self, epoch: int, scored: tuple[Tensor, Tensor], broken: dict[str, str], seconds: float) -> None:
-        """Write down an epoch whose steps are done and whose validation clips are scored, and see whether it ends.
+        """Tell and keep an epoch that is trained and validated, and end where it was the last.
 
-        `seconds` are its share of the time that the epoch took all that were trained together.
+        `seconds` are its share of the time that the epoch took all trainings together.
         """
         where = f"{self.name}, epoch {epoch}/{self.recipe.epochs}"
         self.state.broken.update(broken)
@@ -212,7 +197,7 @@ class Training:
         )
 
     def _fail(self, message: str) -> None:
-        self.error = NotANumber(message)
+        self.error = TrainingError(message)
         self.end(NOT_A_NUMBER)
 
     def _row(self, found: Measured) -> dict[str, float]:
@@ -271,7 +256,7 @@ class Training:
         return dict(zip(_SUMS, self.processes.added([self.state.sums[key] for key in _SUMS]), strict=True))
 
     def _keep(self) -> None:
-        """Write a checkpoint. Sums become the main process's, whether or not somebody goes on from it."""
+        """Write a checkpoint. The sums of all processes become the main one's, as they would be after a resume."""
         sums = self._added()
         self.state.sums = sums if self.processes.main else dict.fromkeys(_SUMS, 0.0)
         self.state.broken = self.processes.merged(self.state.broken)
@@ -289,46 +274,32 @@ class Training:
         if found is None:
             return
         kept = self.checkpoints.read(found)
-        begun, asked = kept.state.pop("made_from"), self.identity
-        # Of the clips of a step the total counts, however many processes share it.
-        if odd := [key for key in {**begun, **asked} if key != BATCH and begun.get(key) != asked.get(key)]:
-            some = "; ".join(f"{key} was {_short(begun.get(key))}, is {_short(asked.get(key))}" for key in odd)
-            self._meet(odd, some, kept.state["ended"])
+        self._compare(kept.state.pop("made_from"), kept.state["ended"])
         self.stepper.restore(kept)
         self.state = State(**kept.state)
         if not self.processes.main:
             self.state.sums = dict.fromkeys(_SUMS, 0.0)
         logger.info(f"{self.name}: goes on after step {self.state.step}, from {found}")
 
-    def _meet(self, odd: list[str], some: str, ended: str) -> None:
-        """Raise TrainingError where a training cannot go on because of what is different, or else say that it does."""
-        root = self.checkpoints.root
-        if not code_of(self.task).keys() >= set(odd):
+    def _compare(self, begun: dict[str, Any], ended: str) -> None:
+        """Raise TrainingError where the folder holds another training, or half of one that other code has begun."""
+        asked, root = self.identity, self.checkpoints.root
+        # Of the clips of a step the total counts, however many processes share it.
+        odd = [key for key in {**begun, **asked} if key != BATCH and begun.get(key) != asked.get(key)]
+        some = "; ".join(f"{key} was {_short(begun.get(key))}, is {_short(asked.get(key))}" for key in odd)
+        if set(odd) - code_of(self.task).keys():
             raise TrainingError(
                 f"{root} holds a training with other parameters: {some}. Give them back, or train under another name, "
                 "or remove the folder"
             )
-        if not ended and not self.other_code:
+        if odd and not ended and not self.other_code:
             raise TrainingError(
                 f"{root} holds half a training by other code: {some}. Give the code back, or remove the folder to "
                 "begin anew; --other-code (other_code=True) goes on all the same, and its numbers are then of both"
             )
-        logger.warning(f"{self.name}: {'was trained' if ended else 'goes on that was begun'} by other code ({some})")
-
-
-def identity(task: Task, run: Run, seed: int) -> dict[str, Any]:
-    """What parameters, clips and code decide of a training; how many processes it had is no part of it."""
-    settings = {key: value for key, value in asdict(run.trainer).items() if key not in _FREE}
-    recipe = {key: getattr(task.recipe, key) for key in _RECIPE}
-    recipe[BATCH] = task.recipe.batch_size * run.trainer.accumulation
-    return {**recipe, **settings, "seed": seed, **code_of(task), **task.identity()}
-
-
-def code_of(task: Task) -> dict[str, str]:
-    """What computes a training: a digest of the code of trainer and task, and the version of torch."""
-    own = type(task).__module__
-    modules = ["tcar.train.trainer", *([own] if own.startswith("tcar.") else [])]
-    return {"code": sources.code_digest(*modules), "torch": torch.__version__}
+        if odd:
+            done = "was trained" if ended else "goes on that was begun"
+            logger.warning(f"{self.name}: {done} by other code ({some})")
 
 
 def _score(row: dict) -> tuple[float, float]:

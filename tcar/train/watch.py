@@ -7,6 +7,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from tcar.ground.errors import TcarError
 
+# How a training ends; others are "pruned" (of a search), and "failed: …".
+FINISHED, EARLY, NOT_A_NUMBER, INTERRUPTED = "finished", "stopped early", "not a number", "interrupted"
+LEAST_SCALE = 1e-3  # of the loss in fp16: a gradient that is not finite below it is so at any scale
+
 
 class TrainingError(TcarError, RuntimeError):
     """A training that cannot start or go on; the message names it and the cause."""

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from unittest import mock
 
-from tcar import features as stores
 from tcar.data.ssv2 import Clip
-from tcar.features import FeatureStore
+from tcar.features import FeatureStore, extraction
 from tcar.lab.params import Params
 from tcar.lab.steps import features, trainings
 from tcar.lab.steps.trainings import Job
@@ -20,7 +19,7 @@ from tcar.train.tokens import StoredTokens
 
 MOST = 100
 BATCHES = 2  # of clips whose tokens are extracted: one for each of two workers
-whole, plain, make = Stepper.slices, trainings._work, stores.make
+whole, plain, make = Stepper.slices, trainings._work, extraction.make
 
 
 class Enough(Exception):
@@ -44,7 +43,7 @@ def extract(run: Params, clips: dict[str, list[Clip]]) -> dict[str, FeatureStore
         raise Enough
 
     disk = namedtuple("Usage", "total used free")(2**50, 0, 2**50)
-    with mock.patch.object(stores, "make", begin), mock.patch.object(shutil, "disk_usage", return_value=disk):
+    with mock.patch.object(extraction, "make", begin), mock.patch.object(shutil, "disk_usage", return_value=disk):
         try:
             features.extract(run, clips)
         except Enough:

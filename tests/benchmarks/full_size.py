@@ -29,12 +29,14 @@ from videos import write_video  # noqa: E402
 from tcar.data.loader import Loader  # noqa: E402
 from tcar.data.sampling import view_seed  # noqa: E402
 from tcar.data.ssv2 import Clip, load_labels, load_split  # noqa: E402
-from tcar.features import FeatureStore, extract, verify  # noqa: E402
+from tcar.features import ExtractionSettings, FeatureStore, TokenSpec, extract, verify  # noqa: E402
+from tcar.features.views import SegmentView  # noqa: E402
 from tcar.ground import log
 from tcar.lab import params  # noqa: E402
 from tcar.train.clip_tasks import BaselineTask  # noqa: E402
 from tcar.train.clip_views import ClipViews  # noqa: E402
-from tcar.train.stepping import Processes, Stepper  # noqa: E402
+from tcar.train.processes import Processes
+from tcar.train.stepping import Stepper  # noqa: E402
 from tcar.train.tasks import Slice  # noqa: E402
 
 SPLITS = ("train", "validation")
@@ -108,7 +110,7 @@ def sampler(task: BaselineTask, run: params.Params, ranks: int) -> str:
     for rank in range(ranks):
         processes = Processes(run, task.partly_used)
         processes.count, processes.rank = ranks, rank
-        steps = Stepper(task, run, 0, processes).slices(1)
+        steps = Stepper(task, processes).slices(1)
         seen += [place for step in steps for part in step for place in part.places]
     assert sorted(seen) == list(range(len(task.labels["train"])))
     return f"{len(steps):,} steps of {ranks} processes ask for each of {len(seen):,} training clips once"
@@ -119,7 +121,7 @@ def loader(task: BaselineTask, run: params.Params, share: float, memory: Memory)
     size = task.recipe.batch_size
     if share < 1:
         task.loader = Loader(Thinned(task.views, share), workers=run.workers, ahead=2 * size)
-    steps = Stepper(task, run, 0, Processes(run, task.partly_used)).slices(1)
+    steps = Stepper(task, Processes(run, task.partly_used)).slices(1)
     places = range(len(task.labels["validation"]))
     slices = {
         "train": [part for step in steps for part in step],
@@ -150,7 +152,8 @@ def store_steps(clips: list[Clip], folder: Path, workers: int, batch_clips: int)
     """Extraction with a trivial stream, and two ways over what it has made."""
 
     def extraction() -> str:
-        made.append(extract(clips, Brightness(), (2, 1, 1), 2, folder, workers=workers, batch_clips=batch_clips))
+        wanted = [TokenSpec(Brightness, (2, 1, 1), SegmentView(2))]
+        made.extend(extract(clips, wanted, folder, ExtractionSettings(workers=workers, batch_clips=batch_clips)))
         assert made[0].ids == [clip.id for clip in clips]
         return f"{len(clips):,} clips"
 

@@ -31,7 +31,8 @@ from tcar.data.second_opinion import Comparison
 from tcar.data.ssv2 import Clip
 from tcar.data.video import read_segments
 from tcar.data.workers import Failure, isolated_map
-from tcar.features import FeatureStore, Wanted, extract_together
+from tcar.features import ExtractionSettings, FeatureStore, TokenSpec, extract
+from tcar.features.views import SegmentView
 from tcar.fusion.kinds import FusionConfig
 from tcar.ground import log
 from tcar.lab import params
@@ -42,7 +43,7 @@ from tcar.train.recipe import epochs_of
 from tcar.train.tasks import TokenTask
 from tcar.train.tokens import StoredTokens
 from tcar.train.trainer import train_together
-from tcar.train.training import Head
+from tcar.train.training import Member
 
 BESIDE = {"vjepa2_vitl16_256": 16}  # streams beside those of the parameter file, and the frames of their clips
 BATCHES = (16, 64)
@@ -90,14 +91,17 @@ def extraction(
 
     Processes start and kernels are chosen once, which a long extraction does not feel: two lengths are compared.
     """
-    wanted = [Wanted(partial(create_stream, name), grid, frames) for name, (frames, grid) in names.items()]
+    wanted = [
+        TokenSpec(partial(create_stream, name), grid, SegmentView(frames)) for name, (frames, grid) in names.items()
+    ]
+    how = ExtractionSettings(
+        batch_clips=run.streams.batch_clips, device=device, token_type=run.streams.token_type,
+        precision=run.streams.stream_precision,
+    )  # fmt: skip
     took, stores = [], []
     for count in counts:
         began = time.perf_counter()
-        stores = extract_together(
-            many(clips, count), wanted, root / f"{'-'.join(names)}-{count}", batch_clips=run.streams.batch_clips,
-            device=device, token_type=run.streams.token_type, precision=run.streams.stream_precision,
-        )  # fmt: skip
+        stores = extract(many(clips, count), wanted, root / f"{'-'.join(names)}-{count}", how)
         took.append(time.perf_counter() - began)
     speed = (counts[1] - counts[0]) / max(1e-9, took[1] - took[0])
     return {"clips_per_second": speed, "clips": counts[1], "start_seconds": took[0] - counts[0] / speed}, stores
@@ -132,8 +136,8 @@ def trainings(configs: list[FusionConfig], tokens: dict[str, StoredTokens], run:
 
     def epoch(together: list[FusionConfig], name: str) -> tuple[float, list[Clock]]:
         clocks, tasks = [Clock() for _ in together], [TokenTask(one, *tokens.values(), run, 0) for one in together]
-        heads = [Head(task, run, root / f"{name}-{n}", [clocks[n]]) for n, task in enumerate(tasks)]
-        train_together(heads, 0)
+        heads = [Member(task, root / f"{name}-{n}", [clocks[n]]) for n, task in enumerate(tasks)]
+        train_together(heads)
         return clocks[-1].ends[1] - clocks[-1].ends[0], clocks
 
     alone = {config.kind: epoch([config], f"alone-{config.kind}")[0] for config in configs}

@@ -19,7 +19,6 @@ from tcar.streams.i3d import I3D
 from tcar.streams.registry import create_stream, stream_cost
 from tcar.streams.stream import Stream
 from tcar.train.compiling import compile_alone
-from tcar.train.losses import build_loss
 from tcar.train.recipe import parameter_groups
 
 ROUNDS, WARM_UP = 10, 3
@@ -157,7 +156,8 @@ def fusion_step(
     torch.manual_seed(0)
     fusion = create_fusion(config).to(device)
     optimiser = torch.optim.AdamW(parameter_groups(fusion, run.training.weight_decay), 1e-4, fused=True)
-    loss_of, labels = build_loss(run.training.label_smoothing), torch.randint(classes, (batch,), device=device)
+    loss_of = torch.nn.CrossEntropyLoss(label_smoothing=run.training.label_smoothing)
+    labels = torch.randint(classes, (batch,), device=device)
     inputs = []
     for role, grid in grids.items():
         inputs.append(torch.randn(batch, prod(grid), config.stream_width(role), device=device))

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from bright import FRAMES, GRID, Brightness, clip, contents  # noqa: E402
 from videos import write_video  # noqa: E402
 
-from tcar.features import FeatureStore, Wanted, extract_together, store  # noqa: E402
+from tcar.features import ExtractionSettings, FeatureStore, TokenSpec, extract, making  # noqa: E402
 from tcar.features.views import SegmentView  # noqa: E402
 
 CLIPS, BATCH = 4000, 4
@@ -33,8 +34,8 @@ def work(folder: Path, name: str) -> list[FeatureStore]:
     """Extract all clips by two streams into a folder of this name; under torchrun, this rank's share of them."""
     clips = [clip(path) for path in sorted((folder / "videos").iterdir())]
     view = SegmentView(FRAMES, flip=0.5)
-    wanted = [Wanted(Brightness(scale), GRID, FRAMES, view=view) for scale in (1.0, 0.5)]
-    return extract_together(clips, wanted, folder / name, batch_clips=BATCH, workers=2, patience=60, views=2)
+    wanted = [TokenSpec(partial(Brightness, scale), GRID, view) for scale in (1.0, 0.5)]
+    return extract(clips, wanted, folder / name, ExtractionSettings(batch_clips=BATCH, workers=2, views=2))
 
 
 def command(folder: Path, name: str, ranks: int) -> list[str]:
@@ -45,7 +46,7 @@ def command(folder: Path, name: str, ranks: int) -> list[str]:
 
 def records(folder: Path) -> int:
     """How many batches are done."""
-    return sum(len(store.records(made)) for made in folder.glob("*"))
+    return sum(len(making.records(made)) for made in folder.glob("*"))
 
 
 def victims(process: subprocess.Popen, ranks: int, dice: random.Random) -> list[psutil.Process]:

@@ -21,10 +21,10 @@ from videos import write_video
 
 from tcar.data.ssv2 import Clip
 from tcar.data.workers import Failure, isolated_map
-from tcar.features.batches import Batch, Builder, Extractor, Job, Reader, compute
+from tcar.features.batches import Extractor, Reader, compute
 from tcar.features.buffers import Buffers
 from tcar.features.extraction import _in_this_process
-from tcar.features.store import allocate
+from tcar.features.making import ClipBatch, StoreSpec, allocate
 from tcar.features.views import SegmentView
 from tcar.streams.grids import Tokens, grid_coordinates
 from tcar.streams.registry import create_stream, weights_digest
@@ -41,25 +41,25 @@ CASES = {  # grid, frames, clips, clips in a batch, width and height
 class Decoding:
     """Decodes a batch in a worker and leaves the frames there."""
 
-    def __init__(self, jobs: list[Job]):
+    def __init__(self, jobs: list[StoreSpec]):
         self.read = Reader(jobs)
 
-    def __call__(self, batch: Batch) -> None:
+    def __call__(self, batch: ClipBatch) -> None:
         self.read(batch)
 
 
 class Modelling:
     """Runs the stream over frames that are there already, one thread a worker as in an extraction."""
 
-    def __init__(self, job: Job, build: Callable):
+    def __init__(self, job: StoreSpec, build: Callable):
         self.job, self.build, self.model = job, build, None
 
-    def __call__(self, batch: Batch) -> None:
+    def __call__(self, batch: ClipBatch) -> None:
         if self.model is None:
             torch.set_num_threads(1)
-            self.model, self.batch = self.build(), batch
-            (self.frames,) = Reader([self.job])(replace(batch, wanted=(0,))).frames
-        compute(self.job, self.model, self.batch, self.frames.ids, self.frames.stacked())
+            self.model = self.build()
+            (self.frames,), _ = Reader([self.job])(replace(batch, wanted=(0,)))
+        compute(self.job, self.model, self.frames.on("cpu"))
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Clock:
         return time.process_time() + sum(self.workers.values())
 
 
-def steady(outcomes: Iterator, batches: list[Batch], workers: int = CORES) -> Speed:
+def steady(outcomes: Iterator, batches: list[ClipBatch], workers: int = CORES) -> Speed:
     """The speed while all workers are at work: neither their start is part of it nor the end, which needs no decoding.
 
     As many batches are on their way when the reading begins as when it ends.
@@ -101,24 +101,25 @@ def steady(outcomes: Iterator, batches: list[Batch], workers: int = CORES) -> Sp
     return Speed(clips / seconds, processor / clips)
 
 
-def speed(function: Callable, batches: list[Batch], workers: int = CORES) -> Speed:
+def speed(function: Callable, batches: list[ClipBatch], workers: int = CORES) -> Speed:
     """The speed of work done wholly in other processes."""
     return steady(isolated_map(function, batches, workers=workers), batches, workers)
 
 
-def case(names: tuple[str, ...], folder: Path) -> tuple[list[Job], list[Builder], list[Batch], int]:
+def case(names: tuple[str, ...], folder: Path) -> tuple[list[StoreSpec], list[Callable], list[ClipBatch], int]:
     """What is extracted together: the jobs, the streams, the batches, and how often to measure it."""
     _, _, count, batch_clips, (width, height) = CASES[names[0]]
     files = [write_video(folder / f"{n}.webm", 36, width=width, height=height) for n in range(8)]
     clips = [Clip(str(n), files[n % 8], 0, "", "", ()) for n in range(count)]
     wanted = tuple(range(len(names)))
-    batches = [Batch(n // batch_clips, n, clips[n : n + batch_clips], {}, wanted) for n in range(0, count, batch_clips)]
+    starts = range(0, count, batch_clips)
+    batches = [ClipBatch(n, at, clips[at : at + batch_clips], wanted=wanted) for n, at in enumerate(starts)]
     jobs, builders = [], []
     for name in names:
         grid, frames, *_ = CASES[name]
-        builders.append(Builder(partial(create_stream, name), ""))
+        builders.append(partial(create_stream, name))
         model = builders[-1]()
-        jobs.append(Job(folder / name, count, grid, model.width, weights_digest(model), SegmentView(frames)))
+        jobs.append(StoreSpec(folder / name, count, grid, model.width, weights_digest(model), SegmentView(frames)))
         jobs[-1].folder.mkdir()
         allocate(jobs[-1].folder, jobs[-1].kind, count)
     return jobs, builders, batches, 3 if width < 200 else 1
@@ -168,12 +169,12 @@ def test_extraction_with_a_core_for_decoding_and_one_for_the_models(names, tmp_p
     """The way of a GPU, where the two do not share what they compute on: a worker decodes, this process computes."""
     jobs, builders, batches, rounds = case(names, tmp_path)
     built, kinds = [build() for build in builders], ("decoding", "models", "both")
-    frames, found = Reader(jobs)(batches[0]).frames, {kind: [] for kind in kinds}
+    (frames, _), found = Reader(jobs)(batches[0]), {kind: [] for kind in kinds}
 
     def computed() -> Iterator:
         for number in range(len(batches)):
             for job, model, seen in zip(jobs, built, frames, strict=True):
-                compute(job, model, batches[0], seen.ids, seen.stacked())
+                compute(job, model, seen.on("cpu"))
             yield number, None
 
     with one_thread():
@@ -211,8 +212,10 @@ def test_two_streams_beside_the_decoding(share, size, tmp_path, capsys):
     files = [write_video(tmp_path / f"{n}.webm", 36, width=size[0], height=size[1]) for n in range(8)]
     count = 60 if size[0] < 200 else 20
     clips = [Clip(str(n), files[n % 8], 0, "", "", ()) for n in range(16 * count)]
-    batches = [Batch(n, 16 * n, clips[n * 16 : (n + 1) * 16], {}, (0, 1)) for n in range(count)]
-    jobs = [Job(tmp_path / str(frames), len(clips), (4, 4, 4), 384, "", SegmentView(frames)) for frames in (8, 16)]
+    batches = [ClipBatch(n, 16 * n, clips[n * 16 : (n + 1) * 16], {}, (0, 1)) for n in range(count)]
+    jobs = [
+        StoreSpec(tmp_path / str(frames), len(clips), (4, 4, 4), 384, "", SegmentView(frames)) for frames in (8, 16)
+    ]
     for job in jobs:
         job.folder.mkdir()
         allocate(job.folder, job.kind, len(clips))

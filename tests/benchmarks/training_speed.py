@@ -24,12 +24,13 @@ from tcar.fusion.kinds import FusionConfig, create_fusion
 from tcar.ground import log
 from tcar.lab import params
 from tcar.streams.grids import grid_coordinates
+from tcar.train.processes import Processes
 from tcar.train.recipe import parameter_groups, reproducible
-from tcar.train.stepping import Processes, Stepper, on_device
+from tcar.train.stepping import Stepper, on_device
 from tcar.train.tasks import TokenTask
 from tcar.train.tokens import StoredTokens
 from tcar.train.trainer import train, train_together
-from tcar.train.training import Head
+from tcar.train.training import Member
 
 # The demo's fusion and tokens.
 FUSION = FusionConfig(semantic_width=128, motion_width=128, num_classes=32, width=64, heads=4, mlp_ratio=2, dropout=0,
@@ -65,7 +66,7 @@ def step(folder: Path) -> dict:
     """Steps in turn, of one model on the same batches; processor time, as others share the machine."""
     run = params.from_values({"batch_size": BATCH, "device": "cpu"})
     with reproducible(0):
-        made, data = Stepper(task_of(run), run, 0, Processes(run, False)), tokens(BATCH * STEPS)
+        made, data = Stepper(task_of(run), Processes(run, False)), tokens(BATCH * STEPS)
         model = create_fusion(FUSION)
         optimiser = torch.optim.AdamW(parameter_groups(model, 0.05), 0.001, fused=True)
         slices = made.slices(1)
@@ -98,7 +99,7 @@ def memory(folder: Path, checkpointing: bool) -> dict:
     torch.set_num_threads(1)
     fusion = replace(FUSION, width=256, blocks=6, self_blocks=4, checkpointing=checkpointing)
     run = params.from_values({"batch_size": 64, "device": "cpu"})
-    made = Stepper(task_of(run, fusion, 128), run, 0, Processes(run, False))
+    made = Stepper(task_of(run, fusion, 128), Processes(run, False))
     read = made.task.batches("train", [part for parts in made.slices(1) for part in parts], 1, {})
     batches = on_device(made.task, list(read), made.processes.device)
     process = psutil.Process()
@@ -117,7 +118,7 @@ def training(folder: Path, **changes) -> dict:
     asked = {"batch_size": BATCH, "device": "cpu", "epochs": 3, "log_steps": 5} | changes
     run, seen = params.from_values(asked), Rows()
     task, before = task_of(run), time.process_time()
-    history = train(task, run, folder, 0, [seen]).history
+    history = train(task, folder, [seen]).history
     clips = len(history) * (len(task.labels["train"]) + len(task.labels["validation"]))
     cpu = (time.process_time() - before) * int(os.environ.get("WORLD_SIZE", "1")) / clips
     speed = statistics.median(row["clips_per_second"] for row in seen.rows) if seen.rows else 0.0
@@ -142,7 +143,7 @@ def company(folder: Path, heads: int = 5) -> dict:
         found["bytes"], began = 0, time.process_time()
         for group in groups:
             tasks = [TokenTask(fusion, *data, run, 0) for fusion in group]
-            train_together([Head(task, run, folder / f"{name}-{task.fusion.mlp_ratio}") for task in tasks], 0)
+            train_together([Member(task, folder / f"{name}-{task.fusion.mlp_ratio}") for task in tasks])
         found[name] = {"seconds": time.process_time() - began, "bytes": found["bytes"]}
     return {name: found[name] for name in ("together", "alone")}
 

@@ -15,7 +15,6 @@ from tcar.data.orientation import Orientation
 from tcar.data.ssv2 import SPLITS, Clip
 from tcar.data.video import probe, read_frames, read_segments, resize
 from tcar.data.views import AugmentConfig
-from tcar.features.augmented import AugmentedView
 from tcar.features.views import SegmentView
 from tcar.lab import params, results
 from tcar.lab.steps import features as stage
@@ -94,7 +93,6 @@ def test_every_reader_of_clips_reads_alike(tmp_path, upright):
     frames = shown(stored(entry.path), 90 if upright else 0)
     middles, config = frames[[1, 3]], AugmentConfig(32, (1.0, 1.0))
     np.testing.assert_array_equal(SegmentView(2, upright=upright)(entry, 0, 0), middles)
-    np.testing.assert_array_equal(AugmentedView(2, config, upright)(entry, 0, 0), middles)
     drawn = SegmentView(FRAMES, upright=upright)(entry, 1, 0)  # one frame in each segment leaves nothing to draw
     np.testing.assert_array_equal(drawn, frames)
     cache = FrameCache.open(tmp_path / "cache", 10**7, upright=upright)
@@ -108,8 +106,7 @@ def test_what_is_kept_of_turned_frames_is_not_taken_for_others(tmp_path):
     entry = clip(write(tmp_path / "a.mp4", rotation=180))
     caches = [FrameCache.open(tmp_path / "cache", 10**7, upright=upright) for upright in (True, False)]
     assert not np.array_equal(*[cache.read(entry.path, [0]) for cache in caches])
-    config = AugmentConfig(32, (1.0, 1.0))
-    for view in (SegmentView(8), SegmentView(8, 0.5), AugmentedView(8, config)):
+    for view in (SegmentView(8), SegmentView(8, 0.5)):
         assert replace(view, upright=False).key != view.key
     assert SegmentView(8).key == "segment middles"  # as in the stores that there are
 
@@ -118,7 +115,7 @@ def test_a_store_of_turned_clips_is_another_than_before(monkeypatch, tmp_path):
     def asked(_, wanted, *__, **___):
         raise LookupError(wanted[0].view.key)
 
-    monkeypatch.setattr(stage.features, "extract_together", asked)
+    monkeypatch.setattr(stage.extraction, "extract", asked)
     run, keys = params.from_values({"name": "x", "runs": str(tmp_path)}), []
     for rotated, upright in ((None, True), (0, True), (3, True), (3, False), (0, False)):
         if rotated is not None:

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from bright import FRAMES, GRID, Brightness, clip, contents, in_this_process, seven_clips
+from bright import FRAMES, GRID, Brightness, clip, contents, extract_one, in_this_process, seven_clips
 from torch import nn
 from videos import write_broken, write_video
 
@@ -16,11 +16,11 @@ from tcar.data.sampling import segment_indices
 from tcar.data.ssv2 import Clip
 from tcar.data.video import Video, VideoError, read_segments
 from tcar.data.workers import Failure
-from tcar.features import FeatureError, FeatureStore, Wanted, extract, extract_together
+from tcar.features import ExtractionSettings, FeatureError, FeatureStore, TokenSpec, extract
 from tcar.features.batches import Extractor
+from tcar.features.making import records
 from tcar.features.views import SegmentView
 from tcar.streams.grids import Tokens
-from tcar.streams.registry import create_stream
 
 
 class Rescaled(Brightness):
@@ -54,7 +54,7 @@ def expected(clips: list[Clip]) -> np.ndarray:
 def store(clips, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tcar.features.extraction.isolated_map", in_this_process)
-        return extract(clips, Brightness(), GRID, FRAMES, tmp_path_factory.mktemp("store"), batch_clips=3)
+        return extract_one(clips, Brightness, tmp_path_factory.mktemp("store"), batch_clips=3)
 
 
 def test_tokens_are_those_of_the_sampled_frames(clips, store):
@@ -72,55 +72,54 @@ def test_clips_come_in_the_order_asked_for(clips, store):
 
 def test_the_numbers_do_not_depend_on_the_workers(clips, store, tmp_path):
     """The store was made in this process, with one thread."""
-    other = extract(clips, partial(Brightness, 1.0), GRID, FRAMES, tmp_path, workers=2, batch_clips=3)
+    other = extract_one(clips, partial(Brightness, 1.0), tmp_path, workers=2, batch_clips=3)
     assert other.key == store.key
     assert contents(other) == contents(store)
 
 
 def test_a_complete_store_is_opened_and_not_made_again(clips, store, extraction_inline):
     before = {path: path.stat().st_mtime_ns for path in store.root.iterdir()}
-    again = extract(clips, Brightness(), GRID, FRAMES, store.root.parent, workers=1, batch_clips=3)
+    again = extract_one(clips, Brightness, store.root.parent, workers=1, batch_clips=3)
     assert {path: path.stat().st_mtime_ns for path in again.root.iterdir()} == before
     np.testing.assert_array_equal(np.load(store.root / "tokens.npy"), store.load(list("0123456")))
 
 
 @pytest.mark.parametrize(
-    "change", ["nothing", "weights", "grid", "frames", "batch", "clips", "order", "quarantine", "repaired"]
+    "change", ["nothing", "weights", "grid", "frames", "flip", "batch", "clips", "order", "repaired"]
 )
 def test_whatever_makes_the_tokens_changes_the_key(clips, store, tmp_path, extraction_inline, change):
     chosen = {"clips": clips[:6], "order": clips[::-1]}.get(change, list(clips))
     if change == "repaired":
         chosen[3] = Clip("3", write_video(tmp_path / "3.webm", 20, width=160, height=96), 0, "", "", ())
-    other = extract(
+    other = extract_one(
         chosen,
-        Brightness(0.5 if change == "weights" else 1.0),
-        (1, 3, 4) if change == "grid" else GRID,
-        8 if change == "frames" else FRAMES,
+        partial(Brightness, 0.5 if change == "weights" else 1.0),
         tmp_path,
+        SegmentView(8 if change == "frames" else FRAMES, 0.25 if change == "flip" else 0.0),
+        grid=(1, 3, 4) if change == "grid" else GRID,
         batch_clips=4 if change == "batch" else 3,
-        quarantine=["2"] if change == "quarantine" else (),
     )
     assert (other.key == store.key) == (change == "nothing")
     assert other.root.name == f"brightness-{other.key[:16]}"
 
 
-def test_broken_and_quarantined_clips_are_left_out_and_named(clips, tmp_path, extraction_inline):
+def test_broken_clips_are_left_out_and_named(clips, tmp_path, extraction_inline):
     broken = {reason: clip(path) for reason, path in write_broken(tmp_path).items()}
     mixed = [*clips[:2], *broken.values(), *clips[2:4]]
-    store = extract(mixed, Brightness(), GRID, FRAMES, tmp_path / "store", workers=2, batch_clips=2,
-                    quarantine={"1": "blurred"})  # fmt: skip
-    assert store.ids == ["0", "2", "3"]
-    assert store.broken == {"1": "blurred"} | {entry.id: reason for reason, entry in broken.items()}
+    store = extract_one(mixed, Brightness, tmp_path / "store", batch_clips=2)
+    assert store.ids == ["0", "1", "2", "3"]
+    assert store.broken == {entry.id: reason for reason, entry in broken.items()}
     assert json.loads((store.root / "store.json").read_text())["broken"] == store.broken
-    np.testing.assert_allclose(store.load(), expected([clips[0], clips[2], clips[3]]), atol=1e-3)
-    with pytest.raises(FeatureError, match="clip 1 has no features .* blurred"):
-        store.load(["0", "1"])
+    np.testing.assert_allclose(store.load(), expected(clips[:4]), atol=1e-3)
+    reason, entry = next(iter(broken.items()))
+    with pytest.raises(FeatureError, match=f"clip {entry.id} has no features .*: {reason};"):
+        store.load(["0", entry.id])
     with pytest.raises(FeatureError, match="clip 99 has no features .* not among the clips"):
         store.load(["99"])
 
 
-def test_a_run_that_dies_is_continued(clips, store, tmp_path, monkeypatch):
-    """The worker is killed in its second batch; the first is taken over as it is."""
+def test_a_worker_that_dies_though_every_clip_can_be_read_ends_the_run(clips, tmp_path, monkeypatch):
+    """The memory ran out, for one; the batches before it stay."""
 
     def killed(function, items, **_):
         for number, batch in enumerate(items):
@@ -129,22 +128,11 @@ def test_a_run_that_dies_is_continued(clips, store, tmp_path, monkeypatch):
 
     monkeypatch.setattr("tcar.features.extraction.isolated_map", killed)
     with pytest.raises(FeatureError, match="crashed on batch 1 .* each of its clips can be read"):
-        extract(clips, Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
-    folder = next(tmp_path.iterdir())
+        extract_one(clips, Brightness, tmp_path, batch_clips=3)
+    (folder,) = tmp_path.iterdir()
     with pytest.raises(FeatureError, match="no complete feature store"):
         FeatureStore.open(folder)
-    made = []
-
-    def noted(function, items, **_):
-        for number, item in in_this_process(function, items):
-            made.append(items[number].number)
-            yield number, item
-
-    monkeypatch.setattr("tcar.features.extraction.isolated_map", noted)
-    resumed = extract(clips, Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
-    assert resumed.root == folder
-    assert made == [1, 2]
-    assert contents(resumed) == contents(store)
+    assert set(records(folder)) == {0}
 
 
 def test_half_a_batch_does_not_count(clips, store, tmp_path, monkeypatch, extraction_inline):
@@ -163,16 +151,16 @@ def test_half_a_batch_does_not_count(clips, store, tmp_path, monkeypatch, extrac
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match=r"no space left.*tokens\.npy"):
-        extract(clips, Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
+        extract_one(clips, Brightness, tmp_path, batch_clips=3)
     monkeypatch.undo()
     monkeypatch.setattr("tcar.features.extraction.isolated_map", in_this_process)
-    resumed = extract(clips, Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
+    resumed = extract_one(clips, Brightness, tmp_path, batch_clips=3)
     np.testing.assert_array_equal(resumed.load(), store.load())
 
 
 def test_a_store_made_by_other_code_is_kept_until_it_is_to_be_made_again(clips, store, tmp_path, extraction_inline):
-    plainly = partial(extract, clips, Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
-    made = extract(clips, Rescaled(), GRID, FRAMES, tmp_path, batch_clips=3)
+    plainly = partial(extract_one, clips, Brightness, tmp_path, batch_clips=3)
+    made = extract_one(clips, Rescaled, tmp_path, batch_clips=3)
     before = contents(made)
     # 1.1 times the tokens of now: the store has to change by 1 - 1 / 1.1 of its size.
     with pytest.raises(FeatureError, match=r"first clip, 0, comes out 9\.\d+% differently \(0\.5% may be\).*--remake"):
@@ -211,14 +199,14 @@ def test_a_clip_that_kills_its_reader_is_set_aside(clips, tmp_path, monkeypatch)
             yield number, Failure("crashed", "exit code -11") if kills else function(batch)
 
     monkeypatch.setattr("tcar.features.extraction.isolated_map", mortal)
-    store = extract(clips[:5], Brightness(), GRID, FRAMES, tmp_path, batch_clips=3)
+    store = extract_one(clips[:5], Brightness, tmp_path, batch_clips=3)
     assert store.broken == {"1": "reading it crashed"}
     np.testing.assert_allclose(store.load(), expected([clips[0], *clips[2:5]]), atol=1e-3)
 
 
 def test_the_stream_in_this_process_gives_the_same(clips, store, tmp_path):
     """The way of a GPU: workers decode, this process computes."""
-    other = extract(clips, Brightness(), GRID, FRAMES, tmp_path, workers=1, batch_clips=3, device="cpu:0")
+    other = extract_one(clips, Brightness, tmp_path, workers=1, batch_clips=3, device="cpu:0")
     assert contents(other) == contents(store)
 
 
@@ -240,11 +228,15 @@ def test_streams_extracted_together_decode_once_and_make_the_stores_they_make_al
     clips, tmp_path, monkeypatch, extraction_inline, device
 ):
     """The second stream has more frames; the damage of one clip lies where only this one looks, another is all bad."""
-    wanted = [Wanted(Brightness(), GRID, FRAMES), Wanted(Brightness(0.5), (2, 6, 2), 8, view=SegmentView(8, 0.5)),
-              Wanted(Brightness(2.0), GRID, FRAMES)]  # fmt: skip
+    wanted = [
+        TokenSpec(Brightness, GRID, SegmentView(FRAMES)),
+        TokenSpec(partial(Brightness, 0.5), (2, 6, 2), SegmentView(8, 0.5)),
+        TokenSpec(partial(Brightness, 2.0), GRID, SegmentView(FRAMES)),
+    ]
     damaged = clip(tmp_path / "7.webm")
     damaged.path.write_bytes(clips[5].path.read_bytes())
-    mixed, settings = [*clips, damaged, clip(tmp_path / "8.webm")], {"batch_clips": 4, "views": 2, "device": device}
+    mixed = [*clips, damaged, clip(tmp_path / "8.webm")]
+    settings = ExtractionSettings(batch_clips=4, views=2, device=device)
     read = Video.read
 
     def failing(video, indices, size=None):
@@ -256,43 +248,27 @@ def test_streams_extracted_together_decode_once_and_make_the_stores_they_make_al
     monkeypatch.setattr(
         SegmentView, "places", lambda view, name, count, number, seed: segment_indices(count, view.frames)
     )
-    alone = [
-        extract(mixed, one.stream, one.grid, one.frames, tmp_path / "alone", view=one.view, **settings)
-        for one in wanted
-    ]
+    alone = [extract(mixed, [one], tmp_path / "alone", settings)[0] for one in wanted]
     assert [set(store.broken) for store in alone] == [{"8"}, {"7", "8"}, {"8"}]
-    first = extract(mixed, wanted[1].stream, wanted[1].grid, 8, tmp_path / "together", view=wanted[1].view, **settings)
+    (first,) = extract(mixed, wanted[1:2], tmp_path / "together", settings)
     kept = (first.root / "tokens.npy").stat().st_mtime_ns
     decodings = Decodings(monkeypatch)
-    together = extract_together(mixed, wanted, tmp_path / "together", **settings)
+    together = extract(mixed, wanted, tmp_path / "together", settings)
     assert [contents(store) for store in together] == [contents(store) for store in alone]
     assert (together[1].root / "tokens.npy").stat().st_mtime_ns == kept
-    # The second was there; its first clip is looked at once more, whether the code is the same.
-    assert decodings.opened == Counter(dict.fromkeys("12345678", 1)) + Counter({"0": 2})
+    # The second was there; its first clip is looked at once more, whether the code is the same. A clip that cannot be
+    # read is tried for each of the others by itself.
+    assert decodings.opened == Counter(dict.fromkeys("1234567", 1)) + Counter({"0": 2, "8": 3})
 
 
-@pytest.mark.parametrize("name", ["dinov2_tiny", "i3d_tiny"])
-def test_registered_streams(clips, tmp_path, extraction_inline, name):
-    build = partial(create_stream, name, seed=3)
-    store = extract(clips[:2], build, (2, 2, 2), 16, tmp_path)
-    frames = torch.from_numpy(read_segments(clips[1].path, 16))[None]
-    tokens = build()(frames)
-    pooled = nn.functional.adaptive_avg_pool3d(tokens.values.unflatten(2, tokens.grid[1:]).movedim(-1, 1), 2)
-    direct = pooled[0].flatten(1).T
-    assert store.width == direct.shape[1]
-    np.testing.assert_allclose(store.load(["1"])[0], direct, atol=2e-3 * float(direct.abs().max()))
-
-
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"stream": forgetful}, "other weights each time"),
-    ({"stream": partial(Brightness, float("nan"))}, "not finite in fp16"),
-    ({"stream": partial(Brightness, 1e6)}, "not finite in fp16"),
-    ({"stream": Brightness(), "checkpoint": "weights.safetensors"}, "checkpoint= goes with the name"),
-    ({"clips": "twice"}, "same id"),
-    ({"clips": "missing"}, "none of the 1 clips can be read, the first because: missing"),
+@pytest.mark.parametrize(("build", "chosen", "message"), [
+    (forgetful, "one", "other weights each time"),
+    (partial(Brightness, float("nan")), "one", "not finite in fp16"),
+    (partial(Brightness, 1e6), "one", "not finite in fp16"),
+    (Brightness, "twice", "same id"),
+    (Brightness, "missing", "none of the 1 clips can be read, the first because: missing"),
 ])  # fmt: skip
-def test_what_cannot_be_extracted(clips, tmp_path, extraction_inline, arguments, message):
-    chosen = {"twice": clips[:1] * 2, "missing": [clip(tmp_path / "x.webm")]}.get(arguments.pop("clips", ""), clips[:1])
-    arguments = {"stream": Brightness()} | arguments
+def test_what_cannot_be_extracted(clips, tmp_path, extraction_inline, build, chosen, message):
+    found = {"one": clips[:1], "twice": clips[:1] * 2, "missing": [clip(tmp_path / "x.webm")]}[chosen]
     with pytest.raises(FeatureError, match=message):
-        extract(chosen, grid=GRID, frames=FRAMES, root=tmp_path / "store", **arguments)
+        extract_one(found, build, tmp_path / "store")

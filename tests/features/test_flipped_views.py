@@ -1,7 +1,6 @@
 """Mirrored views in a feature store: which ones they are, what a training makes of their classes, what is refused."""
 
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,12 +8,10 @@ import av
 import numpy as np
 import pytest
 import torch
-from bright import FRAMES, GRID, Brightness, seven_clips
+from bright import FRAMES, Brightness, extract_one, seven_clips
 
 from tcar.data.ssv2 import Clip
-from tcar.data.views import AugmentConfig
-from tcar.features import FeatureError, FeatureStore, extract, verify
-from tcar.features.augmented import AugmentedView
+from tcar.features import FeatureError, FeatureStore, verify
 from tcar.features.views import SegmentView
 from tcar.fusion.kinds import FusionConfig
 from tcar.lab import params, results
@@ -85,8 +82,9 @@ def make(clips, tmp_path):
 
     def made(flip: float = 0.5, motion: bool = False, **changes) -> FeatureStore:
         frames = 2 * FRAMES if motion else FRAMES
-        settings = {"views": VIEWS, "batch_clips": 5, "view": SegmentView(frames, flip)} | changes
-        return extract(clips, Brightness(0.5 if motion else 1.0), GRID, frames, tmp_path / "stores", **settings)
+        build = partial(Brightness, 0.5 if motion else 1.0)
+        settings = {"views": VIEWS, "batch_clips": 5} | changes
+        return extract_one(clips, build, tmp_path / "stores", SegmentView(frames, flip), **settings)
 
     return made
 
@@ -110,13 +108,13 @@ def test_a_mirrored_view_has_the_tokens_of_the_mirrored_video(make, clips, tmp_p
 
 
 def test_a_view_is_mirrored_by_clip_number_and_seed_alone():
-    names, config = [str(n) for n in range(600)], AugmentConfig(48, erase=0.5, flip=0.3)
-    views = SegmentView(8, 0.3), SegmentView(16, 0.3), AugmentedView(4, config), SegmentView(8, 0.4)
+    names = [str(n) for n in range(600)]
+    views = SegmentView(8, 0.3), SegmentView(16, 0.3), SegmentView(8, 0.4)
     drawn = [np.array([[view.flipped(name, n, 5) for n in range(6)] for name in names]) for view in views]
-    assert np.array_equal(drawn[0], drawn[1]) and np.array_equal(drawn[0], drawn[2])
+    assert np.array_equal(drawn[0], drawn[1])
     assert not drawn[0][:, 0].any()
     assert abs(drawn[0][:, 1:].mean() - 0.3) < 4 * (0.3 * 0.7 / 3000) ** 0.5  # four standard deviations
-    assert np.all(drawn[0] <= drawn[3])  # a higher probability mirrors these views and more
+    assert np.all(drawn[0] <= drawn[2])  # a higher probability mirrors these views and more
     assert np.abs(np.corrcoef(drawn[0][:, 1:].T) - np.eye(5)).max() < 0.2  # the views of a clip are drawn apart
     assert not np.array_equal(drawn[0], [[views[0].flipped(name, n, 6) for n in range(6)] for name in names])
     assert all(SegmentView(8, 1.0).flipped("7", n, 0) == (n > 0) for n in range(9))
@@ -124,28 +122,18 @@ def test_a_view_is_mirrored_by_clip_number_and_seed_alone():
         SegmentView(8, 1.5)
 
 
-def test_an_augmented_view_is_mirrored_before_anything_else(clips, tmp_path):
-    """What a mirrored view shows is the same view, not mirrored, of the mirrored frames."""
-    whole = AugmentConfig(48, scale=(1.0, 1.0), ratio=(64 / 48, 64 / 48))
-    mirrors, plain = AugmentedView(FRAMES, replace(whole, flip=1.0)), AugmentedView(FRAMES, whole)
-    straight = plain(clips[0], 2, 3)
-    np.testing.assert_array_equal(mirrors(clips[0], 2, 3), straight[:, :, ::-1])
-    assert not np.array_equal(straight, straight[:, :, ::-1])
-    np.testing.assert_array_equal(mirrors(clips[0], 0, 3), plain(clips[0], 0, 3))
-    assert mirrors.key != plain.key
-
-
 def test_a_training_reads_mirrored_views_under_the_class_of_the_mirror_image(make, clips):
     """Which view a batch holds, and whether it is mirrored, is told from the tokens alone."""
     stores, met = (make(), make(motion=True)), set()
     training, order = task(*stores, clips), [7, 2, 9, 0, 5, 4, 8]
     views = [SegmentView(frames) for frames in (FRAMES, 2 * FRAMES)]
+    frames = {(place, view, n): view(clips[place], n, 0) for place in order for view in views for n in range(VIEWS)}
     for epoch in range(1, 9):
         batch = next(training.batches("train", [Slice(order)], epoch, {}))
         for row, place in enumerate(order):
             found = set()
             for tokens, view, scale in zip(ready(training, batch), views, (1.0, 0.5), strict=True):
-                shown = {(n, way): cells(view(clips[place], n, 0)[:, :, ::way]) * scale
+                shown = {(n, way): cells(frames[place, view, n][:, :, ::way]) * scale
                          for n in range(VIEWS) for way in (1, -1)}  # fmt: skip
                 errors = {name: np.abs(tokens[row].numpy() - wanted).max() for name, wanted in shown.items()}
                 found.add(min(errors, key=errors.get))
@@ -260,26 +248,12 @@ def test_what_a_training_was_made_of_includes_what_a_mirror_changes(make, clips)
     assert len({*digests(0.0)}) == 1
 
 
-class FirstMirrored(SegmentView):
-    """A view that mirrors what is scored."""
-
-    def flipped(self, name, number, seed):
-        return number == 0
-
-
-def test_the_view_that_is_scored_cannot_be_mirrored(make):
-    with pytest.raises(FeatureError, match="segment middles: view 0 of clip 0 is mirrored"):
-        make(view=FirstMirrored(FRAMES))
-
-
-@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
-def test_the_store_says_which_views_are_mirrored(make, clips, device):
-    store, view = make(device=device), SegmentView(FRAMES, 0.5)
+def test_the_store_says_which_views_are_mirrored(make, clips):
+    store, view = make(), SegmentView(FRAMES, 0.5)
     mirrored = [[view.flipped(clip.id, number, 0) for number in range(VIEWS)] for clip in clips]
     for number in range(VIEWS):
         np.testing.assert_array_equal(store.flipped(view=number), [views[number] for views in mirrored])
     np.testing.assert_array_equal(store.flipped(["7", "0"], [3, 1]), [mirrored[7][3], mirrored[0][1]])
-    assert store.flips == {clip.id: views for clip, views in zip(clips, mirrored, strict=True)}
     with pytest.raises(FeatureError, match="clip 99 has no features"):
         store.flipped(["99"])
     with pytest.raises(FeatureError, match="views 0 to 3 of each clip, not 4"):
@@ -311,12 +285,10 @@ def test_tokens_of_one_store_have_one_place_each(tmp_path, batch_clips):
     """A crop of frames of different shapes sees different parts of them, within a batch or across batches."""
     (tmp_path / "videos").mkdir()
     clips = seven_clips(tmp_path / "videos")  # 128 x 96 and 160 x 96
-    make = partial(extract, stream=partial(create_stream, "dinov2_tiny", seed=1, fit="crop"), grid=(2, 2, 2), frames=2,
-                   root=tmp_path / "stores", batch_clips=batch_clips)  # fmt: skip
+    build = partial(create_stream, "dinov2_tiny", seed=1, fit="crop")
+    make = partial(extract_one, build=build, root=tmp_path / "stores", view=SegmentView(2), grid=(2, 2, 2),
+                   batch_clips=batch_clips)  # fmt: skip
     with pytest.raises(FeatureError, match="dinov2_tiny: frames of different shapes .* give the stream fit='squash'"):
         make(clips)
     alike = [clip for clip in clips if int(clip.id) % 3]
     np.testing.assert_allclose(make(alike).coordinates[0], [0.25, 0.25, 0.5 - 0.25 * 96 / 160], atol=1e-6)
-    config = AugmentConfig(48, scale=(1.0, 1.0), ratio=(1.0, 1.0))
-    with pytest.raises(FeatureError, match="tokens in different places"):
-        make(alike, views=2, view=AugmentedView(2, config))

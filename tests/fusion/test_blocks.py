@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from tcar.fusion.blocks import CrossBlock, Readout, Residual, SelfBlock, attend
+from tcar.fusion.blocks import Readout, Residual, SelfBlock, attend
+from tcar.fusion.exchange import CrossBlock
 from tcar.fusion.positions import rotary_table, window_mask
 
 WIDTH, HEADS = 24, 4

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -145,9 +144,8 @@ def test_it_is_the_pooler_and_classifier_of_transformers(depth):
     torch.testing.assert_close(probe(tokens), probe.head(pooler(tokens)), **TIGHT)
 
 
-@pytest.mark.parametrize("config", VARIANTS)
-def test_tokens_are_a_set_so_clips_join_in_any_order(config):
-    probe, first, second = build(config), clips(seed=1), clips(seed=2)
+def test_tokens_are_a_set_so_clips_join_in_any_order():
+    probe, first, second = build(), clips(seed=1), clips(seed=2)
     joined = probe(torch.cat([first, second], dim=1))
     torch.testing.assert_close(probe(torch.cat([second, first], dim=1)), joined, **TIGHT)
     order = torch.randperm(14, generator=torch.Generator().manual_seed(0))
@@ -216,8 +214,7 @@ def test_autocast_stays_near_full_precision():
     assert (half - exact).abs().max() < 0.02 * exact.abs().max()
 
 
-@pytest.mark.parametrize("stream_width", [768, 1024, 1408, 1664])
-@pytest.mark.parametrize("depth", [2, 4])
+@pytest.mark.parametrize(("stream_width", "depth"), [(768, 2), (1024, 4), (1664, 2)])
 def test_the_bottleneck_is_the_widest_within_the_budget(stream_width, depth):
     budget = 20_000_000
     bottleneck = probe_width_within(budget, stream_width, 174, depth)
@@ -256,7 +253,6 @@ def test_a_budget_that_nothing_fits_is_refused():
         ({"bottleneck": 24}, "bottleneck 24 must be below width 24; 0 leaves it out"),
         ({"bottleneck": 10}, "bottleneck 10 does not divide into heads 4"),
         ({"heads": 5}, "width 24 does not divide into heads 5"),
-        ({"mlp_ratio": 0}, "mlp_ratio must be above 0"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused_by_name(unchecked, change, message):
@@ -268,8 +264,3 @@ def test_a_configuration_that_cannot_be_is_refused_by_name(unchecked, change, me
 def test_tokens_that_do_not_fit_are_refused(shape):
     with pytest.raises(ValueError, match=r"\[batch, 1 or more, 24\] expected"):
         build()(torch.zeros(shape, dtype=torch.float64))
-
-
-def test_tokens_in_a_grid_are_refused():
-    with pytest.raises((ValueError, jaxtyping.TypeCheckError), match="tokens"):
-        build()(torch.zeros(3, 2, 7, 24, dtype=torch.float64))

@@ -7,8 +7,7 @@ import torch
 
 from tcar.explain import attention_rollout
 from tcar.fusion.kinds import FusionConfig, create_fusion, fusion_cost, hidden_width, trained_parameters
-from tcar.fusion.probe import AttentiveProbe, ProbeConfig
-from tcar.fusion.probe_fusion import PROBES
+from tcar.fusion.probe import PROBES, AttentiveProbe, ProbeConfig
 from tcar.streams.grids import grid_coordinates
 
 DEMO = FusionConfig(semantic_width=128, motion_width=96, num_classes=32, width=64, heads=4, mlp_ratio=2)
@@ -20,23 +19,14 @@ def size(config):
         return trained_parameters(create_fusion(config))
 
 
-def test_the_kinds_are_named_after_their_stream_and_depth():
-    assert PROBES == {
-        "motion_probe_1": ("motion", 1),
-        "motion_probe_4": ("motion", 4),
-        "semantic_probe_1": ("semantic", 1),
-        "semantic_probe_4": ("semantic", 4),
-    }
-
-
 @pytest.mark.parametrize("kind", PROBES)
-@pytest.mark.parametrize("config", [DEMO, FULL, replace(FULL, motion_width=2048), replace(DEMO, motion_width=10)])
+@pytest.mark.parametrize("config", [DEMO, FULL, replace(DEMO, motion_width=10)])
 def test_it_is_the_largest_probe_within_the_budget(config, kind):
     stream, depth = PROBES[kind]
     budget, width = size(config), config.stream_width(stream)
     found = create_fusion(replace(config, kind=kind)).probe.config
     assert size(replace(config, kind=kind)) <= budget
-    assert (found.width, found.depth, found.mlp_ratio) == (width, depth, 4)
+    assert (found.width, found.depth) == (width, depth)
     assert found.heads == (16 if found.block_width >= 256 else config.heads)
     if found.bottleneck:  # one step wider is too much, or no bottleneck any more
         step = found.bottleneck + found.heads

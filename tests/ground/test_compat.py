@@ -19,27 +19,18 @@ def test_everything_that_needs_torchvision_imports():
     done = python("""
 import tcar, sys
 assert "torch" not in sys.modules, "import tcar must stay light"
+from tcar.ground import compat
+missing = compat.missing_operators()
 import timm, torchvision, torch
+# A build that matches is left alone, one that does not gets both operators.
+assert missing == ([] if torchvision.extension._has_ops() else ["nms", "qnms"]), missing
+assert hasattr(torch.ops.torchvision, "nms") and compat.declare_operators() == []
 from torchvision.transforms import v2
 from transformers import Dinov2Model
 import torchmetrics
 image = torch.arange(3 * 8 * 8, dtype=torch.uint8).reshape(3, 8, 8)
 assert torch.equal(v2.functional.horizontal_flip(image), image.flip(-1))
 assert v2.Resize((4, 6))(image).shape == (3, 4, 6)
-""")
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_build_that_matches_is_left_alone_and_one_that_does_not_gets_both_operators():
-    done = python("""
-import tcar, torch
-from tcar.ground import compat
-missing = compat.missing_operators()
-import torchvision
-assert missing == ([] if torchvision.extension._has_ops() else ["nms", "qnms"]), missing
-assert hasattr(torch.ops.torchvision, "nms")
-# Both are there now, whoever has declared them.
-assert compat.declare_operators() == []
 """)
     assert done.returncode == 0, done.stderr
 
@@ -64,13 +55,12 @@ def test_without_torchvision_there_is_nothing_to_declare(monkeypatch):
     assert compat.missing_operators() == []
 
 
-@pytest.mark.parametrize(
-    "first",
-    ["import tcar", "import tcar.serve.predict", "from tcar import predict", "from tcar.serve import predict"],
-)
-def test_predict_is_the_function_whatever_was_imported_before(first):
-    done = python(f"{first}\nimport tcar, sys\nassert tcar.predict is sys.modules['tcar.serve.predict'].predict")
-    assert done.returncode == 0, done.stderr
+def test_every_public_name_is_there_and_none_is_a_module_that_would_stand_in_its_place():
+    import tcar
+
+    assert all(getattr(tcar, name) is not None for name in tcar.__all__)
+    folder = Path(tcar.__file__).parent
+    assert not [name for name in tcar.__all__ if (folder / name).is_dir() or (folder / f"{name}.py").is_file()]
 
 
 def test_submodules_come_when_used_and_others_do_not_exist():

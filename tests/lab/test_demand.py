@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
-from bright import in_this_process
+from bright import extract_one, in_this_process
 from torch.profiler import ProfilerActivity, profile
 from videos import write_video
 
@@ -13,7 +14,8 @@ from tcar.__main__ import main
 from tcar.data.ssv2 import load_split
 from tcar.data.video import VideoError
 from tcar.data.workers import Failure
-from tcar.features import FeatureError, extract
+from tcar.features import FeatureError
+from tcar.features.views import SegmentView
 from tcar.fusion.kinds import create_fusion
 from tcar.lab import params
 from tcar.lab.demand import hours, sizes
@@ -181,10 +183,10 @@ def test_it_is_the_size_of_the_store_that_is_then_made(dataset, monkeypatch):
     clips = [clip for split in ("train", "validation") for clip in load_split(run.data_root, split) if clip.id != "a"]
     semantic, _ = hours.extraction(run)
     assert semantic.clips == 3
-    stream = create_stream("dinov2_tiny")
+    stream = partial(create_stream, "dinov2_tiny")
     monkeypatch.setattr("tcar.features.extraction.isolated_map", in_this_process)
-    store = extract(clips, stream, [4, 2, 2], 8, dataset / "s", workers=1, batch_clips=2, views=2, token_type="bf16",
-                    device="cpu:0")  # fmt: skip
+    store = extract_one(clips, stream, dataset / "s", SegmentView(8), grid=[4, 2, 2], workers=1, batch_clips=2, views=2,
+                        token_type="bf16", device="cpu:0")  # fmt: skip
     made = (store.root / "tokens.npy").stat().st_size
     assert made - store.start == semantic.bytes // 3 * 2  # one of the three clips is broken
 

@@ -32,14 +32,21 @@ def run(project, monkeypatch):
     return execute
 
 
-def test_parameters_arrive_and_the_notebook_is_kept(run, project):
-    values = "[run.training.epochs, run.tabletop.test_sets, sys.executable, os.getcwd()]"
+def test_parameters_arrive_and_the_notebook_is_kept(run, project, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "Agg")  # figures are shown in the notebook whatever the shell says
+    values = "[run.training.epochs, run.tabletop.test_sets, sys.executable, os.getcwd(), os.environ['TCAR_NOTEBOOK']]"
     write = f"import json, os, sys\njson.dump({values}, open('o.json', 'w'))"
-    notebook = run(SETUP, write, "print('seen')", epochs=3, test_sets=4)
+    loop = "from tcar.ground import log\nlist(log.progress(range(3), description='rendering', unit='clips'))"
+    draw = "import matplotlib.pyplot as plt\nplt.plot([1, 2]);"
+    notebook = run(SETUP, write, loop, "print('seen')", draw, epochs=3, test_sets=4)
     found = json.loads((project / "notebooks" / "o.json").read_text())
-    assert found == [3, 4, sys.executable, str(project / "notebooks")]
-    assert notebook.cells[-1].outputs[0].text == "seen\n"
+    assert found == [3, 4, sys.executable, str(project / "notebooks"), "x"]
+    assert "TCAR_NOTEBOOK" not in os.environ
+    assert notebook.cells[-2].outputs[0].text == "seen\n"
+    assert "image/png" in notebook.cells[-1].outputs[-1].data
     assert [p.name for p in (project / "out").iterdir()] == ["x.ipynb"]
+    progress = (project / "x.log").read_text()
+    assert "rendering: 3 clips in" in progress and "%|" not in progress  # lines, where nobody sees a bar
 
 
 def test_output_is_shown_while_the_cell_runs_and_kept_in_the_log(run, project, monkeypatch):
@@ -55,14 +62,6 @@ def test_output_is_shown_while_the_cell_runs_and_kept_in_the_log(run, project, m
     shown = {text.strip(): moment for text, moment in moments if text.strip()}
     assert shown["half"] - shown["first"] > 1.0
     assert (project / "x.log").read_text() == "first\nhalf\n"
-
-
-def test_progress_in_a_notebook_run_headless_is_lines_not_a_bar(run, project):
-    loop = "from tcar.ground import log\nlist(log.progress(range(3), description='rendering', unit='clips'))"
-    run(SETUP, loop, epochs=3)
-    text = (project / "x.log").read_text()
-    assert "rendering: 3 clips in" in text
-    assert "%|" not in text
 
 
 def test_a_failed_cell_is_named_with_its_line_and_error(run, project):
@@ -118,18 +117,6 @@ def test_a_kernel_that_does_not_start_is_tried_once_more(run, monkeypatch):
     )
     with pytest.raises(NotebookError, match="did not start: no port"):
         run("1")
-
-
-def test_the_stage_is_told_to_the_kernel_and_to_nobody_else(run, project):
-    run("import os\nprint(os.environ['TCAR_NOTEBOOK'])")
-    assert (project / "x.log").read_text() == "x\n"
-    assert "TCAR_NOTEBOOK" not in os.environ
-
-
-def test_figures_are_shown_in_the_executed_notebook_whatever_the_shell_says(run, monkeypatch):
-    monkeypatch.setenv("MPLBACKEND", "Agg")
-    notebook = run("import matplotlib.pyplot as plt\nplt.plot([1, 2]);")
-    assert "image/png" in notebook.cells[-1].outputs[-1].data
 
 
 def test_a_foreign_kernelspec_of_the_same_name_is_not_used(run, project, monkeypatch):

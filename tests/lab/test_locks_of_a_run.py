@@ -13,7 +13,7 @@ from searches import file
 from tcar.__main__ import command
 from tcar.ground import locks
 from tcar.ground.records import ResultError
-from tcar.lab import params, results
+from tcar.lab import params, pipeline, results
 from tcar.lab.params import ParameterError
 from tcar.lab.search.space import load_settings
 from tcar.lab.steps import replicates, search
@@ -47,6 +47,7 @@ def notebook(how: str, name: str = "toy"):
 @pytest.fixture
 def toy(project, monkeypatch) -> params.Params:
     monkeypatch.setattr(locks, "WRITING", 0.0)
+    monkeypatch.setattr(pipeline, "STEPS", ())
     (project / "toy.yaml").write_text("name: toy\n")
     return params.load("toy.yaml")
 
@@ -58,14 +59,14 @@ def by_hand(name: str = "toy") -> params.Params:
 def test_nothing_begins_in_a_run_where_papermill_is_at_work(toy, monkeypatch, capsys):
     with notebook("papermill") as other:
         monkeypatch.setattr(replicates, "build", lambda run: pytest.fail("began"))
-        assert command("paper", ["toy.yaml"], steps=()) == 2
+        assert command("paper", ["toy.yaml"]) == 2
         assert command("replicates", ["toy.yaml"]) == 2
         told = capsys.readouterr().err
         assert told.count(f"held by process {other.pid}") == 2 and "another `name`" in told
         with pytest.raises(ParameterError, match=f"held by process {other.pid}"):
             by_hand()
         by_hand("another")
-    assert command("paper", ["toy.yaml"], steps=()) == 0
+    assert command("paper", ["toy.yaml"]) == 0
 
 
 def test_two_open_notebooks_share_a_run_and_neither_replaces_the_others_result_without_a_word(toy, caplog):
@@ -78,7 +79,7 @@ def test_two_open_notebooks_share_a_run_and_neither_replaces_the_others_result_w
         assert other.stdout.readline() == "saved\n"
         results.save(path, {"by": "this"}, params=run)
         assert f"{path}: another process wrote it at" in caplog.text
-        assert command("paper", ["toy.yaml"], steps=()) == 0  # which idle notebooks do not keep out
+        assert command("paper", ["toy.yaml"]) == 0  # which idle notebooks do not keep out
 
 
 def test_an_open_notebook_does_not_write_into_a_run_of_the_pipeline(toy):

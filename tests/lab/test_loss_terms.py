@@ -97,7 +97,7 @@ def test_measured_kept_and_summed_up_as_the_trainer_gives_them(project, small, m
         "": [3, 5, 8], "label_smoothing": [3, 5, 8], "mixup": [3, 5, 8],
     }  # fmt: skip
     mixed = stage.changed(base, "mixup")
-    alone = train(token_task(mixed, seed=5), mixed, project / "alone", 5)
+    alone = train(token_task(mixed, seed=5), project / "alone")
     reached = alone.history[alone.best_epoch - 1]["validation_top1"]
     assert made["scores"]["mixup"][1]["validation_top1"] == pytest.approx(reached, rel=1e-9)
     monkeypatch.setattr("tcar.lab.steps.trainings.train_together", lambda *_: pytest.fail("trained again"))

@@ -90,16 +90,16 @@ def test_parameters_are_read_in_the_next_code_cell(notebook):
     assert "run = params.from_notebook(globals())" in cells[1].source
 
 
-def test_every_used_stage_of_parameters_is_declared(notebook):
+def test_every_used_group_of_parameters_is_declared(notebook):
     """A run parameter that the notebook reads but does not declare could not be set by a user of papermill."""
     declared = {line.targets[0].id for line in ast.parse(parameters_cell(notebook).source).body}
-    stages = {name: stage.__dataclass_fields__ for name, stage in params.GROUPS.items()}
+    groups = {name: group.__dataclass_fields__ for name, group in params.GROUPS.items()}
     for cell in code_cells(notebook):
         for node in ast.walk(ast.parse(cell.source)):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
                 of = node.value
-                if isinstance(of.value, ast.Name) and of.value.id == "run" and of.attr in stages:
-                    assert node.attr in stages[of.attr]
+                if isinstance(of.value, ast.Name) and of.value.id == "run" and of.attr in groups:
+                    assert node.attr in groups[of.attr]
                     assert node.attr in declared, f"{cell.id} reads run.{of.attr}.{node.attr}"
 
 

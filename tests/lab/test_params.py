@@ -22,7 +22,7 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def test_values_reach_their_stage_and_the_rest_keeps_its_default(project):
+def test_values_reach_their_group_and_the_rest_keeps_its_default(project):
     run = params.load(written(project, "name: x\nepochs: 3\nlearning_rate: 1\nseeds: [4]\n"), seed=7)
     assert (run.common.name, run.common.seed, run.training.epochs, run.training.seeds) == ("x", 7, 3, [4])
     assert run.training.learning_rate == 1.0
@@ -46,25 +46,17 @@ def test_other_epochs_are_those_of_every_method_unless_both_are_stated(project):
     ("text", "named"),
     [
         ("epohcs: 3", ["epohcs", "did you mean 'epochs'"]),
-        ("zzz: 3", ["zzz"]),
         ("epochs: 3.5", ["epochs", "3.5", "expected int"]),
         ("epochs: true", ["epochs", "bool", "expected int"]),
         ("epochs: '3'", ["epochs", "text", "expected int"]),
         ("publish: 1", ["publish", "expected bool"]),
         ("name: 3", ["name", "expected str"]),
         ("name: ../x", ["name", "folder"]),
-        ("seeds: 3", ["seeds", "list[int]"]),
         ("seeds: [1, a]", ["seeds", "list[int]"]),
         ("epochs_by_method: {motion: a}", ["epochs_by_method", "dict[str, int]"]),
         ("learning_rate: .nan", ["learning_rate", "expected float"]),
         ("learning_rate: 1e-4", ["learning_rate", "text", "write 1.0e-4"]),
         ("learning_rate: 2.5e6", ["write 2.5e+6"]),
-        ("epochs: 0", ["epochs", "at least 1"]),
-        ("dropout: 2", ["dropout", "at most 0.95"]),
-        ("seeds: [0, -1]", ["seeds", "at least 0"]),
-        ("dataset: kinetics", ["dataset", "tabletop, ssv2"]),
-        ("device: gpu", ["device", "cuda"]),
-        ("semantic_grid: [8, 4]", ["semantic_grid", "3 numbers"]),
         ("epochs: 3\nepochs: 4", ["epochs", "twice"]),
         ("epochs: [", ["YAML"]),
         ("- epochs", ["key: value"]),
@@ -91,8 +83,8 @@ def test_a_missing_file_names_those_there_are(project):
         params.load(project / "nope.yaml")
 
 
-def test_every_key_belongs_to_one_stage():
-    names = [f.name for stage in params.GROUPS.values() for f in dataclasses.fields(stage)]
+def test_every_key_belongs_to_one_group():
+    names = [f.name for group in params.GROUPS.values() for f in dataclasses.fields(group)]
     assert len(names) == len(set(names)) == len(params.Params().as_dict())
 
 

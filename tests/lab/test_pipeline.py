@@ -64,13 +64,14 @@ def toy(project, monkeypatch):
                     namespace.update(parameters)
 
     monkeypatch.setattr(execution, "execute", in_this_process)
+    monkeypatch.setattr(pipeline, "STEPS", STEPS)
     return ran
 
 
-def run(ran: list[str], *arguments: str, steps=STEPS) -> tuple[int, list[str]]:
+def run(ran: list[str], *arguments: str) -> tuple[int, list[str]]:
     """The exit status and which notebooks ran."""
     ran.clear()
-    return command("paper", ["toy.yaml", *arguments], steps=steps), list(ran)
+    return command("paper", ["toy.yaml", *arguments]), list(ran)
 
 
 def say(**values) -> None:
@@ -85,7 +86,7 @@ def test_all_run_in_order_once(toy, project):
     assert results.load(project / "runs/toy/results/second.json") == {"odd": 1, "epochs": EPOCHS}
 
 
-def test_a_changed_parameter_concerns_the_steps_of_its_stage(toy, capsys):
+def test_a_changed_parameter_concerns_the_steps_of_its_group(toy, capsys):
     run(toy)
     say(train_sets=3, epochs=5)
     capsys.readouterr()
@@ -144,7 +145,7 @@ def test_comments_and_outputs_do_not_count_code_does(toy, project):
 
 def test_a_changed_module_concerns_those_that_import_it(toy, tmp_path, monkeypatch):
     package = tmp_path / "copy" / "tcar"
-    shutil.copytree(ROOT / "tcar", package, ignore=shutil.ignore_patterns("__pycache__", "weights"))
+    shutil.copytree(ROOT / "tcar", package, ignore=shutil.ignore_patterns("__pycache__", "small_weights"))
     monkeypatch.setattr(sources, "PACKAGE", package)
     sources._module.cache_clear()
     run(toy)
@@ -264,19 +265,19 @@ def test_the_report_follows_results_figures_and_its_own_sources(toy, project, mo
         return [path]
 
     monkeypatch.setattr(report, "build", build)
-    steps = (*STEPS, pipeline.REPORT)
+    monkeypatch.setattr(pipeline, "STEPS", (*STEPS, pipeline.REPORT))
     for name in pipeline.REPORT.inputs:
         results.write(project / f"runs/toy/results/{name}.json", {})
     (project / "paper").mkdir()
     (project / "paper" / "tcar.typ").write_text("= Title")
-    assert (run(toy, steps=steps)[0], len(built)) == (0, 1)
-    assert (run(toy, steps=steps)[0], len(built)) == (0, 1)
+    assert (run(toy)[0], len(built)) == (0, 1)
+    assert (run(toy)[0], len(built)) == (0, 1)
     (project / "paper" / "tcar.typ").write_text("= Other")
-    assert (run(toy, steps=steps)[0], len(built)) == (0, 2)
+    assert (run(toy)[0], len(built)) == (0, 2)
     results.write(project / "runs/toy/results/ablations.json", {"rows": []})
-    assert (run(toy, steps=steps)[0], len(built)) == (0, 3)
+    assert (run(toy)[0], len(built)) == (0, 3)
     (project / "runs/toy/paper/tcar.pdf").unlink()
-    assert (run(toy, steps=steps)[0], len(built)) == (0, 4)
+    assert (run(toy)[0], len(built)) == (0, 4)
 
 
 def test_two_runs_of_one_name_do_not_mix(toy, project):

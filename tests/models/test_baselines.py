@@ -49,7 +49,7 @@ def small(monkeypatch):
     monkeypatch.setitem(BASELINES, "cast_small", _cast("cast_small", MINI, crop=True, published=published))
     for name in ("timesformer_small", "cast_small"):
         monkeypatch.setitem(plots.METHODS, name, (name, "#123456"))
-        monkeypatch.setitem(names.BASELINES, name, tuple(BASELINES[name].published))
+        monkeypatch.setitem(names.PUBLISHED, name, BASELINES[name].published)
         for key in BASELINES[name].published:
             monkeypatch.setitem(names.BASELINE_CHECKPOINTS, key, name)
 

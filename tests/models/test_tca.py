@@ -20,7 +20,7 @@ from tcar.lab import params, results
 from tcar.lab.steps import model as stage
 from tcar.lab.steps.fusion import fusion_config
 from tcar.lab.steps.trainings import Fit
-from tcar.models.tca import TCA, TCAConfig, segment_middles
+from tcar.models.tca import TCA, TCAConfig
 from tcar.streams.registry import create_stream
 from tcar.streams.weights import CheckpointError
 
@@ -41,11 +41,6 @@ def model(config) -> TCA:
 @pytest.fixture(scope="module")
 def clip() -> torch.Tensor:
     return torch.randint(0, 256, (2, 11, 48, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.mark.parametrize("count", [1, 4, 8, 31, 50])
-def test_the_middles_of_segments_are_those_of_the_feature_store(count):
-    assert segment_middles(count, 4).tolist() == segment_indices(count, 4)
 
 
 def test_one_clip_gives_what_each_streams_own_frames_give(model, clip):

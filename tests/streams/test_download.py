@@ -11,12 +11,18 @@ from tcar.streams import download as http_download
 from tcar.streams.download import FetchError, download
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(http_download, "PAUSE", 0)
+    monkeypatch.setattr(http_download, "ATTEMPTS", 3)
+
+
 @pytest.fixture
 def get(server, tmp_path):
-    """Download the server's file with the given expectations, without waiting between attempts."""
+    """Download the server's file with the given expectations."""
 
     def call(**expected) -> bytes:
-        path = download(f"{server.url}/file.pt", tmp_path / "deep" / "file.pt", pause=0, **expected)
+        path = download(f"{server.url}/file.pt", tmp_path / "deep" / "file.pt", **expected)
         assert {p.name for p in path.parent.iterdir()} == {"file.pt", ".file.pt.lock"}  # no part, no tag left
         return path.read_bytes()
 
@@ -41,7 +47,7 @@ def test_a_connection_that_breaks_is_resumed_where_it_broke(get, server):
 def test_a_later_call_resumes_what_an_earlier_one_left(get, server, tmp_path):
     server.drops = [2_000_000] + [0] * 9
     with pytest.raises(FetchError, match=r"broke off after 2,000,000 of 5,120,000 bytes; 2,000,000 bytes are kept"):
-        get(attempts=3)
+        get()
     assert kept(tmp_path) == CONTENT[:2_000_000]
     assert not (tmp_path / "deep" / "file.pt").exists()
     server.drops, server.asked = [], []
@@ -66,7 +72,7 @@ def test_a_file_that_changed_in_between_is_not_pieced_together(get, server, tmp_
     """Without a known digest nothing else would tell: the two versions are equally long."""
     server.drops = [2_000_000] + [0] * 9
     with pytest.raises(FetchError):
-        get(attempts=1)
+        get()
     server.files["/file.pt"], server.tag, server.drops = CONTENT[::-1], '"2"', []
     assert get() == CONTENT[::-1]
 
@@ -131,7 +137,7 @@ def test_a_refusal_is_final_and_a_passing_fault_is_not(get, server):
 def test_a_server_that_is_not_there_is_given_up_after_some_attempts(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(FetchError, match="refused"):
-        download("http://127.0.0.1:9/file.pt", tmp_path / "file.pt", attempts=2, pause=0)
+        download("http://127.0.0.1:9/file.pt", tmp_path / "file.pt")
 
 
 def test_a_full_disk_is_seen_before_it_is_full(get, monkeypatch, tmp_path):

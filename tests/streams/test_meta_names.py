@@ -5,9 +5,17 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from transformers import Dinov2Model, Dinov2WithRegistersModel, VJEPA2Config, VJEPA2Model
+from transformers import (
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    VJEPA2Config,
+    VJEPA2Model,
+)
 
-from tcar.streams import dinov2, meta_names, pretrained
+from tcar.streams import image, meta_names, pretrained
+from tcar.streams.catalogue import STREAMS
 from tcar.streams.registry import create_stream
 from tcar.streams.weights import CheckpointError
 
@@ -124,11 +132,10 @@ def placed(state: dict[str, torch.Tensor], matrix: np.ndarray) -> np.ndarray:
 def test_a_file_in_metas_names_is_the_published_dinov2_at_every_size(kind, pixels, tmp_path):
     gated = kind == "gated"
     state = meta_dinov2(gated=gated)
-    _, config = dinov2.dinov2_configs()["dinov2_vits14"]
-    config = cut(config, use_swiglu_ffn=gated)
+    config = cut(Dinov2Config(**STREAMS["dinov2_vits14"].shape), use_swiglu_ffn=gated)
     path = tmp_path / "dinov2_vits14_pretrain.pth"
     torch.save(meta_dinov2(chunk="1.") if kind == "chunked" else state, path)
-    model = dinov2.as_published(pretrained.load(Dinov2Model, config, path, names=meta_names.DINOV2)).eval()
+    model = image.as_published(pretrained.load(Dinov2Model, config, path, names=meta_names.DINOV2)).eval()
     images = torch.randn(1, 3, pixels, pixels, generator=torch.Generator().manual_seed(1))
     positions = placed(state, resampling(37, pixels // 14, 0.1)) if pixels != 518 else state["pos_embed"].numpy()
     with torch.inference_mode():
@@ -144,7 +151,7 @@ def test_a_file_in_metas_names_is_the_published_dinov2_at_every_size(kind, pixel
 @pytest.mark.parametrize("pixels", [224, 518])
 def test_a_file_in_metas_names_is_the_published_dinov2_with_registers(pixels, tmp_path):
     state = meta_dinov2(registers=4)
-    config = cut(dinov2.dinov2_configs()["dinov2_vits14_reg"][1])
+    config = cut(Dinov2WithRegistersConfig(**STREAMS["dinov2_vits14_reg"].shape))
     torch.save(state, tmp_path / "weights.pth")
     model = pretrained.load(Dinov2WithRegistersModel, config, tmp_path / "weights.pth", names=meta_names.DINOV2).eval()
     images = torch.randn(1, 3, pixels, pixels, generator=torch.Generator().manual_seed(1))

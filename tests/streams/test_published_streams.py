@@ -9,6 +9,7 @@ import torch
 from i3d_files import WRITERS, published_state, weights
 from safetensors.torch import load_file, save_file
 from transformers import (
+    DINOv3ViTConfig,
     DINOv3ViTModel,
     TimesformerConfig,
     TimesformerForVideoClassification,
@@ -20,7 +21,7 @@ from transformers import (
 )
 
 from tcar.streams import pretrained
-from tcar.streams.dinov2 import dinov3_configs
+from tcar.streams.catalogue import STREAMS
 from tcar.streams.i3d_layouts import LAYOUTS, load_i3d
 from tcar.streams.registry import create_stream
 from tcar.streams.weights import CheckpointError
@@ -51,7 +52,7 @@ def seeded(build, *arguments):
 
 
 def test_dinov3_in_the_published_key_names(tmp_path):
-    hub, config = dinov3_configs()["dinov3_vits16"]
+    config = DINOv3ViTConfig(**STREAMS["dinov3_vits16"].shape)
     model = seeded(pretrained.build, DINOv3ViTModel, config)
     # The files were published before the library put its encoder into a module of its own.
     state = {key.replace("model.layer.", "layer.").replace("model.", ""): v for key, v in model.state_dict().items()}
@@ -67,9 +68,6 @@ def test_dinov3_in_the_published_key_names(tmp_path):
     tokens = stream(clip)
     torch.testing.assert_close(tokens.class_token[0], hidden[:, 0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(tokens.values[0], hidden[:, 5:], rtol=1e-4, atol=1e-4)
-    maps = stream.attention_maps(clip)
-    assert maps.shape == (1, 2, 6, 14, 14)
-    torch.testing.assert_close(maps.sum(-1), torch.ones(1, 2, 6, 14))
 
 
 # --- timm
@@ -99,29 +97,6 @@ def test_timm_positions_are_resampled_as_timm_does(tmp_path):
     stream = create_stream("timm:vit_tiny_patch16_224", checkpoint=tmp_path / "model.safetensors", input_size=64)
     expected = timm.layers.resample_abs_pos_embed(model.pos_embed, [4, 4], num_prefix_tokens=1)
     torch.testing.assert_close(stream.backbone.pos_embed, expected)
-
-
-def test_timm_attention_maps():
-    stream = create_stream("timm:vit_tiny_patch16_224", input_size=48)
-    clip = frames(1, 2, 48, 48, 3)
-    before = stream(clip).values
-    maps = stream.attention_maps(clip, layer=0)
-    block, images = stream.backbone.blocks[0], pixels(clip, 0.5, 0.5)[0]
-    hidden = block.norm1(stream.backbone._pos_embed(stream.backbone.patch_embed(images)))
-    query, key, _ = block.attn.qkv(hidden).unflatten(-1, (3, 3, 64)).double().unbind(2)
-    expected = torch.einsum("bqhd,bkhd->bhqk", query, key).div(8).softmax(-1)
-    torch.testing.assert_close(maps[0].double(), expected, rtol=1e-3, atol=1e-5)
-    assert torch.equal(stream(clip).values, before)
-    with pytest.raises(ValueError, match="timm:resnet10t has no blocks with global attention"):
-        create_stream("timm:resnet10t", input_size=64).attention_maps(clip)
-
-
-@pytest.mark.parametrize("name", ["dinov2_tiny", "timm:vit_tiny_patch16_224"])
-def test_attention_maps_are_worked_out_in_float32_under_autocast(name):
-    stream, clip = create_stream(name, input_size=112), frames(1, 1, 112, 112, 3)
-    expected = stream.attention_maps(clip)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(stream.attention_maps(clip), expected)
 
 
 def test_timm_names_and_files_that_do_not_fit(tmp_path):
@@ -174,8 +149,13 @@ def test_vjepa2_files_of_the_encoder_and_with_a_probe(tmp_path, monkeypatch, pro
 
 def test_vjepa2_positions_follow_the_input_size():
     """The library counts rows by the grid of its configuration; a stream of another size has to change that."""
-    large, small = (pretrained.build(VJEPA2Model, VJEPA2Config(crop_size=s, hidden_size=96, num_attention_heads=2,
-                                                               pred_num_attention_heads=6, **SMALL)) for s in (256, 64))
+    large, small = (
+        pretrained.build(
+            VJEPA2Model,
+            VJEPA2Config(crop_size=s, hidden_size=96, num_attention_heads=2, pred_num_attention_heads=6, **SMALL),
+        )
+        for s in (256, 64)
+    )
     small.load_state_dict(large.state_dict())
     clip = pixels(frames(1, 2, 64, 64, 3))
     wrong, right = (m.eval().encoder(clip).last_hidden_state for m in (large, small))
@@ -219,8 +199,8 @@ def test_timesformer_tokens_are_put_in_the_order_of_time(tmp_path, monkeypatch):
 
 
 def test_a_name_on_the_hub_is_read_from_its_local_cache(tmp_path, monkeypatch):
-    hub, config = dinov3_configs()["dinov3_vits16"]
-    model = seeded(pretrained.build, DINOv3ViTModel, config)
+    hub = "facebook/dinov3-vits16-pretrain-lvd1689m"
+    model = seeded(DINOv3ViTModel, DINOv3ViTConfig(**STREAMS["dinov3_vits16"].shape))
     snapshot = tmp_path / f"models--{hub.replace('/', '--')}" / "snapshots" / "0123456789abcdef"
     model.save_pretrained(snapshot)
     refs = snapshot.parents[1] / "refs"
@@ -241,17 +221,21 @@ def test_without_a_network_the_error_says_what_to_fetch_and_where_to_put_it(tmp_
 # --- I3D
 
 
-@pytest.mark.parametrize("name", ["pytorchvideo", "slowfast", "slowfast_caffe2", "mmaction2", "tushar_n"])
+@pytest.mark.parametrize("name", ["slowfast_caffe2", "mmaction2", "tushar_n"])
 def test_the_layout_of_an_i3d_file_sets_normalisation_and_sampling(tmp_path, name):
     layout = LAYOUTS[name]
-    path = tmp_path / layout.file
+    path = tmp_path / "i3d_r50.pth"
     WRITERS[name](path, published_state(name, weights(layout.config)))
     stream = create_stream("i3d_r50", checkpoint=path, input_size=48)
-    assert stream.frames == layout.frames and stream.info["layout"] == name
-    torch.testing.assert_close(stream.mean.flatten(), torch.tensor(layout.mean))
-    torch.testing.assert_close(stream.std.flatten(), torch.tensor(layout.std))
+    assert stream.frames == layout.facts.frames and stream.info["layout"] == name
+    torch.testing.assert_close(stream.mean.flatten(), torch.tensor(layout.facts.mean))
+    torch.testing.assert_close(stream.std.flatten(), torch.tensor(layout.facts.std))
     clip = frames(1, 8, 48, 48, 3)
     network = load_i3d(path)[0]
     expected = network.features(pixels(clip, stream.mean.flatten(), stream.std.flatten()).transpose(1, 2))
     values = stream(clip).values
     torch.testing.assert_close(values.flatten(1, 2), expected.flatten(2).transpose(1, 2), rtol=1e-3, atol=1e-3)
+    if name == "mmaction2":
+        assert create_stream("i3d_r50_mmaction2", checkpoint=path).info["layout"] == name
+        with pytest.raises(CheckpointError, match="its keys are of the layout 'mmaction2', not 'tushar_n'"):
+            create_stream("i3d_r50_tushar_n", checkpoint=path)

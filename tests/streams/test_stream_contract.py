@@ -1,4 +1,4 @@
-"""Every registered stream and models of timm keep one contract: real widths and code, deep ones cut to a block."""
+"""Streams keep one contract: the smallest of each family, cut to a block, on frames; every one in shapes and sizes."""
 
 import math
 from copy import deepcopy
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tcar.streams import pretrained, vjepa2_1
+from tcar.streams.catalogue import STREAMS
 from tcar.streams.registry import create_stream, list_streams, stream_spec, weights_digest
 
 TIMM = ["timm:resnet18", "timm:vit_tiny_patch16_224", "timm:convnext_atto", "timm:swin_tiny_patch4_window7_224"]
@@ -48,10 +49,14 @@ def shallow(monkeypatch):
 
     encoder = vjepa2_1.VJepa21Encoder
     monkeypatch.setattr(pretrained, "build", build)
-    monkeypatch.setattr(vjepa2_1, "VJepa21Encoder", lambda c: encoder(replace(c, depth=1, levels=(0,))))
+    monkeypatch.setattr(vjepa2_1, "VJepa21Encoder", lambda c: encoder(replace(c, depth=1)))
 
 
-@pytest.fixture(scope="module", params=[*list_streams(), *TIMM])
+# The smallest of each family: the others have the same code.
+FAMILIES = {STREAMS[name].family: name for name in sorted(STREAMS, key=lambda name: (-STREAMS[name].width, name))}
+
+
+@pytest.fixture(scope="module", params=[*FAMILIES.values(), *TIMM])
 def stream(request):
     """One stream after the other, so that no two large ones are in memory together."""
     size = next((size for start, size in SIZES.items() if request.param.startswith(start)), None)
@@ -61,7 +66,7 @@ def stream(request):
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 61, 83, 3), (1, 1, 48, 32, 3), (1, 32, 40, 40, 3)])
-def test_shapes_coordinates_and_determinism(stream, shape):
+def test_shapes_and_coordinates(stream, shape):
     clip = frames(*shape)
     tokens = stream(clip)
     t, h, w = tokens.grid
@@ -71,13 +76,14 @@ def test_shapes_coordinates_and_determinism(stream, shape):
     assert tokens.coordinates[:, :, 0].diff(dim=0).min() > 0 if t > 1 else t == 1
     assert tokens.class_token is None or tokens.class_token.shape == (shape[0], t, stream.width)
     assert torch.isfinite(tokens.values.half()).all()  # the feature store keeps half precision
-    assert torch.equal(tokens.values, stream(clip).values)
-    torch.testing.assert_close(stream(clip.float() / 255).values, tokens.values, rtol=1e-3, atol=1e-3)
 
 
-def test_clips_of_a_batch_do_not_mix(stream):
+def test_the_same_clip_has_the_same_tokens_in_any_batch_and_as_floats(stream):
     clips = frames(2, 4, 40, 40, 3)
-    torch.testing.assert_close(stream(clips).values[1:], stream(clips[1:]).values, rtol=1e-3, atol=1e-3)
+    both, alone = stream(clips).values, stream(clips[1:]).values
+    assert torch.equal(alone, stream(clips[1:]).values)
+    torch.testing.assert_close(both[1:], alone, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(stream(clips[1:].float() / 255).values, alone, rtol=1e-3, atol=1e-3)
 
 
 def test_tokens_are_ordered_in_time_and_space(stream):
@@ -125,7 +131,7 @@ def test_frames_it_cannot_mean_are_refused(unchecked, stream, clip, message):
 
 
 @pytest.mark.parametrize("name", sorted(set(list_streams()) - {"dinov2_tiny", "i3d_tiny"}))
-def test_the_network_has_the_published_size(name):
+def test_the_network_has_the_published_size(monkeypatch, name):
     with torch.device("meta"):
         built = create_stream(name)
     size = name.partition("_vit")[2][:1]
@@ -133,8 +139,18 @@ def test_the_network_has_the_published_size(name):
     assert built.width == stream_spec(name).width == width
     parameters = sum(parameter.numel() for parameter in built.parameters())
     assert parameters / 1e6 == pytest.approx(PUBLISHED[name], abs=0.06)
-    tokens = built(torch.empty(1, built.frames, 90, 120, 3, dtype=torch.uint8, device="meta"))
-    assert tokens.values.shape == (1, tokens.grid[0], tokens.grid[1] * tokens.grid[2], width)
+    facts = STREAMS[name]
+    assert facts.blocks == (len(built.blocks) if built.role == "semantic" else 0)
+    shallow(monkeypatch)
+    with torch.device("meta"):
+        cut = create_stream(name)
+    for count in (built.frames, 1, 5):
+        tokens = cut(torch.empty(1, count, 90, 120, 3, dtype=torch.uint8, device="meta"))
+        assert tokens.values.shape == (1, tokens.grid[0], tokens.grid[1] * tokens.grid[2], width)
+        assert tokens.coordinates.shape == (*tokens.values.shape[1:3], 3)
+        assert tokens.grid == facts.grid(count)
+    assert not any(module.training for module in built.modules())
+    assert not any(parameter.requires_grad for parameter in built.parameters())
 
 
 @pytest.mark.parametrize("name", SOLE)

@@ -8,12 +8,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import Dinov2Model
-from videos import numbered_frame
 
 from tcar.streams import pretrained
-from tcar.streams.dinov2 import DINOV2_TINY
 from tcar.streams.grids import Tokens, pool_tokens
 from tcar.streams.i3d import I3D, I3DConfig
+from tcar.streams.image import DINOV2_TINY
 from tcar.streams.packaged import SEEDS, packaged
 from tcar.streams.registry import create_stream, register_stream, stream_cost, stream_spec, weights_digest
 from tcar.streams.weights import CheckpointError
@@ -71,9 +70,7 @@ def capture(stream, clip) -> np.ndarray:
 @pytest.mark.parametrize("fit", ["squash", "crop"])
 def test_resize_agrees_with_pillow(name, method, fit):
     stream = create_stream(name, fit=fit)
-    clip = (
-        frames(1, 2, 120, 160, 3) // 2 + 64
-    )  # away from the ends, where Pillow clips between its two passes
+    clip = frames(1, 2, 120, 160, 3) // 2 + 64  # away from the ends, where Pillow clips between its two passes
     image = Image.fromarray(clip[0, 1].numpy())
     box = (20, 0, 140, 120) if fit == "crop" else None
     size = (stream.input_size, stream.input_size)
@@ -102,25 +99,8 @@ def test_i3d_tokens_are_the_plain_map_with_kinetics_normalisation(built):
     feature_map = stream.backbone.features(pixels)
     tokens = stream(clip)
     t, h, w = tokens.grid
-    torch.testing.assert_close(
-        tokens.values[0, 3, 1 * w + 0], feature_map[0, :, 3, 1, 0], rtol=1e-3, atol=1e-3
-    )
+    torch.testing.assert_close(tokens.values[0, 3, 1 * w + 0], feature_map[0, :, 3, 1, 0], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(tokens.coordinates[3, 1 * w + 0], torch.tensor([3.5 / t, 1.5 / h, 0.5 / w]))
-
-
-def test_attention_maps_are_the_softmax_of_the_layer_and_leave_the_fast_path(built):
-    stream, clip = built["dinov2_vits14"], frames(1, 2, 42, 42, 3)
-    maps = stream.attention_maps(clip, layer=0)
-    assert maps.shape == (1, 2, 6, 10, 10)
-    layer, images = stream.backbone.encoder.layer[0], stream._prepare(clip)[0]
-    hidden = layer.norm1(stream.backbone.embeddings(images))
-    query, key = (
-        projection(hidden).unflatten(-1, (6, 64)).double()
-        for projection in (layer.attention.q_proj, layer.attention.k_proj)
-    )
-    expected = torch.einsum("bqhd,bkhd->bhqk", query, key).div(8).softmax(-1)
-    torch.testing.assert_close(maps[0].double(), expected, rtol=1e-4, atol=1e-6)
-    assert stream.backbone.config._attn_implementation == "sdpa"
 
 
 # --- pooling
@@ -188,9 +168,7 @@ def test_packaged_weights(name, seed):
     stream = create_stream(name, checkpoint=packaged(name, seed))
     stored = load_file(packaged(name, seed))
     assert stream.pretrained
-    assert all(
-        torch.equal(value, stored[key].to(value)) for key, value in stream.backbone.state_dict().items()
-    )
+    assert all(torch.equal(value, stored[key].to(value)) for key, value in stream.backbone.state_dict().items())
     assert packaged(name, seed).with_suffix(".json").is_file()
     assert weights_digest(stream) != weights_digest(create_stream(name))
     default = create_stream(name, pretrained=True)
@@ -213,9 +191,7 @@ def test_dinov2_checkpoint_that_does_not_match_is_listed(tmp_path):
     state["surplus.weight"] = state.pop("layernorm.weight")
     state["embeddings.cls_token"] = torch.zeros(1, 1, 64)
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    faults = (
-        r"missing \(1\): layernorm.weight\n.*unexpected \(1\): surplus.weight\n.*misshapen \(1\): .*cls_token"
-    )
+    faults = r"missing \(1\): layernorm.weight\n.*unexpected \(1\): surplus.weight\n.*misshapen \(1\): .*cls_token"
     with pytest.raises(CheckpointError, match=faults):
         pretrained.load(Dinov2Model, DINOV2_TINY, tmp_path)
 
@@ -258,9 +234,7 @@ def test_unreadable_checkpoints(tmp_path, capsys, fault):
 
 
 def test_pretrained_without_weights_says_what_to_fetch(tmp_path):
-    with pytest.raises(
-        CheckpointError, match=r"i3d_r50: give checkpoint=PATH; download https://.*I3D_8x8_R50.pyth"
-    ):
+    with pytest.raises(CheckpointError, match=r"i3d_r50: give checkpoint=PATH; download https://.*I3D_8x8_R50.pyth"):
         create_stream("i3d_r50", pretrained=True)
     with pytest.raises(CheckpointError, match=r"no-such/model: .*hf download no-such/model"):
         pretrained.load(Dinov2Model, DINOV2_TINY, "no-such/model")
@@ -274,23 +248,3 @@ def test_a_backbone_of_another_width_is_refused():
         spec.stream_class(pretrained.build(Dinov2Model, DINOV2_TINY), spec)
     with pytest.raises(ValueError, match="input_size 100 is not a multiple of its patch 14"):
         create_stream("dinov2_tiny", input_size=100)
-
-
-# --- at full size
-
-
-def test_frames_through_the_full_size_streams(full_size):
-    video = torch.from_numpy(np.stack([numbered_frame(number, 426, 240) for number in range(8)]))[None]
-    semantic, motion = (
-        full_size[name](video[:, ::step]) for name, step in (("dinov2_vits14", 4), ("i3d_r50", 1))
-    )
-    assert semantic.values.shape == (1, 2, 256, 384)
-    assert motion.values.shape == (1, 4, 49, 2048)
-    for tokens in (semantic, motion):
-        assert torch.isfinite(tokens.values).all()
-        assert tokens.values.std(dim=2).mean() > 0  # places differ
-
-
-@pytest.fixture(scope="module")
-def full_size():
-    return {name: create_stream(name) for name in ("dinov2_vits14", "i3d_r50")}

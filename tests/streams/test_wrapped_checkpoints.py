@@ -15,8 +15,8 @@ from tcar.models.cast import CAST, clip_config, videomae_config
 from tcar.models.cast_blocks import CASTConfig
 from tcar.models.tca import TCA, TCAConfig
 from tcar.streams import i3d, pretrained, vjepa2_1
-from tcar.streams.dinov2 import DINOV2_TINY
-from tcar.streams.i3d_layouts import load_i3d
+from tcar.streams.i3d_layouts import CONFIGS, load_i3d
+from tcar.streams.image import DINOV2_TINY
 from tcar.streams.registry import create_stream
 from tcar.streams.weights import CheckpointError, load_strict, read_state
 
@@ -93,15 +93,16 @@ def test_the_streams_of_timm_and_the_small_i3d(tmp_path):
     assert equal(create_stream("i3d_tiny", checkpoint=tmp_path / "i3d.pth").backbone.state_dict(), small.state_dict())
 
 
-def test_an_i3d_of_published_layout(tmp_path):
+def test_an_i3d_of_published_layout(tmp_path, monkeypatch):
+    monkeypatch.setitem(CONFIGS, "i3d_r50", i3d.TINY)
     config = replace(i3d.TINY, num_classes=2)
     network = i3d.I3D(config)
     torch.save({"model": before("module.", network.state_dict())}, tmp_path / "i3d.pth")
-    assert equal(load_i3d(tmp_path / "i3d.pth", config=i3d.TINY)[0].state_dict(), network.state_dict())
+    assert equal(load_i3d(tmp_path / "i3d.pth")[0].state_dict(), network.state_dict())
 
 
 def test_vjepa2_1(tmp_path, monkeypatch):
-    config = vjepa2_1.VJepa21Config(width=24, depth=1, heads=2, hidden=48, levels=(0,))
+    config = vjepa2_1.VJepa21Config(width=24, depth=1, heads=2, hidden=48)
     monkeypatch.setitem(vjepa2_1.SIZES, "b", config)
     encoder = vjepa2_1.VJepa21Encoder(config)
     for wrapped in (before("module.", encoder.state_dict()), {"state_dict": before("backbone.", encoder.state_dict())}):

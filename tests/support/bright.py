@@ -1,5 +1,6 @@
 """A stream so small that a feature store of it is made in milliseconds, and clips for it."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -7,7 +8,8 @@ from torch import nn
 from videos import write_video
 
 from tcar.data.ssv2 import Clip
-from tcar.features import FeatureStore
+from tcar.features import ExtractionSettings, FeatureStore, TokenSpec, extract
+from tcar.features.views import SegmentView
 from tcar.streams.grids import Tokens
 from tcar.streams.stream import Stream
 
@@ -19,7 +21,7 @@ class Brightness(Stream):
 
     def __init__(self, scale: float = 1.0):
         nn.Module.__init__(self)
-        self.name, self.input_size, self.width = "brightness", 0, 3
+        self.name, self.input_size, self.fit, self.width = "brightness", 0, "", 3
         self.backbone = nn.Module()
         self.backbone.scale = nn.Parameter(torch.tensor(scale), requires_grad=False)
 
@@ -41,6 +43,14 @@ def seven_clips(folder: Path) -> list[Clip]:
     return [
         clip(write_video(folder / f"{n}.webm", 9 + 3 * n, width=160 if n % 3 else 128, height=96)) for n in range(7)
     ]
+
+
+def extract_one(
+    clips: Sequence[Clip], build: Callable[[], nn.Module], root: Path, view: SegmentView | None = None, **settings
+) -> FeatureStore:
+    """The store of one stream; of four frames unless the view has others."""
+    wanted = [TokenSpec(build, settings.pop("grid", GRID), view or SegmentView(FRAMES))]
+    return extract(clips, wanted, root, ExtractionSettings(**settings))[0]
 
 
 def contents(store: FeatureStore) -> dict[str, bytes]:

@@ -5,6 +5,10 @@ import math
 import numpy as np
 
 EPOCHS, STEPS = 40, 40  # of the longest training here
+ABOUT = {
+    "name": "first, seed 0", "parameters": {"epochs": 3, "methods": ["a", "b"], "webhook": ""}, "commit": "c0ffee" * 6,
+    "trained_parameters": 1234, "step": 0, "seed": 0, "clips": {"train": 5},
+}  # fmt: skip
 
 
 def healthy(seed: int, epochs: int = EPOCHS, steps: int = STEPS):
@@ -62,3 +66,18 @@ def changed(seed: int, after: int, epochs: int = EPOCHS, **faults):
             since = row["step"] - after
             row = {key: faults[key](value, since) if key in faults else value for key, value in row.items()}
         yield kind, row
+
+
+def follow(watcher, rows, about=ABOUT, reason="finished", **changes) -> None:
+    """Tell a watcher of a training and its rows, and of its end where it comes to one."""
+    watcher.start({**about, **changes})
+    for kind, row in rows:
+        getattr(watcher, kind)(row)
+    if reason:
+        watcher.end(reason)
+
+
+def split(rows) -> tuple[list, list]:
+    """The step rows and the epoch rows."""
+    rows = list(rows)
+    return tuple([row for kind, row in rows if kind == wanted] for wanted in ("step", "epoch"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from bright import FRAMES, GRID, Brightness, clip, in_this_process
 
-from tcar.features import FeatureError, FeatureStore, extract, extraction
+from tcar.features import ExtractionSettings, FeatureError, FeatureStore, TokenSpec, extract, extraction, ranks
 from tcar.features.views import SegmentView
 from tcar.ground import log
 
@@ -21,12 +21,12 @@ def make(videos: Path, root: Path, *, patience: float = 60, moment: int = 0) -> 
     in the root, counted from 1.
     """
     torch.set_num_threads(1)
-    extraction.isolated_map = in_this_process
+    extraction.isolated_map, ranks.PATIENCE = in_this_process, patience
     if moment:
         _kill_at(moment, root)
     clips = [clip(path) for path in sorted(videos.glob("*.webm"))]
-    view = SegmentView(FRAMES, flip=0.5)
-    return extract(clips, Brightness(), GRID, FRAMES, root, batch_clips=2, patience=patience, views=2, view=view)
+    wanted = [TokenSpec(Brightness, GRID, SegmentView(FRAMES, flip=0.5))]
+    return extract(clips, wanted, root, ExtractionSettings(batch_clips=2, views=2))[0]
 
 
 def in_a_child(*arguments, rank: int = 0, world: int = 1, **settings) -> int:

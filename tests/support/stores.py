@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from tcar.features import FeatureStore
+from tcar.features.making import allocate
 from tcar.features.packing import TokenType, row_type
-from tcar.features.store import COORDINATES, LAYOUT, TOKENS, allocate, complete, key_of
+from tcar.features.store import COORDINATES, LAYOUT, TOKENS, key_of, write_description
 
 
 def write_store(root: Path, tokens: np.ndarray, grid: tuple[int, int, int], ids: Sequence[str]) -> FeatureStore:
@@ -48,5 +49,6 @@ def _begun(root: Path, made: dict, width: int, ids: Sequence[str]) -> Path:
 
 
 def _completed(folder: Path, made: dict, width: int, ids: Sequence[str], digests: list[str]) -> FeatureStore:
-    complete(folder, made, ids, {}, digests, width=width, flipped={})
+    write_description(folder, {"made": made, "width": width, "clips": list(ids), "broken": {}, "batches": digests,
+                               "flipped": {}, "error": None})  # fmt: skip
     return FeatureStore.open(folder)

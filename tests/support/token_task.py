@@ -102,7 +102,7 @@ def main(folder: str, changes: dict) -> None:
 
     log.configure("WARNING")
     asked, recorder = run(**changes), Recorder()
-    found = train(token_task(asked), asked, folder, 0, [recorder])
+    found = train(token_task(asked), folder, [recorder])
     if int(os.environ.get("RANK", "0")) == 0:
         told = {"steps": recorder.steps, "epochs": found.history, "begun": recorder.begun, "reason": found.reason}
         Path(folder, "told.json").write_text(json.dumps(told))

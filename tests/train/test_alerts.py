@@ -15,7 +15,6 @@ from curves import EPOCHS, STEPS, changed, healthy
 from token_task import run as small_run
 from token_task import token_task
 
-from tcar.ground import log
 from tcar.lab.params import ParameterError
 from tcar.train import alert_rules, alerts, tracking
 from tcar.train.alerts import Alarm, Alert, Webhook
@@ -62,12 +61,11 @@ FAULTS = {
         "validation_top1": lambda value, since: 0.6 * value,
         "validation_loss": lambda value, since: value * (1 + since / 400),
     },
-    "throughput collapse": {"clips_per_second": lambda value, since: 0.2 * value},
 }
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_a_fault_raises_its_alert_once_and_no_other(tmp_path, kind, seed):
     found = followed(changed(seed, AFTER, **FAULTS[kind]), tmp_path)
     first = found[0]
@@ -146,19 +144,15 @@ class Kept:
         self.reason = reason
 
 
-# Neighbours on the machine of the tests may well halve its speed: a true alert, and none of the training's.
-LIMITS = WatchSettings(throughput_collapse=0.0)
-
-
 def test_none_fires_in_a_real_training(tmp_path):
     kept, asked = Kept(), small_run(epochs=10, learning_rate=0.003, weight_decay=0.2, batch_size=16)
-    train(token_task(asked, 240, 60), asked, tmp_path / "x", 0, [kept, Alarm(LIMITS, tmp_path)])
-    assert Counter(kind for kind, _ in kept.rows) == {"step": 150, "epoch": 10} and kept.reason == "finished"
+    train(token_task(asked, 120, 30), tmp_path / "x", [kept, Alarm(WatchSettings(), tmp_path)])
+    assert Counter(kind for kind, _ in kept.rows) == {"step": 80, "epoch": 10} and kept.reason == "finished"
     assert alerts.raised(tmp_path) == []
     # The same rows with a fault put into them do raise one: it is not for want of looking.
-    for _, row in kept.rows[110:]:
+    for _, row in kept.rows[70:]:
         row |= {"gradient_norm": 1e3 * row["gradient_norm"]}
-    assert [alert.kind for alert in followed(kept.rows, tmp_path / "again", LIMITS)] == ["gradient explosion"]
+    assert [alert.kind for alert in followed(kept.rows, tmp_path / "again")] == ["gradient explosion"]
 
 
 def spoilt(batch) -> tuple:
@@ -167,33 +161,10 @@ def spoilt(batch) -> tuple:
     return (semantic * nan,), motion
 
 
-def test_not_a_number_ends_a_real_training_and_the_last_good_checkpoint_is_kept(tmp_path):
-    asked, kept = small_run(epochs=4), Kept()
-    task = token_task(asked)
-    read = task.batches
-
-    def poisoned(split, slices, epoch, broken):
-        for batch in read(split, slices, epoch, broken):
-            bad = spoilt(batch) if (split, epoch) == ("train", 3) else batch.inputs
-            yield dataclasses.replace(batch, inputs=bad)
-
-    task.batches = poisoned
-    with pytest.raises(Exception, match="epoch 3"):
-        train(task, asked, tmp_path, 0, [*tracking.watchers(LIMITS, tmp_path), kept])
-    steps, epochs = tracking.read(tmp_path)
-    assert [alert.kind for alert in alerts.raised(tmp_path)] == ["not a number"] and kept.reason == "not a number"
-    assert math.isnan(steps[-1]["loss"]) and len(epochs) == 2
-    checkpoints = Checkpoints(tmp_path)
-    last = checkpoints.read(checkpoints.newest())
-    assert last.state["step"] == steps[-1]["step"] - 1
-    assert all(torch.isfinite(value).all() for value in last.weights.values())
-    assert json.loads((tmp_path / "run.json").read_text())["parts"][0]["reason"] == "not a number"
-
-
 def test_not_a_number_in_validation_alone_ends_it_too_and_leaves_what_was_good(tmp_path):
     """Finite weights and a validation clip that is not, in the third epoch of four, which a first look may take for
     the best: it must become neither the best nor the last checkpoint, with an alarm or without."""
-    asked = small_run(epochs=4, checkpoint_steps=7)
+    asked = small_run(epochs=4, warmup_epochs=1, batch_size=16)
     for name, watched in (("alarm", True), ("bare", False)):
         task, folder, kept = token_task(asked), tmp_path / name, Kept()
         read, validations = task.batches, []
@@ -204,50 +175,33 @@ def test_not_a_number_in_validation_alone_ends_it_too_and_leaves_what_was_good(t
                 yield dataclasses.replace(batch, inputs=spoilt(batch)) if len(validations) == 3 else batch
 
         task.batches = poisoned
-        following = [*(tracking.watchers(LIMITS, folder) if watched else ()), kept]
+        following = [*(tracking.watchers(WatchSettings(), folder) if watched else ()), kept]
         with pytest.raises(TrainingError, match=r"epoch 3/4: the validation loss is nan, that of training \d"):
-            train(task, asked, folder, 0, following)
+            train(task, folder, following)
         assert kept.reason == "not a number" and math.isnan(kept.rows[-1][1]["validation_loss"])
         if watched:
             (alert,) = alerts.raised(folder)
             assert (alert.kind, alert.epoch, alert.fatal) == ("not a number", 3, True)
         checkpoints = Checkpoints(folder)
         last = checkpoints.read(checkpoints.newest())
-        assert last.state["step"] == 28 and [row["epoch"] for row in last.state["history"]] == [1, 2]
+        assert last.state["step"] == 10 and [row["epoch"] for row in last.state["history"]] == [1, 2]
         assert all(torch.isfinite(value).all() for value in last.weights.values())
         best = last.state["best_epoch"]
         assert best in (1, 2) and checkpoints.read_best_row(best)["validation_top1"] == max(
             row["validation_top1"] for row in last.state["history"]
         )
         assert not (folder / "best-00003").exists()
-        # With sound clips it goes on from there to the end.
-        again = train(token_task(asked), asked, folder, 0)
-        whole = train(token_task(asked), asked, tmp_path / "whole", 0)
-        assert again.reason == "finished"
-        assert all(torch.equal(value, again.state_dict[key]) for key, value in whole.state_dict.items())
+    # With sound clips it goes on from there to the end.
+    again, whole = (train(token_task(asked), tmp_path / name) for name in ("alarm", "whole"))
+    assert again.reason == "finished"
+    assert all(torch.equal(value, again.state_dict[key]) for key, value in whole.state_dict.items())
 
 
-def test_an_overflow_in_fp16_is_how_the_scale_is_found_until_it_does_not_end(tmp_path):
-    def rows(bad):
-        for kind, row in healthy(0, 3):
-            if kind == "step":
-                yield kind, row | {"loss_scale": 1024.0} | ({"gradient_norm": math.inf} if bad(row["step"]) else {})
-
-    assert followed(rows(lambda step: step % 20 != 0 and step < 80), tmp_path / "some") == []
-    (found,) = followed(rows(lambda step: step > 60), tmp_path / "all")
-    assert (found.kind, found.step) == ("not a number", 80) and "gradient_norm is inf" in found.message
-
-
-def test_it_fires_again_after_it_has_passed(tmp_path, caplog):
-    slow = changed(0, 200, 20, clips_per_second=lambda value, since: value * (0.2 if since % 200 < 100 else 1.0))
-    log.configure("INFO")
-    with caplog.at_level("INFO", logger="tcar"):
-        found = followed(slow, tmp_path)
-    assert [alert.kind for alert in found] == ["throughput collapse"] * 3
-    assert [alert.step // 200 for alert in found] == [1, 2, 3]
-    said = [record.message for record in caplog.records]
-    assert sum("ALERT x, step" in line for line in said) == 3
-    assert sum("throughput collapse has passed" in line for line in said) == 3
+def test_a_gradient_that_overflows_in_fp16_is_how_the_scale_is_found_until_there_is_none(tmp_path):
+    for scale, told in ((1.0, []), (1e-4, ["not a number"])):
+        rows = [(kind, row | ({"loss_scale": scale, "gradient_norm": math.inf} if kind == "step" else {}))
+                for kind, row in healthy(0, 2)]  # fmt: skip
+        assert [alert.kind for alert in followed(rows, tmp_path / str(scale))] == told
 
 
 def test_a_resumed_training_is_judged_like_one_that_went_on(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from bright import in_this_process
+from bright import extract_one, in_this_process
 from clip_files import coloured_clips
 from crews import BatchedCrew, InlineCrew
 from token_task import Recorder
@@ -19,14 +19,16 @@ from tcar.__main__ import command
 from tcar.data.frame_cache import FrameCache
 from tcar.data.video import read_segments, resize
 from tcar.data.views import AugmentConfig
-from tcar.features import extract
+from tcar.features.views import SegmentView
 from tcar.fusion.kinds import FusionConfig
 from tcar.lab import params, results
 from tcar.models.tca import TCA
 from tcar.serve.predict import predict
+from tcar.streams.registry import create_stream
 from tcar.train.clip_tasks import BaselineTask, StreamTask
 from tcar.train.clip_views import ClipViews
-from tcar.train.stepping import Processes, Stepper
+from tcar.train.processes import Processes
+from tcar.train.stepping import Stepper
 from tcar.train.tasks import Slice, TokenTask
 from tcar.train.tokens import StoredTokens
 from tcar.train.trainer import train
@@ -60,7 +62,7 @@ def inline(monkeypatch):
 
 def stepper(task) -> Stepper:
     torch.manual_seed(0)
-    return Stepper(task, task.run, 0, Processes(task.run, task.partly_used))
+    return Stepper(task, Processes(task.run, task.partly_used))
 
 
 def views(**augment) -> ClipViews:
@@ -157,7 +159,7 @@ def test_a_broken_clip_is_left_out_reported_and_changes_no_other(clips, tmp_path
     assert torch.equal(hurt[0].inputs[0], whole[0].inputs[0][[0, 2, 3]])
     assert (hurt[1].places, hurt[1].rows, len(hurt[1].inputs[0])) == ([], [], 1)
     recorder = Recorder()
-    found = train(StreamTask(damaged, NAMES, asked, 0), asked, tmp_path / "fit", 0, [recorder])
+    found = train(StreamTask(damaged, NAMES, asked, 0), tmp_path / "fit", [recorder])
     assert found.broken == {"half": "truncated"} and found.reason == "finished"
     assert [row["step"] for row in recorder.steps] == [1, 2, 3, 4, 5, 6]
 
@@ -195,16 +197,12 @@ def test_batches_are_page_locked_for_a_gpu_alone(clips, monkeypatch, device, cud
     assert StreamTask(clips, NAMES, run(device=device), 0).loader.pin is pin
 
 
-def test_a_baseline_learns_what_can_be_told_apart(clips, tmp_path, inline):
-    asked = run(epochs=2, baseline_epochs={"cast_tiny": 4}, warmup_epochs=1, label_smoothing=0.0)
-    found = train(BaselineTask("cast_tiny", clips, NAMES, asked, 3), asked, tmp_path, 3)
-    assert found.history[-1]["train_loss"] < 0.7 * found.history[0]["train_loss"]
-    assert found.history[found.best_epoch - 1]["validation_top1"] == 1.0
-
-
 def extracted(asked, made, root):
     return {
-        role: extract(made, getattr(asked.streams, role), GRID, frames, root / "runs/x/features", workers=1, views=2)
+        role: extract_one(
+            made, partial(create_stream, getattr(asked.streams, role), pretrained=True), root / "runs/x/features",
+            SegmentView(frames), grid=GRID, workers=1, views=2,
+        )
         for role, frames in (("semantic", 4), ("motion", 8))
     }
 

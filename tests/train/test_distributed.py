@@ -38,7 +38,7 @@ def launched(folder: Path, changes: dict, launcher: list[str] = TORCHRUN, *argum
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     folder, recorder, asked = tmp_path_factory.mktemp("one"), Recorder(), run(**ONE)
-    alone = train(token_task(asked), asked, folder, 0, [recorder])
+    alone = train(token_task(asked), folder, [recorder])
     apart = tmp_path_factory.mktemp("two")
     return alone, recorder, launched(apart, TWO), apart
 
@@ -80,7 +80,7 @@ def test_one_process_goes_on_where_two_have_stopped(both, tmp_path):
     folder = shutil.copytree(apart, tmp_path / "copy")
     shutil.rmtree(folder / "checkpoints" / "step-000000050")
     asked, recorder = run(**ONE | {"checkpoint_steps": 4}), Recorder()
-    train(token_task(asked), asked, folder, 0, [recorder])
+    train(token_task(asked), folder, [recorder])
     assert recorder.begun["step"] == 48
     assert recorder.steps[-1]["loss"] == pytest.approx(two["steps"][-1]["loss"], abs=1e-5)
     assert recorder.epochs[-1]["train_loss"] == pytest.approx(two["epochs"][-1]["train_loss"], abs=1e-5)

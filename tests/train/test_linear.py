@@ -29,9 +29,9 @@ def probabilities(folder: Path, values: np.ndarray, labels: np.ndarray, workers:
     with Table(folder, values.shape[1]) as table:
         table.append(values[:10])
         table.append(values[10:])
-        with Features(table, CPU, workers, blocks) as features:
-            reader = fit_linear(features, range(len(labels)), labels, 0.01)
-            return np.exp(reader.log_probabilities(features, range(len(values))))
+        features = Features(table, CPU, workers, blocks)
+        reader = fit_linear(features, range(len(labels)), labels, 0.01)
+        return np.exp(reader.log_probabilities(features, range(len(values))))
 
 
 @pytest.mark.parametrize("classes", [2, 3, 12])
@@ -69,8 +69,9 @@ def test_a_table_has_no_name_and_is_read_in_chunks(tmp_path, monkeypatch):
     asked, read = [], Table.read
     monkeypatch.setattr(Table, "read", lambda table, start, into: (asked.append(into.nbytes), read(table, start, into)))
     values = np.arange(500, dtype=np.float32).reshape(100, 5)
-    with Table(tmp_path / "run", 5) as table, Features(table, CPU, 2) as features:
+    with Table(tmp_path / "run", 5) as table:
         table.append(values)
+        features = Features(table, CPU, 2)
         assert list((tmp_path / "run").iterdir()) == []
         chunks = list(features.over(range(3, 98), lambda chunk, place: (place, chunk.clone())))
         np.testing.assert_array_equal(torch.cat([chunk for _, chunk in chunks]), values[3:98])
@@ -81,8 +82,9 @@ def test_a_table_has_no_name_and_is_read_in_chunks(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("labels", [[0, 0, 0], [0, 2, 2], [0, 1], [-1, 0, 1]])
 def test_labels_that_do_not_fit_are_refused(tmp_path, labels):
-    with Table(tmp_path, 2) as table, Features(table, CPU, 1) as features:
+    with Table(tmp_path, 2) as table:
         table.append(np.eye(3, 2, dtype=np.float32))
+        features = Features(table, CPU, 1)
         with pytest.raises(ValueError, match="one of 0 to c - 1 for each row expected, each used"):
             fit_linear(features, range(3), np.array(labels), 0.01)
 

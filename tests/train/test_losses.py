@@ -1,41 +1,15 @@
 import math
 
-import jaxtyping
-import numpy as np
 import pytest
 import torch
 from torchvision.transforms import v2
 
-from tcar.train.losses import OrderHead, build_loss, contrastive_alignment, soft_targets, temporal_order
-
-LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.1, 0.2, -3.0]])
+from tcar.train.losses import OrderHead, contrastive_alignment, temporal_order
+from tcar.train.mixing import soft_targets
 
 
 def random(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def reference(logits, targets, smoothing):
-    """Mean of -sum(target * log softmax), written out in float64 with numpy."""
-    logits, targets = logits.double().numpy(), targets.double().numpy()
-    targets = (1 - smoothing) * targets + smoothing / logits.shape[1]
-    log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    return -(targets * log_probabilities).sum(axis=1).mean()
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
-@pytest.mark.parametrize("soft", [False, True])
-def test_equals_the_formula_for_hard_and_soft_targets(smoothing, soft):
-    labels = torch.tensor([0, 2])
-    targets = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.5, 0.5]]) if soft else torch.eye(3)[labels]
-    value = build_loss(smoothing)(LOGITS, targets if soft else labels)
-    assert value.item() == pytest.approx(reference(LOGITS, targets, smoothing), rel=1e-6)
-
-
-@pytest.mark.parametrize("smoothing", [-0.1, 1.0])
-def test_impossible_smoothing_is_refused(smoothing):
-    with pytest.raises(ValueError, match=f"label_smoothing is {smoothing}"):
-        build_loss(smoothing)
 
 
 def test_soft_targets_are_the_shares_of_the_two_labels():
@@ -44,20 +18,6 @@ def test_soft_targets_are_the_shares_of_the_two_labels():
     assert torch.equal(soft_targets(labels, other, 0.75, 4), expected)
     expected[2] = torch.tensor([1.0, 0, 0, 0])  # a share for every clip
     assert torch.equal(soft_targets(labels, other, torch.tensor([0.75, 0.5, 0.0]), 4), expected)
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_loss_of_mixed_targets_is_the_mixture_of_two_losses(smoothing):
-    logits, labels, other = random(4, 6), torch.tensor([0, 5, 2, 2]), torch.tensor([3, 1, 2, 0])
-    share = torch.tensor([0.0, 0.3, 0.8, 1.0], dtype=torch.float64)
-    loss = build_loss(smoothing)
-    mixed = loss(logits, soft_targets(labels, other, share, 6).double()).item()
-    parts = [
-        share[i] * loss(logits[i : i + 1], labels[i : i + 1])
-        + (1 - share[i]) * loss(logits[i : i + 1], other[i : i + 1])
-        for i in range(4)
-    ]
-    assert mixed == pytest.approx(sum(parts).item() / 4, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", [v2.MixUp, v2.CutMix])
@@ -71,23 +31,6 @@ def test_soft_targets_are_those_of_torchvisions_mixing(kind):
     share = ((mixed.mean(dim=(1, 2, 3)) - others) / (values - others)).mean().item()
     assert 0.05 < share < 0.95
     torch.testing.assert_close(soft_targets(labels, labels.roll(1), share, 4), targets, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("labels", "other", "share", "message"),
-    [
-        ([0, 3], [1, 1], 0.5, "labels hold 0 to 3, but num_classes is 3"),
-        ([0, 2], [-1, 1], 0.5, "other_labels hold -1 to 1, but num_classes is 3"),
-        ([0, 2], [1, 1], 1.5, r"share is 1.5, but must lie in \[0, 1\]"),
-        ([0, 2], [1, 1], [0.5, math.nan], r"share is .* but must lie in \[0, 1\]"),
-        ([0, 2], [1], 0.5, r"labels \[2\], other_labels \[1\]"),
-        ([0, 2], [1, 1], [0.5], r"share \[1\]"),
-    ],
-)
-def test_targets_that_cannot_be_are_refused(unchecked, labels, other, share, message):
-    share = torch.tensor(share) if isinstance(share, list) else share
-    with pytest.raises(ValueError, match=message):
-        soft_targets(torch.tensor(labels), torch.tensor(other), share, 3)
 
 
 def slow_contrastive(semantic, motion, temperature):
@@ -152,21 +95,6 @@ def test_half_precision_embeddings_are_compared_in_single(dtype, autocast):
     assert semantic.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("shapes", "temperature", "message"),
-    [
-        (((1, 4), (1, 4)), 0.1, "a batch of 1 has nothing to tell a clip from"),
-        (((3, 4), (3, 5)), 0.1, r"embeddings \[3, 4\] and \[3, 5\]"),
-        (((3, 2, 4), (3, 2, 4)), 0.1, r"embeddings \[3, 2, 4\]"),
-        (((3, 4), (3, 4)), 0.0, "temperature is 0.0, but must be above 0"),
-        (((3, 4), (3, 4)), math.nan, "temperature is nan"),
-    ],
-)
-def test_embeddings_that_cannot_be_compared_are_refused(unchecked, shapes, temperature, message):
-    with pytest.raises(ValueError, match=message):
-        contrastive_alignment(*(torch.ones(shape) for shape in shapes), temperature)
-
-
 def test_the_order_loss_is_the_binary_cross_entropy_of_the_pair():
     forward, backward = random(6), random(6, seed=1)
     chances = [1 / (1 + math.exp(r - f)) for f, r in zip(forward.tolist(), backward.tolist(), strict=True)]
@@ -198,12 +126,6 @@ def test_the_gradients_of_the_order_loss():
     assert torch.autograd.gradcheck(temporal_order, inputs)
 
 
-@pytest.mark.parametrize("shapes", [((3,), (2,)), ((3, 1), (3, 1)), ((0,), (0,))])
-def test_scores_that_are_no_pairs_are_refused(unchecked, shapes):
-    with pytest.raises(ValueError, match="one score a clip expected"):
-        temporal_order(*(torch.zeros(shape) for shape in shapes))
-
-
 def test_an_order_head_learns_which_readouts_are_reversed():
     torch.manual_seed(0)
     head, direction = OrderHead(8), random(8, seed=5, dtype=torch.float32)
@@ -229,8 +151,3 @@ def test_an_order_head_scores_the_normalised_readout():
     normed = centred / ((centred**2).mean(dim=1, keepdim=True) + 1e-5).sqrt()
     expected = [sum(a * b for a, b in zip(row, head.linear.weight[0].tolist(), strict=True)) for row in normed.tolist()]
     assert head(readout).tolist() == pytest.approx(expected, rel=1e-9)
-
-
-def test_an_order_head_takes_readouts_alone():
-    with pytest.raises(jaxtyping.TypeCheckError, match="readout"):
-        OrderHead(4)(torch.zeros(2, 3, 4))

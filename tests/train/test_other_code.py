@@ -7,7 +7,7 @@ import token_task
 
 from tcar.ground import sources
 from tcar.lab import results
-from tcar.train import tracking, training
+from tcar.train import tasks, tracking, training
 from tcar.train.trainer import train
 from tcar.train.watch import StopTraining, TrainingError
 
@@ -24,7 +24,7 @@ def half(tmp_path):
     """Parameters, task and folder of a training that was interrupted after its first of three epochs."""
     run = token_task.run(epochs=3)
     task = token_task.token_task(run)
-    train(task, run, tmp_path, 0, [tracking.CsvTracker(tmp_path), Interruption()], {"commit": "old"})
+    train(task, tmp_path, [tracking.CsvTracker(tmp_path), Interruption()], {"commit": "old"})
     return run, task, tmp_path
 
 
@@ -32,8 +32,8 @@ def test_half_a_training_by_other_code_goes_on_only_where_that_is_asked_for(half
     run, task, folder = half
     monkeypatch.setattr(sources, "code_digest", lambda *modules: "changed")
     with pytest.raises(TrainingError, match=r"half a training by other code: code was .*--other-code"):
-        train(task, run, folder, 0)
-    done = train(task, run, folder, 0, [tracking.CsvTracker(folder)], {"commit": "new"}, other_code=True)
+        train(task, folder)
+    done = train(task, folder, [tracking.CsvTracker(folder)], {"commit": "new"}, other_code=True)
     assert done.reason == "finished" and len(done.history) == 3
     assert "goes on that was begun by other code" in caplog.text
     assert [part["commit"] for part in results.load(folder / tracking.RUN)["parts"]] == ["old", "new"]
@@ -41,16 +41,17 @@ def test_half_a_training_by_other_code_goes_on_only_where_that_is_asked_for(half
 
 def test_another_torch_is_other_code_too_and_what_is_finished_is_opened_with_a_word(half, monkeypatch, caplog):
     run, task, folder = half
-    train(task, run, folder, 0)
-    newer = training.code_of(task) | {"torch": "99.0"}
-    monkeypatch.setattr(training, "code_of", lambda task: newer)
+    train(task, folder)
+    newer = tasks.code_of(task) | {"torch": "99.0"}
+    for module in (tasks, training):
+        monkeypatch.setattr(module, "code_of", lambda task: newer)
     caplog.set_level(logging.WARNING)
-    assert train(task, run, folder, 0).reason == "finished"
+    assert train(task, folder).reason == "finished"
     assert "was trained by other code (torch was" in caplog.text
 
 
 def test_the_code_of_a_task_counts(half, monkeypatch):
     asked = []
     monkeypatch.setattr(sources, "code_digest", lambda *modules: asked.append(modules) or "made")
-    training.code_of(half[1])
+    tasks.code_of(half[1])
     assert asked == [("tcar.train.trainer", "tcar.train.tasks")]

@@ -10,7 +10,9 @@ import torch
 from token_task import FUSION, Recorder, run, token_task, tokens
 
 from tcar.fusion.kinds import create_fusion
+from tcar.train import alerts, tracking
 from tcar.train.checkpoints import Checkpoints
+from tcar.train.settings import WatchSettings
 from tcar.train.tasks import TokenTask
 from tcar.train.tokens import StoredTokens
 from tcar.train.trainer import train
@@ -33,14 +35,18 @@ class Stops(Recorder):
             raise StopTraining("pruned")
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return train(token_task(run(epochs=3)), tmp_path_factory.mktemp("whole"))
+
+
 @pytest.mark.parametrize(("kind", "at", "validated"), [("step", 13, 1), ("step", 20, 2), ("epoch", 2, 2)])
-def test_a_watcher_ends_it_in_order_and_the_next_start_goes_on(tmp_path, kind, at, validated):
-    asked, watcher, after = run(), Stops(kind, at), Recorder()
-    stopped = train(token_task(asked), asked, tmp_path / "a", 0, [watcher])
+def test_a_watcher_ends_it_in_order_and_the_next_start_goes_on(tmp_path, whole, kind, at, validated):
+    asked, watcher, after = run(epochs=3), Stops(kind, at), Recorder()
+    stopped = train(token_task(asked), tmp_path, [watcher])
     assert (stopped.reason, watcher.ended, len(stopped.history)) == ("pruned", "pruned", validated)
     assert stopped.state_dict
-    done = train(token_task(asked), asked, tmp_path / "a", 0, [after])
-    whole = train(token_task(asked), asked, tmp_path / "b", 0)
+    done = train(token_task(asked), tmp_path, [after])
     assert after.begun["step"] == watcher.steps[-1]["step"]
     assert all(torch.equal(value, whole.state_dict[name]) for name, value in done.state_dict.items())
     assert after.epochs[-1] | {"seconds": 0} == whole.history[-1] | {"seconds": 0}
@@ -48,9 +54,9 @@ def test_a_watcher_ends_it_in_order_and_the_next_start_goes_on(tmp_path, kind, a
 
 def test_it_stops_early_where_nothing_becomes_better(tmp_path):
     asked = run(learning_rate=0.0, early_stopping=2, epochs=5)
-    found = train(token_task(asked), asked, tmp_path, 0)
+    found = train(token_task(asked), tmp_path)
     assert (found.reason, len(found.history), found.best_epoch) == ("stopped early", 3, 1)
-    again = train(token_task(asked), asked, tmp_path, 0)
+    again = train(token_task(asked), tmp_path)
     assert (again.reason, again.history) == (found.reason, found.history)
 
 
@@ -68,8 +74,10 @@ def test_not_a_number_ends_it_with_the_checkpoint_before(tmp_path, monkeypatch):
     monkeypatch.setattr("tcar.train.tokens.THREADS", 1)
     named = r"epoch 2/5, step 14: the gradient's norm is nan, the loss nan; memory: the tokens of clip 1-"
     with pytest.raises(TrainingError, match=named):
-        train(task, asked, tmp_path, 0, [recorder])
+        train(task, tmp_path, [*tracking.watchers(WatchSettings(), tmp_path), recorder])
     assert recorder.ended == "not a number" and math.isnan(recorder.steps[-1]["loss"])
+    steps, epochs = tracking.read(tmp_path)
+    assert (len(steps), len(epochs), [alert.kind for alert in alerts.raised(tmp_path)]) == (14, 1, ["not a number"])
     kept = Checkpoints(tmp_path).newest()
     assert kept.name == "step-000000012"
     assert all(value.isfinite().all() for value in Checkpoints(tmp_path).read(kept).weights.values())
@@ -90,14 +98,14 @@ def test_stored_tokens_that_are_not_finite_are_named_by_store_and_clip(tmp_path,
     made = {name: stored(some, **({role: place} if name == split else {})) for name, some in kept.items()}
     named = f"features/{role}: the tokens of clip {kept[split].ids[place]} are not finite; verify the store"
     with pytest.raises(TrainingError, match=f"{named}.*checkpoints before are kept") as caught:
-        train(TokenTask(FUSION, made["train"], made["validation"], asked, 0), asked, tmp_path, 0)
+        train(TokenTask(FUSION, made["train"], made["validation"], asked, 0), tmp_path)
     assert "learning_rate" not in str(caught.value)
 
 
 def test_numbers_that_run_away_are_no_fault_of_the_tokens(tmp_path):
     asked = run(learning_rate=1e30, clip_norm=0.0)
     with pytest.raises(TrainingError, match="lower learning_rate"):
-        train(token_task(asked), asked, tmp_path, 0)
+        train(token_task(asked), tmp_path)
 
 
 def test_a_batch_that_does_not_fit_names_what_would_help(tmp_path, monkeypatch):
@@ -112,26 +120,26 @@ def test_a_batch_that_does_not_fit_names_what_would_help(tmp_path, monkeypatch):
 
     monkeypatch.setattr(task, "build", greedy)
     with pytest.raises(TrainingError) as error:
-        train(task, asked, tmp_path, 0, [recorder])
+        train(task, tmp_path, [recorder])
     assert all(word in str(error.value) for word in ("batch_size", "accumulation", "checkpointing", "precision"))
     assert recorder.ended.startswith("failed: ")
 
 
 def test_other_parameters_are_refused_by_name(tmp_path):
     asked = run(epochs=2)
-    train(token_task(asked), asked, tmp_path, 0)
+    train(token_task(asked), tmp_path)
     other = run(epochs=2, learning_rate=0.02, mixup=0.5, batch_size=16)
     with pytest.raises(TrainingError) as error:
-        train(token_task(other, train=79), other, tmp_path, 0)
+        train(token_task(other, train=79), tmp_path)
     for some in ("learning_rate was 0.01, is 0.02", "mixup was 0.0, is 0.5", "batch_size x accumulation", "train was"):
         assert some in str(error.value)
     same = run(epochs=2, batch_size=4, accumulation=2, log_steps=3)
-    assert train(token_task(same), same, tmp_path, 0).reason == "finished"
+    assert train(token_task(same), tmp_path).reason == "finished"
 
 
 def test_watchers_learn_what_is_trained(tmp_path):
     asked, recorder = run(epochs=2), Recorder()
-    train(token_task(asked), asked, tmp_path, 0, [recorder], {"commit": "abc"})
+    train(token_task(asked), tmp_path, [recorder], {"commit": "abc"})
     count = sum(p.numel() for p in create_fusion(FUSION).parameters())
     assert recorder.begun["trained_parameters"] == count
     assert recorder.begun["commit"] == "abc" and recorder.begun["parameters"]["learning_rate"] == 0.01

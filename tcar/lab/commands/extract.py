@@ -6,7 +6,7 @@ Under torchrun, and on several machines that share the folder, the processes sha
 import argparse
 from pathlib import Path
 
-from tcar.features.extraction import Ranks
+from tcar.features.ranks import Ranks
 from tcar.ground import log
 from tcar.ground.processes import end_with_launcher
 from tcar.lab import params

@@ -6,7 +6,7 @@ Killed at any moment, it goes on as if it had not been. Under torchrun, all proc
 import argparse
 from pathlib import Path
 
-from tcar.features.extraction import Ranks
+from tcar.features.ranks import Ranks
 from tcar.ground import log
 from tcar.lab import params
 from tcar.lab.steps.asked import all_trainings, outcome

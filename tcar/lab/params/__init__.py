@@ -7,10 +7,7 @@ and one that cannot work would fail hours later.
 
 import contextlib
 import dataclasses
-import difflib
-import math
 import os
-import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -19,15 +16,15 @@ from pathlib import Path
 import yaml
 
 from tcar.ground import locks, log
-from tcar.ground.errors import ParameterError, unknown
+from tcar.ground.errors import ParameterError
 from tcar.ground.project import find_root
+from tcar.lab.params import typed
 from tcar.lab.params.checks import mistakes
-from tcar.lab.params.run import HIDDEN, REHEARSAL, SECRETS, Params, secrets, shown
-from tcar.lab.params.settings import FIELDS, GROUPS, TYPES, Common
+from tcar.lab.params.run import REHEARSAL, SECRETS, Params, secrets, shown
+from tcar.lab.params.settings import FIELDS, GROUPS, Common
 
 __all__ = [
-    "FIELDS", "GROUPS", "HIDDEN", "REHEARSAL", "SECRETS", "TYPES", "Common", "ParameterError", "Params", "find_root",
-    "secrets", "shown",
+    "FIELDS", "GROUPS", "REHEARSAL", "SECRETS", "Common", "ParameterError", "Params", "find_root", "secrets", "shown",
 ]  # fmt: skip
 
 FILE = "params_file"  # the variable by which a notebook names its parameter file
@@ -72,9 +69,9 @@ def from_values(values: Mapping[str, typing.Any], source: str = "parameters") ->
 
     Raises ParameterError with all that is wrong: keys and values by themselves, and what does not fit together.
     """
-    checked, wrong = _checked(values)
+    right, wrong = typed.check(values)
     groups = {
-        name: group(**{f.name: checked[f.name] for f in dataclasses.fields(group) if f.name in checked})
+        name: group(**{f.name: right[f.name] for f in dataclasses.fields(group) if f.name in right})
         for name, group in GROUPS.items()
     }
     run = Params(**groups)
@@ -85,17 +82,9 @@ def from_values(values: Mapping[str, typing.Any], source: str = "parameters") ->
 
 def check_values(values: Mapping[str, typing.Any], source: str = "parameters") -> dict[str, typing.Any]:
     """Values of some parameters, each right by itself, in their declared types. Raises ParameterError otherwise."""
-    checked, wrong = _checked(values)
+    right, wrong = typed.check(values)
     _refuse(list(wrong.values()), source)
-    return checked
-
-
-def _checked(values: Mapping[str, typing.Any]) -> tuple[dict[str, typing.Any], dict[str, str]]:
-    """The values that are right by themselves, and what is wrong with each of the others."""
-    wrong = {key: _wrong(key, value) if key in FIELDS else _unknown(key) for key, value in values.items()}
-    wrong = {key: text for key, text in wrong.items() if text}
-    right = {key: value for key, value in values.items() if key not in wrong}
-    return {key: float(value) if TYPES[key] is float else value for key, value in right.items()}, wrong
+    return right
 
 
 def _refuse(wrong: list[str], source: str) -> None:
@@ -125,7 +114,7 @@ def from_notebook(namespace: Mapping[str, typing.Any]) -> Params:
     try:
         run = from_values(overlaid(values, passed), source=source)
     except ParameterError as error:
-        raise ParameterError(f"{error}{_as_yaml(passed)}") from None
+        raise ParameterError(f"{error}{typed.as_yaml(passed)}") from None
     if "TCAR_NOTEBOOK" not in os.environ:
         run = dataclasses.replace(run, by_hand=True)
         _claim(run, to_the_end=bool(log.injected(namespace)))
@@ -136,89 +125,6 @@ def from_notebook(namespace: Mapping[str, typing.Any]) -> Params:
         others = ", ".join(f"{method} {epochs}" for method, epochs in run.training.epochs_by_method.items())
         log.get(__name__).info(f"epochs: {run.training.epochs}, but of {others} (epochs_by_method)")
     return run
-
-
-def _as_yaml(passed: Mapping[str, typing.Any]) -> str:
-    """How to pass values to papermill that came as text or numbers where lists and the like are expected."""
-    given = []
-    for key, value in passed.items():
-        if key in FIELDS and not _fits(value, TYPES[key]) and not _hint(value, TYPES[key]):
-            kind, text = typing.get_origin(TYPES[key]) or TYPES[key], str(value).strip("[]{}() ")
-            written = {list: f"[{text}]", dict: f"{{{text}}}", str: f"'{text}'", bool: text.lower()}.get(kind, "…")
-            given.append(f'-y "{key}: {written}"')
-    return f"; papermill takes values as they are in a file by {' '.join(given)}" if given else ""
-
-
-def _unknown(key: object) -> str:
-    close = difflib.get_close_matches(str(key), FIELDS, n=1)
-    return f"unknown parameter {key!r}" + (f", did you mean {close[0]!r}?" if close else "")
-
-
-def _wrong(key: str, value) -> str:
-    """What is wrong with a value by itself, or an empty string."""
-    expected, limits = TYPES[key], FIELDS[key].metadata
-    told = HIDDEN if limits.get("secret") else repr(value)
-    if not _fits(value, expected):
-        name = str(expected) if typing.get_args(expected) else expected.__name__
-        return f"{key} is {told} ({_kind(value)}), expected {name}{_hint(value, expected)}"
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-    problems = [_outside(item, limits) for item in items]
-    if "keys" in limits:
-        problems += [unknown(name, limits["keys"]) for name in value if name not in limits["keys"]]
-    if isinstance(value, list):
-        problems.append(_misshapen(value, limits))
-    if key == "name" and not re.fullmatch(r"[\w][\w.-]*", value):
-        problems.append("it names a folder: letters, digits, _ - and . only")
-    return next((f"{key} is {told}, {problem}" for problem in problems if problem), "")
-
-
-def _misshapen(values: list, limits: Mapping) -> str:
-    """What is wrong with the length of a list or with its repetitions, or an empty string."""
-    if len(values) != limits.get("length", len(values)):
-        return f"expected {limits['length']} numbers"
-    if len(values) < limits.get("shortest", 0):
-        return f"expected at least {limits['shortest']} of them"
-    repeated = [value for value in values if values.count(value) > 1]
-    return f"expected each once, {repeated[0]!r} stands there twice" if limits.get("distinct") and repeated else ""
-
-
-def _fits(value, expected) -> bool:
-    """Whether a value has the declared type: a whole number is a float too, a truth value is no number."""
-    items, origin = typing.get_args(expected), typing.get_origin(expected)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(v, items[0]) for v in value)
-    if origin is dict:
-        pairs = value.items() if isinstance(value, dict) else [(None, None)]
-        return all(_fits(k, items[0]) and _fits(v, items[1]) for k, v in pairs)
-    if expected is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
-
-
-def _outside(value, limits: Mapping) -> str:
-    """What is wrong with a value of the right type, or an empty string."""
-    if "choices" in limits and value not in limits["choices"]:
-        return unknown(value, limits["choices"])
-    if "pattern" in limits and not re.fullmatch(limits["pattern"], value):
-        return f"expected {limits['pattern']}"
-    if "minimum" in limits and value < limits["minimum"]:
-        return f"expected at least {limits['minimum']}"
-    if "maximum" in limits and value > limits["maximum"]:
-        return f"expected at most {limits['maximum']}"
-    return ""
-
-
-def _kind(value) -> str:
-    return {str: "text", types.NoneType: "nothing"}.get(type(value), type(value).__name__)
-
-
-def _hint(value, expected) -> str:
-    """YAML 1.1 reads 1e-4 as text: say how to write the number it was meant to be."""
-    number = re.fullmatch(r"([-+]?\d+)(\.\d*)?[eE]([-+]?)(\d+)", value) if isinstance(value, str) else None
-    if expected is not float or number is None:
-        return ""
-    whole, fraction, sign, power = number.groups()
-    return f": YAML reads {value} as text, write {whole}{fraction or '.0'}e{sign or '+'}{power}"
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

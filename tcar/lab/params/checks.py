@@ -11,7 +11,8 @@ from tcar.fusion.settings import EXCHANGING, WITHOUT_ATTENTION
 from tcar.ground.errors import unknown
 from tcar.lab.params.run import Params
 from tcar.lab.params.settings import FIELDS, HEADLINE
-from tcar.streams.settings import STREAMS, TIMM, StreamFacts, known_streams
+from tcar.streams.catalogue import STREAMS, TIMM, StreamFacts
+from tcar.streams.settings import known_streams
 from tcar.tabletop.settings import FAMILIES
 
 # The parameters that a mistake is about, and what to say of it.

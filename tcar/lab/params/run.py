@@ -10,16 +10,7 @@ from tcar.data.settings import DataSettings
 from tcar.fusion.settings import FusionSettings
 from tcar.ground.processes import usable_cores
 from tcar.ground.project import find_root
-from tcar.lab.params.settings import (
-    FIELDS,
-    GROUPS,
-    Ablations,
-    Common,
-    Evaluation,
-    FullSize,
-    Interpretability,
-    Search,
-)
+from tcar.lab.params.settings import FIELDS, GROUPS, Ablations, Common, Evaluation, FullSize, Interpretability, Search
 from tcar.models.settings import BaselineSettings
 from tcar.streams.settings import StreamSettings
 from tcar.tabletop.settings import TabletopSettings

@@ -26,13 +26,14 @@ LOSS_TERMS = (
 
 @dataclass(frozen=True)
 class Common:
-    """What every stage shares."""
+    """What every group of parameters and every notebook shares."""
 
-    name: str = "demo"  # the run's folder under `runs` and `figures`
+    # The run's folder under `runs` and `figures`.
+    name: str = bounded("demo", pattern=r"\w[\w.-]*", expected="a folder's name: letters, digits, _ - and . only")
     seed: int = bounded(0, minimum=0)
     log_level: str = bounded("INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     workers: int = bounded(0, minimum=0)  # processes; 0 = one for every core
-    device: str = bounded("auto", pattern=r"auto|cpu|mps|cuda(:\d+)?")
+    device: str = bounded("auto", pattern=r"auto|cpu|mps|cuda(:\d+)?", expected="auto, cpu, mps, cuda or cuda:NUMBER")
     runs: str = "runs"
     figures: str = "figures"
     publish: bool = False  # copy tables, numbers and PDF into paper/

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from tcar.features.extraction import Ranks
+from tcar.features.ranks import Ranks
 from tcar.lab.params import Params
 from tcar.lab.steps.baselines import baseline_task, train_on_clips
 from tcar.lab.steps.clips import class_names, healthy_clips

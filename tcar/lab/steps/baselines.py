@@ -47,11 +47,11 @@ def train_baselines(run: Params) -> dict[str, list[Fit]]:
 
 def train_on_clips(run: Params, task: ClipTask, seed: int, other_code: bool = False) -> Fit:
     """Train what reads clips, or open what is kept; one of 0 epochs is only loaded."""
-    folder = folder_of_task(run.run_dir, task, run, seed, other_code)
+    folder = folder_of_task(run.run_dir, task, other_code)
     if not task.recipe.epochs:
         return Fit(folder, None, seed, [], 0, {})
     with closing(task):
-        train(task, run, folder, seed, tracking.watchers(run.watching, folder), results.revision(run.root), other_code)
+        train(task, folder, tracking.watchers(run.watching, folder), results.revision(run.root), other_code)
     return opened(folder, None, seed)
 
 

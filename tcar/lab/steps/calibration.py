@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
-from tcar.evaluate import EvaluationError, fit_temperature, metrics, over_seeds
+from tcar.evaluate import EvaluationError, Scoring, fit_temperature, metrics, over_seeds
 from tcar.lab.steps.clips import ground_truth
+from tcar.lab.steps.methods import bootstrap
 
 if TYPE_CHECKING:
     from tcar.lab.params import Params
@@ -57,14 +58,10 @@ def calibrate(
         temperatures = [fit_temperature(one[inside], labels[inside]) for one in scored]
 
     def error(divisors: Sequence[float]) -> dict:
-        settings = {
-            "sets": sets[rows].tolist(),
-            "bootstrap_samples": run.evaluation.bootstrap_samples,
-            "seed": run.common.seed,
-            "confidence": run.evaluation.confidence,
-            "calibration_bins": run.evaluation.calibration_bins,
-        }
+        settings = Scoring(
+            sets=sets[rows].tolist(), bootstrap=bootstrap(run), calibration_bins=run.evaluation.calibration_bins
+        )
         pairs = zip(scored, divisors, strict=True)
-        return over_seeds([metrics(one[rows] / divisor, labels[rows], **settings) for one, divisor in pairs])["ece"]
+        return over_seeds([metrics(one[rows] / divisor, labels[rows], settings) for one, divisor in pairs])["ece"]
 
     return Calibration(temperatures, fitted, rows, error([1.0] * len(scored)), error(temperatures))

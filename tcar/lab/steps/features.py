@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
-from tcar import features
 from tcar.data.ssv2 import SPLITS, Clip
 from tcar.data.video import read_segments
-from tcar.features import FeatureStore
+from tcar.features import ExtractionSettings, FeatureStore, TokenSpec, extraction
 from tcar.features.views import SegmentView
 from tcar.lab import results
 from tcar.lab.params import ParameterError
@@ -70,16 +70,9 @@ def extract(
         )
     turned, wanted = rotated_clips(run) > 0, []
     for role in roles:
-        frames = getattr(settings, f"{role}_frames")
-        view = SegmentView(frames, settings.view_flip, run.data.upright, turned)
-        checkpoint = run.stream_checkpoints[f"{role}_checkpoint"] or ""
-        wanted.append(
-            features.Wanted(getattr(settings, role), getattr(settings, f"{role}_grid"), frames, checkpoint, view)
-        )
-    made = features.extract_together(
-        [clip for split in SPLITS for clip in found[split]],
-        wanted,
-        run.run_dir / "features",
+        view = SegmentView(getattr(settings, f"{role}_frames"), settings.view_flip, run.data.upright, turned)
+        wanted.append(TokenSpec(partial(stream, run, role), getattr(settings, f"{role}_grid"), view))
+    how = ExtractionSettings(
         workers=run.common.workers,
         batch_clips=settings.batch_clips,
         device=run.common.device,
@@ -89,6 +82,8 @@ def extract(
         precision=settings.stream_precision,
         remake=remake,
     )
+    clips = [clip for split in SPLITS for clip in found[split]]
+    made = extraction.extract(clips, wanted, run.run_dir / "features", how)
     return dict(zip(roles, made, strict=True))
 
 

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from tcar.evaluate import holm, paired, student
 from tcar.fusion.kinds import FusionConfig
 from tcar.lab import params, results
 from tcar.lab.measured import TERMS
 from tcar.lab.params import ParameterError, Params
 from tcar.lab.steps.features import ROLES
 from tcar.lab.steps.fusion import fusion_config
-from tcar.lab.steps.replicates import holm, paired, student
 from tcar.lab.steps.trainings import LEARNING, Job, fit_jobs, tokens_of
 from tcar.streams.packaged import packaged
 from tcar.train.tokens import StoredTokens

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from tcar.evaluate import metrics
+from tcar.evaluate import Scoring, metrics
 from tcar.ground import log
 from tcar.lab.steps.clips import class_groups, ground_truth
+from tcar.lab.steps.methods import bootstrap
 from tcar.lab.steps.trainings import device_of
 from tcar.train.linear import Features, Table, fit_linear
 
@@ -44,12 +45,12 @@ def linear_probes(run: Params, opened: dict[str, FeatureStore], found: dict[str,
             for batch in _moments(store, [clip.id for clip in [*train, *rest]], device):
                 table.append(batch)
             for pooling, blocks in (("averaged", store.grid[0]), ("in order", 1)):
-                with Features(table, device, run.common.workers, blocks) as features:
-                    for target, (known, asked) in answers.items():
-                        if len(set(known.tolist())) < 2:
-                            continue
-                        scored = _probe(run, features, known, asked, _sets(run, rest))
-                        rows.append({"stream": role, "pooling": pooling, "target": target, **scored})
+                features = Features(table, device, run.common.workers, blocks)
+                for target, (known, asked) in answers.items():
+                    if len(set(known.tolist())) < 2:
+                        continue
+                    scored = _probe(run, features, known, asked, _sets(run, rest))
+                    rows.append({"stream": role, "pooling": pooling, "target": target, **scored})
     return rows
 
 
@@ -80,12 +81,5 @@ def _probe(run: Params, features: Features, known: Int[np.ndarray, " n"], asked:
     logits = np.full((len(asked), len(every)), -1e9)
     rows = range(len(known), len(known) + len(asked))
     logits[:, np.searchsorted(every, shown)] = reader.log_probabilities(features, rows)
-    scores = metrics(
-        logits,
-        asked,
-        sets=sets,
-        bootstrap_samples=run.evaluation.bootstrap_samples,
-        seed=run.common.seed,
-        confidence=run.evaluation.confidence,
-    )
+    scores = metrics(logits, asked, Scoring(sets=sets, bootstrap=bootstrap(run)))
     return scores["top1"] | {"chance": float(np.bincount(asked).max() / len(asked))}

@@ -64,7 +64,7 @@ def protocol_rows(
             logits, kept = scored_views(run, fits, [by_id[name] for name in ids], views)
             labels, settings, count = np.array([by_id[name].label for name in kept]), scoring(run, kept), len(kept)
             means = {
-                method: over_seeds([metrics(one, labels, **settings) for one in some])
+                method: over_seeds([metrics(one, labels, settings) for one in some])
                 for method, some in logits.items()
             }
         rows += [

@@ -12,6 +12,7 @@ import numpy as np
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState
 
+from tcar.evaluate import holm, paired, student
 from tcar.fusion.kinds import fusion_cost
 from tcar.ground import locks, sources
 from tcar.lab import measured, results
@@ -21,7 +22,6 @@ from tcar.lab.search.study import Report, SearchError
 from tcar.lab.steps.clips import class_names
 from tcar.lab.steps.features import ROLES
 from tcar.lab.steps.fusion import fusion_config
-from tcar.lab.steps.replicates import holm, paired, student
 from tcar.lab.steps.trainings import LEARNING, Job, tokens_of
 from tcar.streams.packaged import packaged
 from tcar.train.trainer import train
@@ -49,7 +49,7 @@ class TokenScore:
         task = Job(proposed, fusion, seed).task(self.tokens)
         # A trial that dies is begun anew, so nothing of it is kept.
         with tempfile.TemporaryDirectory(prefix="tcar-trial-") as folder:
-            done = train(task, proposed, folder, seed, [_Reporter(report)])
+            done = train(task, folder, [_Reporter(report)])
         return done.history[done.best_epoch - 1]["validation_top1"]
 
 

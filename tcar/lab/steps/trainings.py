@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from tcar.features.extraction import Ranks
+from tcar.features.ranks import Ranks
 from tcar.fusion.kinds import FusionConfig, fusion_cost
 from tcar.ground import log, processes
 from tcar.lab import results
@@ -29,10 +29,10 @@ from tcar.lab.steps.features import stores
 from tcar.train import tracking
 from tcar.train.checkpoints import Checkpoints
 from tcar.train.recipe import epochs_of
-from tcar.train.tasks import Task, TokenTask
+from tcar.train.tasks import Task, TokenTask, code_of, identity
 from tcar.train.tokens import StoredTokens
 from tcar.train.trainer import train_together
-from tcar.train.training import Head, code_of, identity
+from tcar.train.training import Member
 from tcar.train.watch import TrainingError
 
 if TYPE_CHECKING:
@@ -143,13 +143,13 @@ def fit_jobs(
 def folder_of(run_dir: Path, job: Job, tokens: Mapping[str, StoredTokens], other_code: bool = False) -> Path:
     """Give the folder in which a training is kept; with `other_code` one that other code has begun, where there is any.
     """
-    return folder_of_task(run_dir, job.task(tokens), job.run, job.seed, other_code)
+    return folder_of_task(run_dir, job.task(tokens), other_code)
 
 
-def folder_of_task(run_dir: Path, task: Task, run: Params, seed: int, other_code: bool = False) -> Path:
+def folder_of_task(run_dir: Path, task: Task, other_code: bool = False) -> Path:
     """Give the folder in which the training of a task is kept."""
-    decides = json.loads(json.dumps(identity(task, run, seed)))
-    name = f"{task.name.replace(' ', '-')}-seed{seed}"
+    decides = json.loads(json.dumps(identity(task)))
+    name = f"{task.name.replace(' ', '-')}-seed{task.seed}"
     own = run_dir / "trainings" / f"{name}-{results.digest(decides)}"
     if own.is_dir():
         return own
@@ -214,12 +214,12 @@ def _train(
     """Do one pass; each training is tracked in its own folder."""
     first = Ranks.here().rank == 0
     heads = [
-        Head(job.task(tokens), job.run, folder, [*tracking.watchers(job.run.watching, folder),
+        Member(job.task(tokens), folder, [*tracking.watchers(job.run.watching, folder),
              *([follow[folder]] if follow and folder in follow else [])] if first else ())
         for folder, job in together.items()
     ]  # fmt: skip
     job = next(iter(together.values()))
-    train_together(heads, job.seed, results.revision(job.run.root), other_code)
+    train_together(heads, results.revision(job.run.root), other_code)
 
 
 def _side_by_side(
@@ -261,7 +261,7 @@ def _epochs(waiting: set[Future], folders: Mapping[Path, int]) -> Iterator[tuple
     while True:
         done, waiting = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
         for folder in folders:
-            for row in tracking.Table(folder / tracking.EPOCHS).rows()[seen[folder] :]:
+            for row in tracking.CsvTable(folder / tracking.EPOCHS).rows()[seen[folder] :]:
                 seen[folder] += 1
                 yield folder, row
         for future in done:

@@ -31,8 +31,7 @@ def gradients(fusion, inputs, seed=0):
 # --- tokens left out ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("grids", [GRIDS, APART])
-@pytest.mark.parametrize("positions", ["rotary", "learned"])
+@pytest.mark.parametrize(("positions", "grids"), [("rotary", GRIDS), ("learned", APART)])
 @pytest.mark.parametrize(
     ("kind", "window"),
     [*((kind, "joint") for kind in KINDS), *((kind, w) for kind in [*CROSS, "gated"] for w in ("time", "space"))],

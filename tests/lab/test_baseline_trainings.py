@@ -14,7 +14,8 @@ from tcar.lab import params
 from tcar.lab.steps import baselines as stage
 from tcar.models.baselines import create_baseline
 from tcar.train.clip_tasks import BaselineTask
-from tcar.train.stepping import Processes, Stepper
+from tcar.train.processes import Processes
+from tcar.train.stepping import Stepper
 from tcar.train.tasks import Batch
 from tcar.train.watch import TrainingError
 
@@ -76,7 +77,7 @@ def test_a_gradient_reaches_all_that_is_trained_and_nothing_that_is_frozen(fitte
     run, fit = fitted
     task = BaselineTask("cast_tiny", clips, NAMES, run, 3)
     torch.manual_seed(3)
-    made = Stepper(task, run, 3, Processes(run, True))
+    made = Stepper(task, Processes(run, True))
     model = made.learner.model
     before = {name: value.clone() for name, value in model.state_dict().items()}
     frames = torch.randint(0, 256, (4, 8, 56, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
