@@ -13,6 +13,7 @@ from tcar.lab.params import ParameterError
 from tcar.lab.plots import search as figures
 from tcar.lab.search import space as search_space
 from tcar.lab.search.space import load_settings
+from tcar.lab.search.study import Plan
 from tcar.lab.steps import search as stage
 
 
@@ -24,8 +25,9 @@ def make_curve(settings):
 def record(here, monkeypatch) -> tuple[search_space.SearchSettings, dict]:
     """A whole search in this process: 12 trials of a score that is known."""
 
-    def alone(settings, study, count, make_score, workers, what):
-        search.take_part(settings, study.study_name, count, make_score(settings))
+    def alone(settings, study, slots, make_score, workers):
+        search.take_part(settings, study.study_name, slots, make_score(settings))
+        return Plan(study, slots).finished()
 
     monkeypatch.setattr(search, "_together", alone)
     settings = load_settings(file(here, "trials: 12\nfinalists: 2\nseeds: [0, 1, 2]\n"))
