@@ -15,6 +15,7 @@ import psutil
 
 from tcar.lab import results
 from tcar.lab.params import Params
+from tcar.streams.packaged import WEIGHTS
 
 OK, REMARK, FAULT = "ok", "remark", "FAULT"
 FETCH = "run `tcar fetch` with this parameter file: it fetches it, or says how to by hand"
@@ -189,7 +190,7 @@ def check_checkpoints(run: Params) -> Iterator[Finding]:
         name, stated = getattr(run.streams, role), getattr(run.streams, f"{role}_checkpoint")
         subject, path = f"{role} stream", run.root / Path(stated).expanduser()
         if name in published.PACKAGED and not stated:
-            path = packaged.WEIGHTS / f"{name}.safetensors"
+            path = WEIGHTS / f"{name}.safetensors"
             found = results.relative(path, run.root) if path.is_file() else "no weights in the package"
             yield Finding(subject, OK if path.is_file() else FAULT, f"{name}: {found}", "run `make streams`")
         elif stated and path.exists():

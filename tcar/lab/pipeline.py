@@ -25,6 +25,7 @@ from tcar.lab import measured, notebooks, params, results
 from tcar.lab.notebooks import Notebook, NotebookError
 from tcar.lab.params import Params
 from tcar.lab.real_plans import plan_files
+from tcar.streams.packaged import WEIGHTS
 
 
 class PipelineError(TcarError, RuntimeError):
@@ -132,7 +133,7 @@ def _inputs(step: Step, run: Params) -> list[Path]:
     if "streams" in step.parameters:
         stated = (run.streams.semantic_checkpoint, run.streams.motion_checkpoint)
         found += [run.root / Path(path).expanduser() for path in stated if path]
-        found += _files(packaged.WEIGHTS, "*.safetensors")
+        found += _files(WEIGHTS, "*.safetensors")
     if "baselines" in step.parameters:
         stated = [run.root / Path(given).expanduser() for given in run.baselines.baseline_checkpoints.values()]
         for path in stated:  # a folder, a file, or a name on the Hub, which is neither

@@ -7,7 +7,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -23,10 +23,13 @@ from tcar.tabletop import folder
 from tcar.tabletop.controls import CONTROLS, apply
 from tcar.tabletop.folder import DATASHEET, INDEX, TRUTH, VIDEOS
 from tcar.tabletop.scene import Rendering, Scene, render
-from tcar.tabletop.stage import DIFFICULTY, LENGTHS, Stage
+from tcar.tabletop.settings import TabletopSettings
+from tcar.tabletop.stage import DIFFICULTY, Stage
 from tcar.tabletop.templates import FAMILIES, LABELS, Family
 
 SPLITS = ("train", "validation", "test")
+APPEARANCE = ("width", "height", "frame_rate", "lengths", "difficulty", "control")  # settings of every clip
+STANDARD = TabletopSettings()
 FLOW_STRIDE = 8  # pixels between the places at which the ground truth keeps the flow
 
 
@@ -45,27 +48,19 @@ def write_video(path: Path, frames: UInt8[np.ndarray, "t h w 3"], frame_rate: in
         container.mux(stream.encode())
 
 
-@dataclass(frozen=True)
-class Look:
-    """How clips are rendered: pixels (4:3), frames a second, lengths in frames, difficulty, and a control or none."""
-
-    width: int = 160
-    height: int = 120
-    frame_rate: int = 12
-    lengths: tuple[int, ...] = LENGTHS
-    difficulty: str = "standard"
-    control: str = ""
-
-    def __post_init__(self):
-        if self.width * 3 != self.height * 4:
-            raise ValueError(f"width, height: Tabletop is drawn at 4:3, not {self.width} x {self.height}; "
-                             "try 160 x 120 or 320 x 240")
-        if not self.lengths or min(self.lengths) < 16 or any(length % 2 for length in self.lengths):
-            raise ValueError(f"lengths: even numbers of at least 16 frames are needed, not {list(self.lengths)}")
-        if self.difficulty not in DIFFICULTY:
-            raise ValueError(f"difficulty: {self.difficulty!r} is not one of {', '.join(DIFFICULTY)}")
-        if self.control and self.control not in CONTROLS:
-            raise ValueError(f"control: {self.control!r} is not one of {', '.join(CONTROLS)}")
+def check(drawn: TabletopSettings) -> None:
+    """Raise ValueError, naming the setting and the fix, for a rendering that cannot be drawn."""
+    if drawn.width * 3 != drawn.height * 4:
+        raise ValueError(f"width, height: Tabletop is drawn at 4:3, not {drawn.width} x {drawn.height}; "
+                         "try 160 x 120 or 320 x 240")
+    if not drawn.lengths or min(drawn.lengths) < 16 or any(length % 2 for length in drawn.lengths):
+        raise ValueError(f"lengths: even numbers of at least 16 frames are needed, not {list(drawn.lengths)}")
+    if drawn.difficulty not in DIFFICULTY:
+        raise ValueError(f"difficulty: {drawn.difficulty!r} is not one of {', '.join(DIFFICULTY)}")
+    if drawn.control and drawn.control not in CONTROLS:
+        raise ValueError(f"control: {drawn.control!r} is not one of {', '.join(CONTROLS)}")
+    if unknown := sorted(set(drawn.train_sets_by_family) - set(FAMILIES)):
+        raise ValueError(f"train_sets_by_family: Tabletop has no family {unknown}; it has {sorted(FAMILIES)}")
 
 
 @dataclass(frozen=True)
@@ -110,42 +105,30 @@ def chosen_families(classes: list[int]) -> list[Family]:
 
 
 def render_dataset(
-    root: Path | str,
-    *,
-    classes: list[int] | None = None,
-    train_sets: int,
-    validation_sets: int,
-    test_sets: int,
-    train_sets_by_family: Mapping[str, int] = MappingProxyType({}),
-    look: Look = Look(),
-    seed: int = 0,
-    workers: int = 0,
-    limit: int = 0,
+    root: Path | str, drawn: TabletopSettings, *, seed: int = 0, workers: int = 0, limit: int = 0
 ) -> Path:
     """Render Tabletop to `root` in the layout of the real dataset and return the folder.
 
-    Sets are counted per twin family; each renders every class of its family once. `train_sets_by_family` names families
-    that have another number of training sets. What the folder already holds of the dataset of these parameters and this
-    code is kept; clips of another are deleted, and nothing else is. `workers` 0 means all cores; the result does not
-    depend on it. `limit` above 0 stops after so many clips: the videos and their ground truth are there, the annotation
-    files come when a later call without a limit completes the set.
+    Sets are counted per twin family; each renders every class of its family once. What the folder already holds of the
+    dataset of these settings and this code is kept; clips of another are deleted, and nothing else is. `workers` 0
+    means all cores; the result does not depend on it. `limit` above 0 stops after so many clips: the videos and their
+    ground truth are there, the annotation files come when a later call without a limit completes the set.
 
-    Raises ValueError for a class or a family that Tabletop lacks, DatasetError for a folder that holds other things or
-    that another command renders into.
+    Raises ValueError for settings that cannot be drawn, DatasetError for a folder that holds other things or that
+    another command renders into.
     """
-    unknown = sorted(set(train_sets_by_family) - set(FAMILIES))
-    if unknown:
-        raise ValueError(f"train_sets_by_family: Tabletop has no family {unknown}; it has {sorted(FAMILIES)}")
+    check(drawn)
     root = Path(root)
-    counts = dict(zip(SPLITS, (train_sets, validation_sets, test_sets), strict=True))
-    families = chosen_families(list(classes or []))
+    counts = dict(zip(SPLITS, (drawn.train_sets, drawn.validation_sets, drawn.test_sets), strict=True))
+    families = chosen_families(list(drawn.classes))
     recipe = {"classes": sorted(c for f in families for c in f.classes), "sets": counts,
-              "train_sets_by_family": dict(train_sets_by_family), **asdict(look), "seed": seed,
+              "train_sets_by_family": dict(drawn.train_sets_by_family),
+              **{key: getattr(drawn, key) for key in APPEARANCE}, "seed": seed,
               "code": sources.code_digest("tcar.tabletop.scene", "tcar.tabletop.templates",
                                           "tcar.tabletop.assets", "tcar.tabletop.stage",
                                           "tcar.tabletop.controls")}
     fingerprint = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
-    plans = plan_sets(families, counts, seed, train_sets_by_family)
+    plans = plan_sets(families, counts, seed, drawn.train_sets_by_family)
     clips = sum(len(p.ids) for p in plans)
     if limit:
         ends = np.cumsum([len(p.ids) for p in plans])
@@ -158,7 +141,7 @@ def render_dataset(
         folder.take(root, fingerprint, clips)
         todo = _todo(root, plans)
         with pool(worker_count(workers)) as processes:
-            jobs = processes.map(_render_set, todo, [root] * len(todo), [look] * len(todo), chunksize=4)
+            jobs = processes.map(_render_set, todo, [root] * len(todo), [drawn] * len(todo), chunksize=4)
             for _ in log.progress(jobs, total=len(todo), description="rendering sets") if todo else ():
                 pass
         if not limit and (todo or not folder.annotated(root)):
@@ -170,22 +153,22 @@ def _todo(root: Path, plans: list[SetPlan]) -> list[SetPlan]:
     return [plan for plan in plans if folder.missing(root, plan.ids)]
 
 
-def draw(plan: SetPlan, look: Look = Look()) -> dict[int, Scene]:
+def draw(plan: SetPlan, drawn: TabletopSettings = STANDARD) -> dict[int, Scene]:
     """The scenes of one set, class index -> scene."""
-    return FAMILIES[plan.family].draw(Stage(plan.split, list(plan.seed), look.lengths, look.difficulty))
+    return FAMILIES[plan.family].draw(Stage(plan.split, list(plan.seed), tuple(drawn.lengths), drawn.difficulty))
 
 
-def _render_set(plan: SetPlan, root: Path, look: Look) -> None:
+def _render_set(plan: SetPlan, root: Path, drawn: TabletopSettings) -> None:
     import cv2
 
     cv2.setNumThreads(1)  # one process a core; OpenCV's own threads would fight them
-    family, scenes = FAMILIES[plan.family], draw(plan, look)
+    family, scenes = FAMILIES[plan.family], draw(plan, drawn)
     twin = {a: b for pair in family.twins for a, b in (pair, pair[::-1])}
     ids = dict(zip(family.classes, plan.ids, strict=True))
     for index, clip in ids.items():
-        scene, size = scenes[index], (look.width, look.height)
-        if look.control:
-            scene, rendering = apply(look.control, scene, family, plan.seed, *size)
+        scene, size = scenes[index], (drawn.width, drawn.height)
+        if drawn.control:
+            scene, rendering = apply(drawn.control, scene, family, plan.seed, *size)
         else:
             rendering = render(scene, *size)
         truth = describe(scene, rendering, clip) | {
@@ -197,7 +180,7 @@ def _render_set(plan: SetPlan, root: Path, look: Look) -> None:
             np.savez_compressed(draft, instances=rendering.instances, flow=flow)
         files.write_text(root / TRUTH / f"{clip}.json", json.dumps(truth))
         with files.drafted(root / VIDEOS / f"{clip}.webm") as draft:  # last: a video is never without its truth
-            write_video(draft, rendering.frames, look.frame_rate)
+            write_video(draft, rendering.frames, drawn.frame_rate)
 
 
 def describe(scene: Scene, rendering: Rendering, clip: str) -> dict:

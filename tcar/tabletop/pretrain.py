@@ -9,6 +9,7 @@ backgrounds or clips with Tabletop.
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def train_semantic(scenes: int, epochs: int, seed: int) -> tuple[nn.Module, dict
         images = _normalise(frames.permute(0, 3, 1, 2), stream.IMAGENET, augment)
         tokens = model(pixel_values=images).last_hidden_state[:, 1:].unflatten(1, (grid, grid))
         return semantic_loss(head(tokens), labels)
-    return model, _optimise(nn.ModuleList([model, head]), run, scenes, epochs, 64, 3e-3, seed, "dinov2_tiny")
+    return model, _optimise(nn.ModuleList([model, head]), run, _Schedule(scenes, epochs, 64, seed))
 
 
 def motion_loss(flow: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -149,7 +150,7 @@ def train_motion(scenes: int, epochs: int, seed: int) -> tuple[nn.Module, dict]:
         flow = head(features.float().movedim(1, -1))["flow"]
         flow = flow.unflatten(-1, (2, 2, 2)).permute(0, 1, 2, 4, 3, 5, 6).flatten(4, 5).flatten(2, 3)
         return motion_loss(flow, truth)
-    return model, _optimise(nn.ModuleList([model, head]), run, scenes, epochs, 32, 3e-3, seed, "i3d_tiny")
+    return model, _optimise(nn.ModuleList([model, head]), run, _Schedule(scenes, epochs, 32, seed))
 
 
 def _normalise(frames: UInt8[Tensor, "b 3 ..."], statistics: dict, augment: bool) -> Tensor:
@@ -163,16 +164,26 @@ def _normalise(frames: UInt8[Tensor, "b 3 ..."], statistics: dict, augment: bool
     return (images - torch.tensor(statistics["mean"]).view(shape)) / torch.tensor(statistics["std"]).view(shape)
 
 
-def _optimise(model: nn.Module, run, scenes: int, epochs: int, batch: int, rate: float, seed: int, name: str) -> dict:
-    held_out = int(scenes * HELD_OUT)
-    order = torch.Generator().manual_seed(seed)
-    steps = (scenes - held_out) // batch
-    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.02)
-    schedule = _schedule(optimiser, steps * epochs, rate)
-    for epoch in range(epochs):
+@dataclass(frozen=True)
+class _Schedule:
+    scenes: int
+    epochs: int
+    batch: int
+    seed: int
+    rate: float = 3e-3
+
+
+def _optimise(model: nn.Module, run, plan: _Schedule) -> dict:
+    held_out = int(plan.scenes * HELD_OUT)
+    learned, batch = plan.scenes - held_out, plan.batch
+    order = torch.Generator().manual_seed(plan.seed)
+    steps = learned // batch
+    optimiser = torch.optim.AdamW(model.parameters(), lr=plan.rate, weight_decay=0.02)
+    schedule = _schedule(optimiser, steps * plan.epochs, plan.rate)
+    for epoch in range(plan.epochs):
         model.train()
         total = 0.0
-        for rows in (torch.randperm(scenes - held_out, generator=order) + held_out)[: steps * batch].split(batch):
+        for rows in (torch.randperm(learned, generator=order) + held_out)[: steps * batch].split(batch):
             loss, _ = run(rows, True)
             optimiser.zero_grad()
             loss.backward()
@@ -180,7 +191,7 @@ def _optimise(model: nn.Module, run, scenes: int, epochs: int, batch: int, rate:
             optimiser.step()
             schedule.step()
             total += loss.item()
-        LOG.info("%s epoch %d/%d loss %.4f", name, epoch + 1, epochs, total / steps)
+        LOG.info("epoch %d/%d loss %.4f", epoch + 1, plan.epochs, total / steps)
     model.eval().half().float()  # the weights are kept in half precision, and scored as they are kept
     with torch.no_grad():
         parts = [run(rows, False)[1] for rows in torch.arange(held_out).split(batch)]

@@ -2,10 +2,12 @@
 
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from tcar.data.workers import worker_count
-from tcar.tabletop.dataset import SPLITS, Look, chosen_families, plan_sets, render_dataset
+from tcar.tabletop.dataset import SPLITS, chosen_families, plan_sets, render_dataset
+from tcar.tabletop.settings import TabletopSettings
 
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 MEASURED_CLIPS = 128
@@ -17,15 +19,16 @@ def sets_for(clips: int, classes: list[int]) -> dict[str, int]:
     return {split: max(1, round(clips * share / a_set)) for split, share in SHARES.items()}
 
 
-def plan(counts: dict[str, int], classes: list[int], look: Look, seed: int, workers: int) -> str:
+def plan(drawn: TabletopSettings, seed: int, workers: int) -> str:
     """Say how many clips, bytes and minutes a rendering takes, from a few sets that are rendered for it."""
-    families = chosen_families(classes)
+    families = chosen_families(drawn.classes)
+    counts = {split: getattr(drawn, f"{split}_sets") for split in SPLITS}
     clips = sum(len(p.ids) for p in plan_sets(families, counts, seed))
     a_set = sum(len(family.classes) for family in families)
-    sample = {"train_sets": max(1, MEASURED_CLIPS // a_set), "validation_sets": 1, "test_sets": 1}
+    sample = replace(drawn, train_sets=max(1, MEASURED_CLIPS // a_set), validation_sets=1, test_sets=1)
     with tempfile.TemporaryDirectory(prefix="tcar-tabletop-") as folder:
         began = time.perf_counter()
-        render_dataset(folder, **sample, classes=classes, look=look, seed=seed, workers=workers)
+        render_dataset(folder, sample, seed=seed, workers=workers)
         seconds = time.perf_counter() - began
         videos = [path.stat().st_size for path in Path(folder, "videos").iterdir()]
         whole = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())

@@ -106,4 +106,5 @@ class Stage:
 
 
 def name(item: Item) -> str:
+    """What an object is called: its texture and its shape."""
     return f"{item.texture.name} {item.shape}".strip()

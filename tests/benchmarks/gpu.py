@@ -36,7 +36,8 @@ from tcar.fusion.kinds import FusionConfig
 from tcar.ground import log
 from tcar.lab import params
 from tcar.streams.registry import create_stream
-from tcar.tabletop.dataset import Look, render_dataset
+from tcar.tabletop.dataset import render_dataset
+from tcar.tabletop.settings import TabletopSettings
 from tcar.train.recipe import epochs_of
 from tcar.train.tasks import TokenTask
 from tcar.train.tokens import StoredTokens
@@ -278,7 +279,8 @@ def main(arguments: list[str] | None = None) -> int:
 def rendered(folder: Path, count: int) -> list[Path]:
     """Render clips of the size of the real ones."""
     sets = max(1, count // 32)
-    render_dataset(folder, train_sets=sets, validation_sets=1, test_sets=1, look=Look(320, 240), limit=count)
+    one = {"validation_sets": 1, "test_sets": 1, "train_sets_by_family": {}}
+    render_dataset(folder, TabletopSettings(train_sets=sets, **one, width=320, height=240), limit=count)
     return sorted((folder / "videos").iterdir())[:count]
 
 

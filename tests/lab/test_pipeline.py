@@ -148,7 +148,7 @@ def test_a_changed_module_concerns_those_that_import_it(toy, tmp_path, monkeypat
     monkeypatch.setattr(sources, "PACKAGE", package)
     sources._module.cache_clear()
     run(toy)
-    with (package / "plots" / "__init__.py").open("a") as file:
+    with (package / "lab" / "plots" / "__init__.py").open("a") as file:
         file.write("\nEXTRA = 1\n")
     sources._module.cache_clear()
     assert run(toy) == (0, ["a"])

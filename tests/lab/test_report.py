@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from tcar.ground.sources import PACKAGE
-from tcar.lab import params
+from tcar.lab import numerals, params
 from tcar.lab.paper import report, sentences, tables
-from tcar.lab.plots import numerals
 
 METHODS = {
     "cross_attention": "Cross-attention", "late_concat": "Late concatenation", "motion": "Motion stream",

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -14,11 +15,15 @@ from tcar.ground import locks
 from tcar.tabletop import assets, dataset, probes, templates
 from tcar.tabletop.dataset import load_index, load_truth, render_dataset
 from tcar.tabletop.scene import render
+from tcar.tabletop.settings import TabletopSettings
 from tcar.tabletop.stage import Stage
 from tcar.tabletop.templates import FAMILIES, LABELS
 
 REVERSALS = [(93, 87), (94, 86), (45, 43), (37, 36), (6, 171), (109, 47), (106, 148), (166, 167), (0, 32), (44, 41)]
 SEEDS = (3, 11)
+SMALL = TabletopSettings(
+    classes=[42, 40, 109, 47, 74, 68], train_sets=2, validation_sets=1, test_sets=1, train_sets_by_family={}
+)
 AVX2 = "*AVX2" in cv2.getCPUFeaturesLine().split()  # a question mark behind it where the processor has none
 
 
@@ -29,8 +34,7 @@ def scenes_with(index: int, seed: int):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return render_dataset(tmp_path_factory.mktemp("tabletop"), train_sets=2, validation_sets=1, test_sets=1, seed=4,
-                          workers=2, classes=[42, 40, 109, 47, 74, 68])
+    return render_dataset(tmp_path_factory.mktemp("tabletop"), SMALL, seed=4, workers=2)
 
 
 def test_every_group_has_its_classes_once():
@@ -168,9 +172,7 @@ def test_boxes_bound_the_masks_and_the_video_shows_them(small):
 
 
 def test_workers_change_nothing_and_an_interrupted_run_goes_on(small, tmp_path):
-    recipe = {"train_sets": 2, "validation_sets": 1, "test_sets": 1, "seed": 4, "workers": 1,
-              "classes": [42, 40, 109, 47, 74, 68]}
-    again = render_dataset(tmp_path / "again", **recipe)
+    again = render_dataset(tmp_path / "again", SMALL, seed=4, workers=1)
     videos = sorted(p.name for p in (small / "videos").iterdir())
     assert videos == sorted(p.name for p in (again / "videos").iterdir())
     for name in videos:
@@ -182,20 +184,18 @@ def test_workers_change_nothing_and_an_interrupted_run_goes_on(small, tmp_path):
     (again / "fingerprint.json").write_text(json.dumps(plan | {"complete": False}))
     for sibling in [c for c, row in load_index(again).items() if row["set"] == load_index(again)[first.stem]["set"]]:
         (again / "ground_truth" / f"{sibling}.json").unlink()
-    render_dataset(again, **recipe)
+    render_dataset(again, SMALL, seed=4, workers=1)
     changed = [p for p, time in kept.items() if p.stat().st_mtime_ns != time]
     assert first.exists() and 0 < len(changed) < len(kept)
 
 
 def test_two_commands_do_not_render_into_one_folder(tmp_path, small):
-    recipe = {"train_sets": 2, "validation_sets": 1, "test_sets": 1, "workers": 1, "classes": [42, 40]}
     message = f"another command renders into this folder.*held by process {os.getpid()} on"
     with locks.alone(tmp_path / ".lock", RuntimeError, "busy"), pytest.raises(ssv2.DatasetError, match=message):
-        render_dataset(tmp_path, **recipe)
+        render_dataset(tmp_path, replace(SMALL, classes=[42, 40]))
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
-    recipe["classes"] = [42, 40, 109, 47, 74, 68]
     with locks.alone(small / ".lock", RuntimeError, "busy"):  # what is complete is opened whoever else is there
-        assert render_dataset(small, **recipe, seed=4) == small
+        assert render_dataset(small, SMALL, seed=4) == small
 
 
 @pytest.mark.skipif(not AVX2, reason="OpenCV rounds otherwise without AVX2")
@@ -211,8 +211,7 @@ def test_a_seed_gives_the_same_frames_on_every_machine(small):
 
 
 def test_another_seed_gives_other_clips(small, tmp_path):
-    other = render_dataset(tmp_path, train_sets=2, validation_sets=1, test_sets=1, seed=5, workers=1,
-                           classes=[42, 40, 109, 47, 74, 68])
+    other = render_dataset(tmp_path, SMALL, seed=5, workers=1)
     sizes = [sorted(p.stat().st_size for p in (root / "videos").iterdir()) for root in (small, other)]
     assert sizes[0] != sizes[1]
 
@@ -227,12 +226,11 @@ def test_a_family_may_have_more_training_sets_than_the_others():
 
 @pytest.mark.parametrize(("wrong", "message"), [
     ({"classes": [3]}, "no template"), ({"train_sets_by_family": {"closer": 3}}, "no family"),
-    ({"classes": [109, 47]}, "add"), ({"look": {"width": 200}}, "4:3"), ({"look": {"lengths": (25,)}}, "even"),
-    ({"look": {"control": "revresed"}}, "reversed"), ({"look": {"difficulty": "harder"}}, "hard")])
+    ({"classes": [109, 47]}, "add"), ({"width": 200}, "4:3"), ({"lengths": [25]}, "even"),
+    ({"control": "revresed"}, "reversed"), ({"difficulty": "harder"}, "hard")])
 def test_bad_requests_name_the_parameter_and_the_fix(tmp_path, wrong, message):
-    request = {"train_sets": 1, "validation_sets": 1, "test_sets": 1} | wrong
     with pytest.raises(ValueError, match=message):
-        render_dataset(tmp_path, **request | {"look": dataset.Look(**wrong.get("look", {}))})
+        render_dataset(tmp_path, replace(SMALL, **{"classes": [], **wrong}))
 
 
 def test_forced_choice_is_one_half_without_evidence():

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,12 @@ from tcar.__main__ import command
 from tcar.data.ssv2 import DatasetError
 from tcar.tabletop import dataset
 from tcar.tabletop.dataset import load_index, load_truth, render_dataset
+from tcar.tabletop.settings import TabletopSettings
 
 PROJECT = Path(__file__).parents[2]
-TWO = {"train_sets": 1, "validation_sets": 1, "test_sets": 1, "classes": [45, 43]}
+TWO = TabletopSettings(
+    classes=[45, 43], train_sets=1, validation_sets=1, test_sets=1, train_sets_by_family={}, lengths=[16]
+)
 # Renders, and dies at its n-th write, before the file gets its name: with half of it or all of it in the draft.
 DOOMED = """
 import os, signal, sys
@@ -60,7 +64,8 @@ def one_process():
 
 
 def render(root, **changes):
-    return render_dataset(root, **TWO | {"look": dataset.Look(lengths=(16,))} | changes)
+    options = {key: changes.pop(key) for key in ("seed", "workers", "limit") if key in changes}
+    return render_dataset(root, replace(TWO, **changes), **options)
 
 
 def content(root: Path) -> dict[str, bytes]:

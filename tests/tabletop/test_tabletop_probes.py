@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tcar.tabletop import probes
-from tcar.tabletop.dataset import Look, render_dataset
+from tcar.tabletop.dataset import render_dataset
+from tcar.tabletop.settings import TabletopSettings
 from tcar.tabletop.templates import FAMILIES, LABELS
 
 CLASSES = [42, 40, 45, 43, 38, 39, 109, 47, 74, 68, 18, 17]
@@ -14,8 +15,9 @@ TEST_SETS = 24
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     root = tmp_path_factory.mktemp("tabletop")
-    render_dataset(root, classes=CLASSES, train_sets=24, validation_sets=1, test_sets=TEST_SETS,
-                   look=Look(lengths=(16, 24)), seed=3)
+    counts = {"train_sets": 24, "validation_sets": 1, "test_sets": TEST_SETS, "train_sets_by_family": {}}
+    drawn = TabletopSettings(classes=CLASSES, **counts, lengths=[16, 24])
+    render_dataset(root, drawn, seed=3)
     return probes.measure(root, trees=100)
 
 

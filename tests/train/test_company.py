@@ -10,6 +10,7 @@ import pytest
 import torch
 from token_task import FUSION, Kills, Recorder, run, tokens
 
+from tcar.ground import sources
 from tcar.lab import results
 from tcar.lab.steps import methods, runs, trainings
 from tcar.lab.steps.trainings import Job, fit_all, fit_jobs, folder_of

@@ -5,6 +5,7 @@ import logging
 import pytest
 import token_task
 
+from tcar.ground import sources
 from tcar.lab import results
 from tcar.train import tracking, training
 from tcar.train.trainer import train

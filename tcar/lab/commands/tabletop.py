@@ -4,13 +4,13 @@ A call that was cut off goes on where it ended. The folder holds a data sheet.
 """
 
 import argparse
-import dataclasses
 from pathlib import Path
 
 from tcar.ground import log
 from tcar.ground.errors import ParameterError
 from tcar.tabletop.controls import CONTROLS
-from tcar.tabletop.dataset import Look, render_dataset
+from tcar.tabletop.dataset import APPEARANCE, check, render_dataset
+from tcar.tabletop.settings import TabletopSettings
 from tcar.tabletop.sizes import plan, sets_for
 from tcar.tabletop.stage import DIFFICULTY
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", type=int, nargs="*", default=[], help="of the real list; all 32 if left out")
     parser.add_argument("--width", type=int, default=160, help="pixels; the height follows (4:3)")
     parser.add_argument("--frame-rate", type=int, default=12)
-    parser.add_argument("--lengths", type=int, nargs="+", default=list(Look().lengths), help="frames, even")
+    parser.add_argument("--lengths", type=int, nargs="+", default=TabletopSettings().lengths, help="frames, even")
     parser.add_argument("--difficulty", choices=DIFFICULTY, default="standard")
     parser.add_argument("--control", choices=CONTROLS, default="")
     parser.add_argument("--seed", type=int, default=0)
@@ -37,16 +37,19 @@ def run(asked: argparse.Namespace) -> int:
     """Render, or say what rendering takes."""
     log.configure()
     try:
-        height = asked.width * 3 // 4
-        look = Look(asked.width, height, asked.frame_rate, tuple(asked.lengths), asked.difficulty, asked.control)
-        counts = sets_for(asked.clips, asked.classes)
+        counts = {f"{split}_sets": count for split, count in sets_for(asked.clips, asked.classes).items()}
+        drawn = TabletopSettings(
+            classes=asked.classes, **counts, train_sets_by_family={}, width=asked.width, height=asked.width * 3 // 4,
+            frame_rate=asked.frame_rate, lengths=asked.lengths, difficulty=asked.difficulty, control=asked.control,
+        )  # fmt: skip
+        check(drawn)
         if asked.plan:
-            print(plan(counts, asked.classes, look, asked.seed, asked.workers))
+            print(plan(drawn, asked.seed, asked.workers))
             return 0
-        given = {f"{split}_sets": count for split, count in counts.items()} | {"classes": asked.classes, "look": look}
-        render_dataset(asked.folder, **given, seed=asked.seed, workers=asked.workers, limit=asked.limit)
+        render_dataset(asked.folder, drawn, seed=asked.seed, workers=asked.workers, limit=asked.limit)
     except ValueError as error:
         raise ParameterError(str(error)) from error
     done = sum(1 for _ in (asked.folder / "videos").glob("*.webm"))
-    log.get(__name__).info(f"{asked.folder}: {done:,} clips, {dataclasses.asdict(look)}")
+    looks = ", ".join(f"{key} {getattr(drawn, key)}" for key in APPEARANCE)
+    log.get(__name__).info(f"{asked.folder}: {done:,} clips, {looks}")
     return 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tcar.ground import files
 from tcar.lab import measured
+from tcar.lab.numerals import ReportError, count, estimate, interval, millions, parameter, percent, significant
 from tcar.lab.paper.sentences import HEADLINE, sentences
 from tcar.lab.paper.tables import (
     METRICS,
@@ -23,7 +24,6 @@ from tcar.lab.paper.tables import (
     to_latex,
 )
 from tcar.lab.params import shown
-from tcar.lab.plots.numerals import ReportError, count, estimate, interval, millions, parameter, percent, significant
 from tcar.lab.real_plans import PLANS
 from tcar.streams.published import PACKAGED
 

@@ -1,7 +1,7 @@
 """The sentences of the paper that state an outcome, computed so that they say no more than the numbers bear."""
 
+from tcar.lab.numerals import interval, level_name, outcome, percent, readable, significant
 from tcar.lab.paper.tables import methods_of, need, twins_measured
-from tcar.lab.plots.numerals import interval, level_name, outcome, percent, readable, significant
 
 HEADLINE = "cross_attention"
 LEAST_EPOCHS = 8  # of a training whose last quarter can show a plateau

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcar.ground.sources import PACKAGE
-from tcar.lab.plots.numerals import (
+from tcar.lab.numerals import (
     ReportError,
     confidence_level,
     count,

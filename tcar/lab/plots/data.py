@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 from PIL import Image
 
+from tcar.lab.numerals import confidence_level
 from tcar.lab.plots import GROUPS, MOTION, NAMED, SEMANTIC, SPLITS, canvas, in_order, side_label, styled, wrap
-from tcar.lab.plots.numerals import confidence_level
 
 
 @styled()

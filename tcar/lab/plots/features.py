@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
+from tcar.lab.numerals import confidence_level
 from tcar.lab.plots import canvas, colour, label, side_label, styled, wrap
-from tcar.lab.plots.numerals import confidence_level
 
 
 @styled()

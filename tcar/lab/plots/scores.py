@@ -7,6 +7,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from tcar.lab.numerals import confidence_level
 from tcar.lab.plots import (
     FUSED,
     GROUPS,
@@ -22,7 +23,6 @@ from tcar.lab.plots import (
     styled,
     wrap,
 )
-from tcar.lab.plots.numerals import confidence_level
 
 METRICS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "twin_accuracy": "twin accuracy"}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from tcar.lab.numerals import confidence_level
 from tcar.lab.plots import FUSED, METHODS, MOTION, SPLITS, canvas, colour, in_order, label, styled
-from tcar.lab.plots.numerals import confidence_level
 
 
 @styled()

@@ -23,22 +23,9 @@ def dataset_folder(run: Params) -> Path:
     without one.
     """
     if run.data.dataset == "tabletop":
-        from tcar.tabletop.dataset import Look, render_dataset
+        from tcar.tabletop.dataset import render_dataset
 
-        drawn = run.tabletop
-        render_dataset(
-            run.data_root,
-            classes=drawn.classes,
-            train_sets=drawn.train_sets,
-            train_sets_by_family=drawn.train_sets_by_family,
-            validation_sets=drawn.validation_sets,
-            test_sets=drawn.test_sets,
-            look=Look(
-                drawn.width, drawn.height, drawn.frame_rate, tuple(drawn.lengths), drawn.difficulty, drawn.control
-            ),
-            seed=run.common.seed,
-            workers=run.workers,
-        )
+        render_dataset(run.data_root, run.tabletop, seed=run.common.seed, workers=run.workers)
     load_labels(run.data_root)
     return run.data_root
 
