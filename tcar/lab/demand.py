@@ -20,8 +20,8 @@ from tcar.lab.counts import class_count, clips
 from tcar.lab.params import Params, load
 from tcar.lab.plan import ROLES
 from tcar.lab.real_plans import plan_files
+from tcar.lab.steps.fits import device_of
 from tcar.lab.steps.methods import ablation_configs, method_configs
-from tcar.lab.steps.trainings import device_of
 from tcar.streams.grids import grid_coordinates
 from tcar.streams.registry import count_stream, create_stream, stream_spec
 from tcar.train.checkpoints import KEPT

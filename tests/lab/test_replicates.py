@@ -6,23 +6,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tcar.lab import measured as replicates
-from tcar.lab import params, results
-from tcar.lab.steps import replicates as stage
+from tcar.lab import measured, params, results
+from tcar.lab.steps import replicates
 
 
 def test_student_interval_of_three_values():
-    made = stage.student(np.array([0.5, 0.6, 0.7]), 0.95)
+    made = replicates.student(np.array([0.5, 0.6, 0.7]), 0.95)
     # t of two degrees of freedom is 4.3027; the standard error is 0.1 / sqrt(3)
     assert made["value"] == pytest.approx(0.6) and made["spread"] == pytest.approx(0.1)
     assert made["low"] == pytest.approx(0.6 - 4.3027 * 0.1 / 3**0.5, abs=1e-5)
-    assert stage.student(np.array([0.9, 1.0, 1.0]), 0.95)["high"] == 1
+    assert replicates.student(np.array([0.9, 1.0, 1.0]), 0.95)["high"] == 1
 
 
 def test_paired_test_sees_the_differences_alone():
     draw = np.random.default_rng(0)
     common, noise = draw.uniform(0, 1, 8), draw.normal(0.05, 0.03, 8)
-    made = stage.paired(common + noise, common, 0.95)
+    made = replicates.paired(common + noise, common, 0.95)
     error = noise.std(ddof=1) / 8**0.5
     assert made["difference"] == pytest.approx(noise.mean())
     assert made["high"] - made["difference"] == pytest.approx(2.364624 * error, rel=1e-5)  # t of seven degrees
@@ -35,18 +34,18 @@ def test_paired_test_sees_the_differences_alone():
 @pytest.mark.parametrize(("by", "p"), [(0.0, 1.0), (0.125, 0.0)])
 def test_a_difference_that_never_varies(by, p):
     a = np.array([0.25, 0.5, 0.75])
-    assert stage.paired(a + by, a, 0.95) == {"difference": by, "low": by, "high": by, "p": p}
+    assert replicates.paired(a + by, a, 0.95) == {"difference": by, "low": by, "high": by, "p": p}
 
 
 def test_no_interval_of_a_difference_leaves_what_is_possible():
-    made = stage.paired(np.array([1.0, 0.9, 1.0]), np.array([0.0, 0.1, 0.05]), 0.99)
+    made = replicates.paired(np.array([1.0, 0.9, 1.0]), np.array([0.0, 0.1, 0.05]), 0.99)
     assert made["high"] == 1 and made["low"] < made["difference"] < 1
 
 
 def test_holm_by_hand_and_between_its_bounds():
-    assert stage.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert replicates.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     p = np.random.default_rng(1).uniform(0, 0.2, 7)
-    corrected = np.array(stage.holm(p.tolist()))
+    corrected = np.array(replicates.holm(p.tolist()))
     assert (corrected >= p).all() and (corrected <= np.minimum(1, 7 * p) + 1e-12).all()
     assert (np.diff(corrected[np.argsort(p)]) >= 0).all()
 
@@ -60,7 +59,7 @@ def scores(replicate: int) -> dict:
 
 
 def test_summary_puts_equal_replicates_against_each_other():
-    made = stage.summary([scores(n) for n in range(4)], "cross_attention", 0.95)
+    made = replicates.summary([scores(n) for n in range(4)], "cross_attention", 0.95)
     assert made["methods"]["motion"]["twin_accuracy"]["value"] == pytest.approx(0.385)
     row = next(r for r in made["comparisons"] if r["metric"] == "top1")
     assert (row["a"], row["b"]) == ("cross_attention", "motion")
@@ -73,7 +72,7 @@ def test_a_group_without_pairs_is_unknown_and_not_compared():
     for row in rows:
         for method in row.values():
             method["per_group"]["relation"] = {"top1": 0.5, "twin_accuracy": None}
-    made = stage.summary(rows, "cross_attention", 0.95)
+    made = replicates.summary(rows, "cross_attention", 0.95)
     entry = made["methods"]["motion"]["per_group"]["relation"]
     assert entry["twin_accuracy"]["value"] is None and entry["top1"]["value"] == 0.5
     assert list(made["by_group"]) == ["binding"]
@@ -81,34 +80,34 @@ def test_a_group_without_pairs_is_unknown_and_not_compared():
 
 def test_every_replicate_has_its_own_seed_folder_and_streams():
     run = params.Params()
-    assert stage.replicate(run, 0) is run
-    drawn = [stage.replicate(run, number) for number in range(1, 5)]
+    assert replicates.replicate(run, 0) is run
+    drawn = [replicates.replicate(run, number) for number in range(1, 5)]
     assert len({made.common.seed for made in (run, *drawn)}) == len({made.run_dir for made in (run, *drawn)}) == 5
     used = [made.streams.semantic_checkpoint for made in (run, *drawn)]
-    assert len(set(used)) == len(stage.SEEDS) and used[0] == used[len(stage.SEEDS)] == ""
+    assert len(set(used)) == len(replicates.SEEDS) and used[0] == used[len(replicates.SEEDS)] == ""
     assert all(made.training == run.training and made.data == run.data for made in drawn)
 
 
 def test_only_results_of_the_same_parameters_are_shown(tmp_path):
     run = replace(params.Params(), root=tmp_path)
-    assert replicates.find(run) is None
-    published = tmp_path / "paper" / "results" / replicates.FILE
+    assert measured.find(run) is None
+    published = tmp_path / "paper" / "results" / measured.FILE
     published.parent.mkdir(parents=True)
     published.write_text("{}")
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"as measured")
     made_from = {"inputs": {weights.name: results.digest(weights)}, "parameters": run.as_dict()}
     published.with_suffix(".meta.json").write_text(json.dumps(made_from))
-    assert replicates.find(run) == published
-    assert replicates.find(replace(run, common=replace(run.common, workers=7))) == published
-    assert replicates.find(replace(run, training=replace(run.training, learning_rate=0.1))) is None
-    assert replicates.find(replace(run, evaluation=replace(run.evaluation, confidence=0.9))) is None  # of its intervals
+    assert measured.find(run) == published
+    assert measured.find(replace(run, common=replace(run.common, workers=7))) == published
+    assert measured.find(replace(run, training=replace(run.training, learning_rate=0.1))) is None
+    assert measured.find(replace(run, evaluation=replace(run.evaluation, confidence=0.9))) is None  # of its intervals
     del made_from["parameters"]["token_drop"]  # as if it had been measured before there was such a parameter
     published.with_suffix(".meta.json").write_text(json.dumps(made_from))
-    assert replicates.find(run) == published
-    assert replicates.find(replace(run, fusion=replace(run.fusion, token_drop=0.5))) is None
+    assert measured.find(run) == published
+    assert measured.find(replace(run, fusion=replace(run.fusion, token_drop=0.5))) is None
     weights.write_bytes(b"trained again")
-    assert replicates.find(run) is None
+    assert measured.find(run) is None
 
 
 @pytest.mark.parametrize(("stated", "named"), [
@@ -119,4 +118,4 @@ def test_only_results_of_the_same_parameters_are_shown(tmp_path):
 ])
 def test_what_cannot_be_drawn_anew_is_refused_by_name(stated, named):
     with pytest.raises(params.ParameterError, match=named):
-        stage.build(params.from_values(stated))
+        replicates.build(params.from_values(stated))

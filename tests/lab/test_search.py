@@ -20,7 +20,7 @@ from tcar.lab.search import space as search_space
 from tcar.lab.search import study as search_study
 from tcar.lab.search.space import load_settings
 from tcar.lab.search.study import Plan, SearchError, open_storage, open_study, work
-from tcar.lab.steps import search as stage
+from tcar.lab.steps import search as step
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,7 +98,7 @@ def test_the_search_that_comes_with_the_project_is_valid_and_its_trials_can_be_b
         trial = optuna.create_study(sampler=search.sampler_of(settings, number)).ask()
         proposed = settings.proposed(search.suggest(trial, settings))
         assert proposed.training.epochs == settings.trial["epochs"]
-        assert stage.fusion_config(proposed, semantic_width=128, motion_width=128, num_classes=32).heads in (4, 8)
+        assert step.fusion_config(proposed, semantic_width=128, motion_width=128, num_classes=32).heads in (4, 8)
 
 
 def test_a_grid_has_every_point_once_and_random_draws_follow_the_slot_alone(here):

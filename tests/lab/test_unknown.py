@@ -13,7 +13,7 @@ from scipy.special import log_softmax
 from tcar import evaluate, explain
 from tcar.lab import params
 from tcar.lab.plots import attention, data, features, scores
-from tcar.lab.steps import concepts, looking, probing, replicates, search
+from tcar.lab.steps import concepts, extractors, interpretability, replicates, search
 from tcar.lab.steps.words import group_sentence, replicate_sentence, shown, verdict
 from tcar.tabletop import probes
 from tcar.tabletop.templates import FAMILIES, LABELS
@@ -115,11 +115,11 @@ def test_a_group_without_pairs_is_told_as_that():
 
 def test_means_over_clips_and_sets():
     run = params.Params()
-    assert looking.mean_interval(run, np.array([]), []) == UNKNOWN
-    assert looking.mean_interval(run, np.array([0.5]), None) == ALONE
-    assert looking.mean_interval(run, np.array([0.25, 0.75]), ["a", "a"]) == ALONE
-    assert looking.mean_interval(run, np.array([0.25, 0.75]), None)["low"] == 0.25
-    assert looking.same_class_neighbours(np.ones((1, 4)), np.array([0]), 0) is None
+    assert interpretability.mean_interval(run, np.array([]), []) == UNKNOWN
+    assert interpretability.mean_interval(run, np.array([0.5]), None) == ALONE
+    assert interpretability.mean_interval(run, np.array([0.25, 0.75]), ["a", "a"]) == ALONE
+    assert interpretability.mean_interval(run, np.array([0.25, 0.75]), None)["low"] == 0.25
+    assert interpretability.same_class_neighbours(np.ones((1, 4)), np.array([0]), 0) is None
     assert concepts._share(run, np.array([1.0, 0.0]), np.ones(2), np.array(["a", "a"])) == ALONE
     found = concepts._share(run, np.array([1.0, 0.0, 1.0]), np.array([1.0, 0.0, 2.0]), np.array(["a", "b", "c"]))
     assert 0.5 <= found["low"] <= found["value"] <= found["high"] <= 1  # draws of "b" alone say nothing
@@ -147,10 +147,10 @@ def test_a_target_of_one_kind_has_no_linear_probe(project, monkeypatch):
         def load(self, ids):
             return np.random.default_rng(0).normal(size=(len(ids), 2, 3))
 
-    monkeypatch.setattr(probing, "class_groups", lambda run: ["direction"] * 2)
-    monkeypatch.setattr(probing, "ground_truth", lambda run: {})
+    monkeypatch.setattr(extractors, "class_groups", lambda run: ["direction"] * 2)
+    monkeypatch.setattr(extractors, "ground_truth", lambda run: {})
     clips = [SimpleNamespace(id=str(n), label=n % 2) for n in range(6)]
-    rows = probing.linear_probes(params.Params(), {"motion": Store()}, {"train": clips[:4], "validation": clips[4:]})
+    rows = extractors.linear_probes(params.Params(), {"motion": Store()}, {"train": clips[:4], "validation": clips[4:]})
     assert {row["target"] for row in rows} == {"class"} and len(rows) == 2
 
 

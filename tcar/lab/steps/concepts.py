@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from tcar.data.video import read_segments
 from tcar.lab import results
-from tcar.lab.steps.features import stream
+from tcar.lab.steps.streams import stream
 from tcar.streams.grids import pool_tokens
 from tcar.streams.packaged import SEEDS, packaged
 from tcar.streams.registry import create_stream, stream_cost
@@ -90,18 +90,16 @@ def concept_probes(run: Params, opened: dict[str, FeatureStore], found: dict[str
             return opened[role].load([clip.id for clip in clips]).astype(np.float32)
         return _tokens(made, clips, opened[role].frames, grids[role])
 
-    threads = torch.get_num_threads()
+    rows, threads = [], torch.get_num_threads()
     torch.set_num_threads(1)  # sums in the same order, whatever the machine; variants run side by side instead
     try:
         with ThreadPoolExecutor(run.workers) as pool:
-            tokens = pool.map(read, work)
-            return [
-                {"stream": role, "variant": name, "concept": concept, "measure": MEASURES[concept], **score, **cost}
-                for (role, name, made), values in zip(work, tokens, strict=True)
-                for cost in [_cost(made, opened[role].frames)]
-                for concept, target in asked[grids[role]].items()
-                for score in [_score(run, values, *target, MEASURES[concept])]
-            ]
+            for (role, name, made), values in zip(work, pool.map(read, work), strict=True):
+                cost = _cost(made, opened[role].frames)
+                for concept, target in asked[grids[role]].items():
+                    about = {"stream": role, "variant": name, "concept": concept, "measure": MEASURES[concept]}
+                    rows.append(about | _score(run, values, target, MEASURES[concept]) | cost)
+            return rows
     finally:
         torch.set_num_threads(threads)
 
@@ -220,9 +218,10 @@ def _pool(values: np.ndarray, grid: tuple[int, int, int]) -> Float[np.ndarray, "
     return F.adaptive_avg_pool3d(volume.movedim(-1, 0)[None], grid)[0].flatten(1).T.numpy()
 
 
-def _score(run: Params, tokens: np.ndarray, where: np.ndarray, true: np.ndarray, fitted: np.ndarray,
-           sets: np.ndarray, measure: str) -> dict:
-    """Fit a linear reader on the fitted rows and score the others, with an interval over their twin sets."""
+def _score(run: Params, tokens: np.ndarray, target: tuple[np.ndarray, ...], measure: str) -> dict:
+    """Fit a linear reader on the fitted rows of a target, and score the others with an interval over their twin sets.
+    """
+    where, true, fitted, sets = target
     features = tokens[where[:, 0], where[:, 1]]
     if measure == "R2":
         reader = make_pipeline(StandardScaler(), Ridge(10.0)).fit(features[fitted], true[fitted])

@@ -12,7 +12,7 @@ from torch import Tensor
 from tcar.fusion.kinds import FusionConfig
 from tcar.fusion.positions import rotary_table
 from tcar.lab.steps.clips import class_names
-from tcar.lab.steps.features import ROLES, stores
+from tcar.lab.steps.streams import ROLES, stores
 
 if TYPE_CHECKING:
     from tcar.lab.params import Params

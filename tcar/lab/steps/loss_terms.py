@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 
 from tcar.fusion.kinds import FusionConfig
-from tcar.lab import params, results
+from tcar.lab import params
 from tcar.lab.measured import TERMS
 from tcar.lab.params import ParameterError, Params
-from tcar.lab.steps.features import ROLES
+from tcar.lab.steps.apart import packaged_weights, publish
+from tcar.lab.steps.fits import LEARNING, Job, fit_jobs, tokens_of
 from tcar.lab.steps.fusion import fusion_config
 from tcar.lab.steps.replicates import holm, paired, student
-from tcar.lab.steps.trainings import LEARNING, Job, fit_jobs, tokens_of
-from tcar.streams.packaged import packaged
 from tcar.train.tokens import StoredTokens
 
 # What cannot be measured on stored tokens, and why.
@@ -119,8 +118,4 @@ def build(run: Params) -> Path:
         "alpha": round(1 - run.evaluation.confidence, 6), "scores": scores, **summary(run, scores),
         "left_out": LEFT_OUT,
     }  # fmt: skip
-    weights = [packaged(getattr(run.streams, role)) for role in ROLES if not getattr(run.streams, f"{role}_checkpoint")]
-    inputs = [path for path in weights if path.is_file()]
-    for folder in (run.results_dir, run.root / "paper" / "results")[: 1 + run.common.publish]:
-        written = results.save(folder / TERMS, values, params=run, seeds=run.ablations.loss_term_seeds, inputs=inputs)
-    return written
+    return publish(run, TERMS, values, seeds=run.ablations.loss_term_seeds, inputs=packaged_weights(run))

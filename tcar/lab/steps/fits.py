@@ -25,10 +25,10 @@ from tcar.fusion.kinds import FusionConfig, fusion_cost
 from tcar.ground import log, processes
 from tcar.lab import results
 from tcar.lab.steps.clips import class_names, healthy_clips
-from tcar.lab.steps.features import stores
+from tcar.lab.steps.streams import stores
 from tcar.train import tracking
 from tcar.train.checkpoints import Checkpoints
-from tcar.train.recipe import epochs_of
+from tcar.train.recipe import converged, epochs_of
 from tcar.train.tasks import Task, TokenTask
 from tcar.train.tokens import StoredTokens
 from tcar.train.trainer import train_together
@@ -169,6 +169,24 @@ def opened(folder: Path, fusion: FusionConfig | None, seed: int) -> Fit:
     if not state or not state["ended"]:
         raise TrainingError(f"{folder}: holds no training that has ended; train again")
     return Fit(folder, fusion, seed, state["history"], state["best_epoch"], state["broken"])
+
+
+def mean_curve(fits: Sequence[Fit]) -> list[dict]:
+    """Average the validation accuracy of a method's seeds, epoch by epoch: one seed's curve is mostly noise.
+
+    Of trainings that ended early, the epochs that all of them have.
+    """
+    epochs = zip(*(fit.history for fit in fits), strict=False)
+    return [{"validation_top1": sum(row["validation_top1"] for row in rows) / len(fits)} for rows in epochs]
+
+
+def curves(done: Sequence[Fit]) -> dict:
+    """Write down the curves of the seeds of one method, without what depends on the machine."""
+    return {
+        "curves": {fit.seed: [{k: v for k, v in row.items() if k != "seconds"} for row in fit.history] for fit in done},
+        "best_epoch": [fit.best_epoch for fit in done],
+        "converged": converged(mean_curve(done)) if done[0].history else None,
+    }
 
 
 def device_of(run: Params) -> torch.device:

@@ -18,8 +18,8 @@ from tcar.data.video import read_segments
 from tcar.explain import attention_rollout, mass_inside, saliency, temporal_importance
 from tcar.lab.params import ParameterError
 from tcar.lab.steps.clips import ground_truth
-from tcar.lab.steps.features import ROLES, stores
-from tcar.lab.steps.trainings import device_of
+from tcar.lab.steps.fits import device_of
+from tcar.lab.steps.streams import ROLES, stores
 
 if TYPE_CHECKING:
     from tcar.lab.params import Params
