@@ -199,7 +199,7 @@ def looked_at(kind: str, monkeypatch):
 )  # fmt: skip
 def test_only_what_the_headline_model_reads_is_looked_at(run, monkeypatch, kind, read):
     model, tokens = looked_at(kind, monkeypatch)
-    looked = interpretability.look(run, model, tokens, list(range(6)))
+    looked = interpretability.attention_maps(run, model, tokens, list(range(6)))
     assert set(looked.rollout) == read
     assert set(looked.received) == (read if kind == "cross_attention" else set())
     assert len(looked.readout) == 6
@@ -214,7 +214,7 @@ def test_only_what_the_headline_model_reads_is_looked_at(run, monkeypatch, kind,
 def test_a_headline_without_attention_is_an_error_that_says_so(run, monkeypatch):
     model, tokens = looked_at("late_concat_raw", monkeypatch)
     with pytest.raises(params.ParameterError, match="fusion is late_concat_raw, which has no attention"):
-        interpretability.look(run, model, tokens, [0])
+        interpretability.attention_maps(run, model, tokens, [0])
 
 
 class Bright(torch.nn.Module):

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 
 def dataset_folder(run: Params) -> Path:
-    """Render Tabletop where it is asked for, and give the folder of the dataset; raises DatasetError
-    without one.
-    """
+    """Render Tabletop where it is asked for, and give the folder of the dataset; raises DatasetError without one."""
     if run.data.dataset == "tabletop":
         from tcar.tabletop.dataset import render_dataset
 

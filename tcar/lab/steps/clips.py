@@ -25,9 +25,7 @@ def healthy_clips(run: Params, *splits: str) -> dict[str, list[Clip]]:
     if (later := monitored(run) / "quarantine.json").is_file():
         quarantined |= load_quarantine(later).keys()
     listed = {split: load_split(run.data_root, split) for split in splits or SPLITS}
-    healthy = {
-        split: [clip for clip in found if clip.id not in quarantined] for split, found in listed.items()
-    }
+    healthy = {split: [clip for clip in found if clip.id not in quarantined] for split, found in listed.items()}
     known = {split: [clip for clip in found if clip.label is not None] for split, found in healthy.items()}
     for split, found in known.items():
         if not found:

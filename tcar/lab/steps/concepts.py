@@ -115,9 +115,9 @@ def provenance(run: Params) -> dict[str, dict]:
         told = {path.stem: results.load(path) for path in told if path.is_file()}
         code = training_code(create_stream(name).backbone) if told else {}
         for stem, row in told.items():
-            rows[stem] = {"present code": row["code"] == code} | {
-                key: row[key] for key in ("trained_on", "epochs", "seed", "seconds")
-            } | {key: round(value, 3) for key, value in row["held_out_scores"].items()}
+            kept = {key: row[key] for key in ("trained_on", "epochs", "seed", "seconds")}
+            scores = {key: round(value, 3) for key, value in row["held_out_scores"].items()}
+            rows[stem] = {"present code": row["code"] == code} | kept | scores
     return rows
 
 
@@ -133,9 +133,7 @@ def _cost(made: Stream, frames: int) -> dict:
     return {"parameters": cost["parameters"], "gflops": cost["gflops"]}
 
 
-def _tokens(
-    made: Stream, clips: list[Clip], frames: int, grid: tuple[int, int, int]
-) -> Float[np.ndarray, "clips n d"]:
+def _tokens(made: Stream, clips: list[Clip], frames: int, grid: tuple[int, int, int]) -> Float[np.ndarray, "clips n d"]:
     """Pooled tokens of every clip, eight clips at a time."""
     rows = []
     for start in range(0, len(clips), 8):
@@ -219,8 +217,7 @@ def _pool(values: np.ndarray, grid: tuple[int, int, int]) -> Float[np.ndarray, "
 
 
 def _score(run: Params, tokens: np.ndarray, target: tuple[np.ndarray, ...], measure: str) -> dict:
-    """Fit a linear reader on the fitted rows of a target, and score the others with an interval over their twin sets.
-    """
+    """Fit a linear reader on the fitted rows of a target, and score the others, with an interval over twin sets."""
     where, true, fitted, sets = target
     features = tokens[where[:, 0], where[:, 1]]
     if measure == "R2":

@@ -148,9 +148,7 @@ def scored_views(
     }
     folder = run.run_dir / "views" / f"{views}-{results.digest(made)[:16]}"
     size = run.streams.batch_clips
-    batches = {
-        folder / f"{start:06}.npz": clips[start : start + size] for start in range(0, len(clips), size)
-    }
+    batches = {folder / f"{start:06}.npz": clips[start : start + size] for start in range(0, len(clips), size)}
     if todo := {path: batch for path, batch in batches.items() if not path.is_file()}:
         folder.mkdir(parents=True, exist_ok=True)
         _score(run, models, todo, views)

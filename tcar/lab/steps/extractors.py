@@ -175,9 +175,7 @@ def linear_probes(run: Params, opened: dict[str, FeatureStore], found: dict[str,
     that ends with this function: 4 bytes a number and moment.
     """
     groups, rows, device = class_groups(run), [], device_of(run)
-    targets = {"class": lambda clip: clip.label} | (
-        {"group": lambda clip: groups[clip.label]} if groups else {}
-    )
+    targets = {"class": lambda clip: clip.label} | ({"group": lambda clip: groups[clip.label]} if groups else {})
     for role, store in opened.items():
         train, rest = ([clip for clip in found[split] if clip.id in store.places] for split in ("train", "validation"))
         answers = {target: [np.array([of(clip) for clip in part]) for part in (train, rest)]
@@ -200,9 +198,7 @@ def _sets(run: Params, found: list[Clip]) -> list[str] | None:
     return [index[clip.id]["set"] for clip in found] if index else None
 
 
-def _moments(
-    store: FeatureStore, ids: Sequence[str], device: torch.device
-) -> Iterator[Float[np.ndarray, "clips md"]]:
+def _moments(store: FeatureStore, ids: Sequence[str], device: torch.device) -> Iterator[Float[np.ndarray, "clips md"]]:
     """Average over space and put the moments side by side; tokens are ordered by time, then place."""
     size = max(1, BATCH // (4 * len(store.coordinates) * store.width))
     starts = range(0, len(ids), size)

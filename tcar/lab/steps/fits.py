@@ -83,8 +83,7 @@ class Fit:
 
     @property
     def trained(self) -> dict[str, Tensor]:
-        """The trained weights of the best epoch, by their names in the model of its task; none of what was only loaded.
-        """
+        """The trained weights of the best epoch, by their names in the task's model; none of what was only loaded."""
         return Checkpoints(self.folder).read_best(self.best_epoch) if self.best_epoch else {}
 
     @property
@@ -141,8 +140,7 @@ def fit_jobs(
 
 
 def folder_of(run_dir: Path, job: Job, tokens: Mapping[str, StoredTokens], other_code: bool = False) -> Path:
-    """Give the folder in which a training is kept; with `other_code` one that other code has begun, where there is any.
-    """
+    """Give the folder of a training; with `other_code` that of one that other code has begun, where there is any."""
     return folder_of_task(run_dir, job.task(tokens), job.run, job.seed, other_code)
 
 

@@ -31,6 +31,7 @@ from tcar.train.tokens import StoredTokens
 # What cannot be measured on stored tokens, and why.
 LEFT_OUT = {"order_weight": "needs clips that are played backwards, which stored tokens cannot be: off by default"}
 
+
 def changed(run: Params, term: str) -> Params:
     """The parameters with a term taken away where the recipe has it, else added.
 
@@ -51,9 +52,7 @@ def measure(
     """
     variants = {"": run} | {term: changed(run, term) for term in run.ablations.loss_terms}
     seeds = run.ablations.loss_term_seeds
-    jobs = [
-        Job(variant, fusion or fusion_config(variant), seed) for variant in variants.values() for seed in seeds
-    ]
+    jobs = [Job(variant, fusion or fusion_config(variant), seed) for variant in variants.values() for seed in seeds]
     fits = iter(fit_jobs(jobs, tokens, run.run_dir))
     rows = {term: [next(fits) for _ in seeds] for term in variants}
     return {

@@ -173,9 +173,7 @@ def differing(settings: Iterable[Mapping[str, Any]]) -> list[str]:
     """The settings that all have and that are not the same in all of them; where a run is kept does not count."""
     settings = list(settings)
     shared = [key for key in (settings[0] if settings else ()) if all(key in other for other in settings)]
-    return [
-        key for key in shared if key not in _ASIDE and any(other[key] != settings[0][key] for other in settings)
-    ]
+    return [key for key in shared if key not in _ASIDE and any(other[key] != settings[0][key] for other in settings)]
 
 
 def _row(record: Record, names: Sequence[str]) -> dict[str, Any]:
