@@ -20,6 +20,7 @@ from sklearn.ensemble import ExtraTreesClassifier
 
 from tcar.data import video
 from tcar.data.workers import worker_count
+from tcar.evaluate import interval
 from tcar.ground import log
 from tcar.ground.processes import pool
 from tcar.tabletop.dataset import load_flow, load_index, load_truth
@@ -121,13 +122,9 @@ def _interval(
 ) -> dict[str, float | None]:
     """Mean with its interval, by resampling whole sets: the clips of one set share a seed, and have no interval."""
     names, which = np.unique(sets, return_inverse=True)
-    if len(names) < 2:
-        return {"value": float(correct.mean()), "low": None, "high": None}
     total, count = np.bincount(which, correct), np.bincount(which)
     drawn = np.random.default_rng(seed).integers(0, len(names), (resamples, len(names)))
-    means = total[drawn].sum(1) / count[drawn].sum(1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return {"value": float(correct.mean()), "low": float(low), "high": float(high)}
+    return interval(correct.mean(), total[drawn].sum(1) / count[drawn].sum(1), confidence, len(names))
 
 
 def measure(root: Path | str, *, seed: int = 0, trees: int = 200, workers: int = 0, skip: tuple[str, ...] = (),

@@ -8,7 +8,7 @@ from scipy.special import log_softmax
 from sklearn.metrics import confusion_matrix, recall_score, top_k_accuracy_score
 
 from tcar import evaluate
-from tcar.evaluate import EvaluationError, metrics, over_seeds, paired_difference
+from tcar.evaluate import Bootstrap, EvaluationError, Scoring, metrics, over_seeds, paired_difference
 
 CLASSES = 8
 
@@ -28,11 +28,16 @@ def twin_sets(n, size=4):
     return {"sets": sets, "twins": np.arange(n) ^ 1, "groups": ["ab"[i // size % 2] for i in range(n)]}
 
 
+def few(**known):
+    """Scoring whose intervals nobody looks at."""
+    return Scoring(bootstrap=Bootstrap(10), **known)
+
+
 @pytest.mark.parametrize("signal", [0.0, 1.0, 3.0])
 @pytest.mark.parametrize("n", [40, 240])
 def test_accuracies_and_confusion_agree_with_sklearn(n, signal):
     logits, labels = predictions(n, signal=signal)
-    found = metrics(logits, labels, bootstrap_samples=10)
+    found = metrics(logits, labels, few())
     classes = np.arange(CLASSES)
     for k in (1, 5):
         reference = top_k_accuracy_score(labels, logits, k=k, labels=classes)
@@ -49,7 +54,7 @@ def test_accuracy_and_calibration_agree_with_torchmetrics(signal):
     from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
     logits, labels = predictions(signal=signal)
-    found = metrics(logits, labels, bootstrap_samples=10)
+    found = metrics(logits, labels, few())
     tensors = torch.tensor(logits), torch.tensor(labels)
     reference = multiclass_calibration_error(*tensors, CLASSES, n_bins=15, norm="l1")
     assert found["ece"]["value"] == pytest.approx(reference.item(), abs=1e-6)
@@ -59,7 +64,7 @@ def test_accuracy_and_calibration_agree_with_torchmetrics(signal):
 
 def test_a_constant_prediction_is_not_rewarded_for_its_ties():
     labels = np.arange(80) % CLASSES
-    found = metrics(np.zeros((80, CLASSES)), labels, bootstrap_samples=10)
+    found = metrics(np.zeros((80, CLASSES)), labels, few())
     assert found["top1"]["value"] == pytest.approx(1 / CLASSES)
     assert found["top5"]["value"] == pytest.approx(5 / CLASSES)
 
@@ -68,7 +73,7 @@ def test_twin_accuracy_and_groups_against_a_plain_loop():
     logits, labels = predictions()
     facts = twin_sets(len(labels))
     facts["twins"][10:20] = -1
-    found = metrics(logits, labels, **facts, bootstrap_samples=10)
+    found = metrics(logits, labels, few(**facts))
     right = logits.argmax(1) == labels
     for group in ("a", "b", None):
         pairs = [
@@ -93,7 +98,7 @@ def naive_interval(values_of, sets, samples=3000, seed=5):
 def test_intervals_agree_with_a_naive_bootstrap_over_sets():
     logits, labels = predictions()
     facts = twin_sets(len(labels))
-    found = metrics(logits, labels, **facts, bootstrap_samples=3000)
+    found = metrics(logits, labels, Scoring(**facts, bootstrap=Bootstrap(3000)))
     right = logits.argmax(1) == labels
     both = right[0::2] & right[1::2]
     for name, values in {"top1": right, "twin_accuracy": np.repeat(both, 2)}.items():
@@ -105,7 +110,7 @@ def test_clips_that_rise_and_fall_together_widen_the_interval():
     right = np.repeat(np.random.default_rng(1).random(60) < 0.5, 4)
     labels = np.zeros(240, dtype=int)
     logits = np.stack([right, ~right], axis=1).astype(float)
-    together = metrics(logits, labels, sets=[str(i // 4) for i in range(240)])["top1"]
+    together = metrics(logits, labels, Scoring(sets=[str(i // 4) for i in range(240)]))["top1"]
     alone = metrics(logits, labels)["top1"]
     assert (together["high"] - together["low"]) / (alone["high"] - alone["low"]) == pytest.approx(2, rel=0.15)
 
@@ -116,33 +121,33 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
         right = np.repeat(rng.random(80) < 0.7, 2)
         logits = np.stack([right, ~right], axis=1).astype(float)
         sets = [str(i // 2) for i in range(160)]
-        found = metrics(logits, np.zeros(160, dtype=int), sets=sets, bootstrap_samples=400)["top1"]
+        found = metrics(logits, np.zeros(160, dtype=int), Scoring(sets=sets, bootstrap=Bootstrap(400)))["top1"]
         covered += found["low"] <= 0.7 <= found["high"]
     assert 0.90 <= covered / 200 <= 0.99
 
 
 def test_every_value_lies_in_its_interval_and_the_block_size_does_not_matter(monkeypatch):
     logits, labels = predictions()
-    whole = metrics(logits, labels, **twin_sets(len(labels)))
+    whole = metrics(logits, labels, Scoring(**twin_sets(len(labels))))
     for name in ("top1", "top5", "twin_accuracy", "ece"):
         assert whole[name]["low"] <= whole[name]["value"] <= whole[name]["high"]
-    monkeypatch.setattr(evaluate, "_BLOCK_ENTRIES", 1000)
-    monkeypatch.setattr(evaluate, "_ROWS", 7)
-    assert metrics(logits, labels, **twin_sets(len(labels))) == whole
+    monkeypatch.setitem(metrics.__globals__, "_BLOCK_ENTRIES", 1000)
+    monkeypatch.setattr("tcar.evaluate.confidence._ROWS", 7)
+    assert metrics(logits, labels, Scoring(**twin_sets(len(labels)))) == whole
 
 
 def test_a_class_without_clips_has_no_score_and_the_result_is_json():
     logits, labels = predictions()
     kept = labels != 3
-    found = metrics(logits[kept], labels[kept], bootstrap_samples=50)
+    found = metrics(logits[kept], labels[kept], few())
     assert found["per_class"]["3"] == {"value": None, "low": None, "high": None}
     assert found["twin_accuracy"]["value"] is None
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
 def runs_of(signal, seeds, n=240):
-    facts = twin_sets(n)
-    return [metrics(*predictions(n, seed=s, signal=signal), **facts, bootstrap_samples=1000) for s in seeds]
+    scoring = Scoring(**twin_sets(n), bootstrap=Bootstrap(1000))
+    return [metrics(*predictions(n, seed=s, signal=signal), scoring) for s in seeds]
 
 
 def test_over_seeds_averages_and_widens_with_disagreement():
@@ -161,8 +166,7 @@ def test_paired_difference_gains_from_pairing():
     logits, labels = predictions(signal=1.0)
     better = logits.copy()
     better[np.arange(0, 240, 12), labels[::12]] += 10  # every twelfth clip put right, the rest untouched
-    facts = twin_sets(240)
-    a, b = (metrics(x, labels, **facts) for x in (better, logits))
+    a, b = (metrics(x, labels, Scoring(**twin_sets(240))) for x in (better, logits))
     found = paired_difference(a, b, "top1")
     assert found["difference"] == pytest.approx(a["top1"]["value"] - b["top1"]["value"])
     assert 0 < found["low"] <= found["difference"] <= found["high"]
@@ -200,7 +204,7 @@ def test_temperature_lowers_the_calibration_error_and_keeps_the_ranking():
     labels = (logits + rng.gumbel(size=logits.shape)).argmax(1)
     sharp = logits * 4
     calm = sharp / evaluate.fit_temperature(sharp, labels)
-    before, after = (metrics(x, labels, bootstrap_samples=10) for x in (sharp, calm))
+    before, after = (metrics(x, labels, few()) for x in (sharp, calm))
     assert after["ece"]["value"] < 0.2 * before["ece"]["value"]
     assert after["top5"]["value"] == before["top5"]["value"]
 
@@ -217,7 +221,7 @@ def test_reliability_bins_add_up_to_the_calibration_error():
     filled = [(i, row) for i, row in enumerate(bins) if row["share"]]
     assert all(i / 10 <= row["confidence"] <= (i + 1) / 10 for i, row in filled)
     gaps = [row["share"] * abs(row["confidence"] - row["accuracy"]) for _, row in filled]
-    assert sum(gaps) == pytest.approx(metrics(logits, labels, calibration_bins=10)["ece"]["value"])
+    assert sum(gaps) == pytest.approx(metrics(logits, labels, few(calibration_bins=10))["ece"]["value"])
 
 
 def test_annotations_follow_the_index_and_forget_absent_twins():
@@ -246,8 +250,10 @@ def test_what_does_not_fit_is_named():
         "its twin in set 1": {"sets": [str(i) for i in range(16)], "twins": np.arange(16) ^ 1},
     }
     for message, change in cases.items():
+        given = {"logits": logits, "labels": labels} | change
+        scored = given.pop("logits"), given.pop("labels")
         with pytest.raises(EvaluationError, match=message):
-            metrics(**({"logits": logits, "labels": labels} | change))
+            metrics(*scored, Scoring(**given))
     a, b = metrics(logits, labels), metrics(*predictions(24))
     with pytest.raises(EvaluationError, match="different clips"):
         paired_difference(a, b, "top1")

@@ -155,16 +155,6 @@ def test_one_factor_changes_at_a_time(run, tmp_path, monkeypatch):
         assert str(getattr(config, name)) == level
 
 
-def test_mean_interval_resamples_whole_sets(run):
-    """Ten equal clips of a set tell no more than one: the interval is that of the sets."""
-    values = np.random.default_rng(0).normal(size=30)
-    alone = interpretability.mean_interval(run, values, None)
-    tenfold = interpretability.mean_interval(run, values.repeat(10), [str(n) for n in np.arange(30).repeat(10)])
-    assert tenfold["value"] == pytest.approx(values.mean())
-    assert tenfold["high"] - tenfold["low"] == pytest.approx(alone["high"] - alone["low"], rel=0.25)
-    assert alone["high"] - alone["low"] == pytest.approx(2 * 1.96 * values.std() / np.sqrt(30), rel=0.2)
-
-
 def test_received_attention_is_a_mean_over_blocks_heads_and_queries():
     weights = torch.rand(2, 2, 3, 5, 8).softmax(dim=-1)  # blocks, clips, heads, queries, keys
     steps = {f"block{i}.motion_from_semantic.weights": block for i, block in enumerate(weights)}

@@ -72,8 +72,9 @@ def test_every_metric_is_a_share_within_its_interval_or_empty(clips, classes, se
         names = [f"set {i % sets}" for i in range(clips)]
         twins = np.array([i + sets if i + sets < clips and i < sets else i - sets if sets <= i < 2 * sets else -1
                           for i in range(clips)])  # fmt: skip
-        made = [evaluate.metrics(logits, labels, ["a"] * clips, twins, sets=names, bootstrap_samples=20, seed=s)
-                for s in (0, 1)]  # fmt: skip
+        known = {"groups": ["a"] * clips, "twins": twins, "sets": names}
+        draws = [evaluate.Scoring(**known, bootstrap=evaluate.Bootstrap(20, seed)) for seed in (0, 1)]
+        made = [evaluate.metrics(logits, labels, drawn) for drawn in draws]
         difference = evaluate.paired_difference(made[0], made[1], "twin_accuracy", "a")
         difference["value"] = difference["difference"]
         for entry in (*entries(made[0]), *entries(evaluate.over_seeds(made)), difference):
@@ -88,11 +89,11 @@ def test_every_metric_is_a_share_within_its_interval_or_empty(clips, classes, se
 @pytest.mark.parametrize("values", [[], [0.4], [0.4, np.nan], [np.nan]])
 def test_fewer_than_two_replicates_have_no_interval_and_no_p(values):
     a, known = np.array(values, float), len(values) == 1 and not np.isnan(values[0])
-    assert replicates.student(a, 0.95) == {
+    assert evaluate.student(a, 0.95) == {
         "value": 0.4 if known else None, "low": None, "high": None, "spread": None}  # fmt: skip
-    made = replicates.paired(a, a - 0.25, 0.95)
+    made = evaluate.paired(a, a - 0.25, 0.95)
     assert made == {"difference": pytest.approx(0.25) if known else None, "low": None, "high": None, "p": None}
-    assert replicates.holm([made["p"], 0.04, None, 0.01]) == [None, pytest.approx(0.04), None, pytest.approx(0.02)]
+    assert evaluate.holm([made["p"], 0.04, None, 0.01]) == [None, pytest.approx(0.04), None, pytest.approx(0.02)]
     row = made | {"a": "cross_attention", "b": "motion", "metric": "top1", "holm": None}
     assert verdict(row) in replicate_sentence(row, 0.05) and "p =" not in replicate_sentence(row, 0.05)
 
@@ -114,14 +115,14 @@ def test_a_group_without_pairs_is_told_as_that():
 
 
 def test_means_over_clips_and_sets():
-    run = params.Params()
-    assert interpretability.mean_interval(run, np.array([]), []) == UNKNOWN
-    assert interpretability.mean_interval(run, np.array([0.5]), None) == ALONE
-    assert interpretability.mean_interval(run, np.array([0.25, 0.75]), ["a", "a"]) == ALONE
-    assert interpretability.mean_interval(run, np.array([0.25, 0.75]), None)["low"] == 0.25
+    draws = evaluate.Bootstrap(200)
+    assert evaluate.mean_interval(np.array([]), [], draws) == UNKNOWN
+    assert evaluate.mean_interval(np.array([0.5]), None, draws) == ALONE
+    assert evaluate.mean_interval(np.array([0.25, 0.75]), ["a", "a"], draws) == ALONE
+    assert evaluate.mean_interval(np.array([0.25, 0.75]), None, draws)["low"] == 0.25
     assert interpretability.same_class_neighbours(np.ones((1, 4)), np.array([0]), 0) is None
-    assert concepts._share(run, np.array([1.0, 0.0]), np.ones(2), np.array(["a", "a"])) == ALONE
-    found = concepts._share(run, np.array([1.0, 0.0, 1.0]), np.array([1.0, 0.0, 2.0]), np.array(["a", "b", "c"]))
+    assert evaluate.ratio_interval(np.array([1.0, 0.0]), np.ones(2), ["a", "a"], draws) == ALONE
+    found = evaluate.ratio_interval(np.array([1.0, 0, 1]), np.array([1.0, 0, 2]), ["a", "b", "c"], draws)
     assert 0.5 <= found["low"] <= found["value"] <= found["high"] <= 1  # draws of "b" alone say nothing
 
 

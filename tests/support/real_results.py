@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tcar.evaluate import metrics, over_seeds, paired_difference
+from tcar.evaluate import Bootstrap, Scoring, metrics, over_seeds, paired_difference
 from tcar.lab import params
 from tcar.lab.params import Params
 from tcar.streams.registry import stream_spec
@@ -27,7 +27,7 @@ def write_real_results(
     def scores():
         logits = draw.normal(size=(CLIPS, CLASSES))
         logits[np.arange(CLIPS), labels] += gain
-        return metrics(logits, labels, names=NAMES, bootstrap_samples=20)
+        return metrics(logits, labels, Scoring(NAMES, bootstrap=Bootstrap(20)))
 
     scored = {method: [scores() for _ in seeds] for method in methods}
     means = {method: over_seeds(made) for method, made in scored.items()}

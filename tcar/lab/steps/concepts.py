@@ -20,7 +20,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tcar.data.video import read_segments
+from tcar.evaluate import ratio_interval
 from tcar.lab import results
+from tcar.lab.steps.methods import bootstrap
 from tcar.lab.steps.streams import stream
 from tcar.streams.grids import pool_tokens
 from tcar.streams.packaged import SEEDS, packaged
@@ -231,19 +233,4 @@ def _score(run: Params, tokens: np.ndarray, target: tuple[np.ndarray, ...], meas
         rest = true[~fitted]
         parts = (reader.predict(features[~fitted]) == rest).astype(float), np.ones(len(rest))
         chance = float(np.unique(rest, return_counts=True)[1].max() / len(rest))
-    return _share(run, *parts, sets[~fitted]) | {"chance": chance}
-
-
-def _share(run: Params, hits: np.ndarray, counts: np.ndarray, sets: np.ndarray) -> dict[str, float | None]:
-    """A ratio of sums with its bootstrap interval over sets; a single set has none."""
-    _, place = np.unique(sets, return_inverse=True)
-    hits, counts = (np.bincount(place, weights=values) for values in (hits, counts))
-    draw = np.random.default_rng(run.common.seed)
-    weights = draw.multinomial(len(hits), np.full(len(hits), 1 / len(hits)), run.evaluation.bootstrap_samples)
-    edges = (1 - run.evaluation.confidence) / 2, (1 + run.evaluation.confidence) / 2
-    value = {"value": float(hits.sum() / counts.sum()), "low": None, "high": None}
-    if (counts > 0).sum() < 2:
-        return value
-    drawn = weights @ counts
-    low, high = np.quantile((weights @ hits)[drawn > 0] / drawn[drawn > 0], edges)
-    return value | {"low": float(low), "high": float(high)}
+    return ratio_interval(*parts, sets[~fitted], bootstrap(run)) | {"chance": chance}

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from tcar.data.clip_reader import fingerprint
 from tcar.data.loader import Loaded, Loader
 from tcar.data.protocol import PROTOCOLS, ProtocolReader, cut
-from tcar.evaluate import EvaluationError, fit_temperature, metrics, over_seeds
+from tcar.evaluate import EvaluationError, Scoring, fit_temperature, metrics, over_seeds
 from tcar.fusion.kinds import create_fusion
 from tcar.ground import files, log, sources
 from tcar.lab import results
 from tcar.lab.steps.clips import ground_truth, healthy_clips
 from tcar.lab.steps.fits import device_of
-from tcar.lab.steps.methods import scoring
+from tcar.lab.steps.methods import bootstrap, scoring
 from tcar.lab.steps.streams import ROLES, stores, stream
 from tcar.streams.grids import pool_tokens
 from tcar.streams.registry import weights_digest
@@ -88,15 +88,10 @@ def calibrate(
         temperatures = [fit_temperature(one[inside], labels[inside]) for one in scored]
 
     def error(divisors: Sequence[float]) -> dict:
-        settings = {
-            "sets": sets[rows].tolist(),
-            "bootstrap_samples": run.evaluation.bootstrap_samples,
-            "seed": run.common.seed,
-            "confidence": run.evaluation.confidence,
-            "calibration_bins": run.evaluation.calibration_bins,
-        }
+        bins, told = run.evaluation.calibration_bins, sets[rows].tolist()
+        settings = Scoring(sets=told, bootstrap=bootstrap(run), calibration_bins=bins)
         pairs = zip(scored, divisors, strict=True)
-        return over_seeds([metrics(one[rows] / divisor, labels[rows], **settings) for one, divisor in pairs])["ece"]
+        return over_seeds([metrics(one[rows] / divisor, labels[rows], settings) for one, divisor in pairs])["ece"]
 
     return Calibration(temperatures, fitted, rows, error([1.0] * len(scored)), error(temperatures))
 
@@ -118,7 +113,7 @@ def protocol_rows(
             logits, kept = scored_views(run, fits, [by_id[name] for name in ids], views)
             labels, settings, count = np.array([by_id[name].label for name in kept]), scoring(run, kept), len(kept)
             means = {
-                method: over_seeds([metrics(one, labels, **settings) for one in some])
+                method: over_seeds([metrics(one, labels, settings) for one in some])
                 for method, some in logits.items()
             }
         rows += [

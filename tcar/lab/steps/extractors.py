@@ -18,10 +18,11 @@ from jaxtyping import Float, Int
 
 from tcar.data.video import read_segments
 from tcar.data.workers import Failure, isolated_map
-from tcar.evaluate import metrics
+from tcar.evaluate import Scoring, metrics
 from tcar.ground import log
 from tcar.lab.steps.clips import class_groups, ground_truth, one_per_class
 from tcar.lab.steps.fits import device_of
+from tcar.lab.steps.methods import bootstrap
 from tcar.lab.steps.streams import describe
 from tcar.streams.published import PACKAGED
 from tcar.streams.registry import create_stream, list_streams, stream_spec
@@ -218,12 +219,5 @@ def _probe(run: Params, features: Features, known: Int[np.ndarray, " n"], asked:
     logits = np.full((len(asked), len(every)), -1e9)
     rows = range(len(known), len(known) + len(asked))
     logits[:, np.searchsorted(every, shown)] = reader.log_probabilities(features, rows)
-    scores = metrics(
-        logits,
-        asked,
-        sets=sets,
-        bootstrap_samples=run.evaluation.bootstrap_samples,
-        seed=run.common.seed,
-        confidence=run.evaluation.confidence,
-    )
+    scores = metrics(logits, asked, Scoring(sets=sets, bootstrap=bootstrap(run)))
     return scores["top1"] | {"chance": float(np.bincount(asked).max() / len(asked))}

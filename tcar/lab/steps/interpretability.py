@@ -15,10 +15,12 @@ from torch.utils._pytree import tree_map_only
 
 from tcar.data.ssv2 import Clip
 from tcar.data.video import read_segments
+from tcar.evaluate import mean_interval
 from tcar.explain import attention_rollout, mass_inside, saliency, temporal_importance
 from tcar.lab.params import ParameterError
 from tcar.lab.steps.clips import ground_truth
 from tcar.lab.steps.fits import device_of
+from tcar.lab.steps.methods import bootstrap
 from tcar.lab.steps.streams import stores
 
 if TYPE_CHECKING:
@@ -110,7 +112,7 @@ def on_moving(run: Params, seen: AttentionMaps, ids: list[str]) -> dict[str, dic
             if values is not None
         }
         shares |= {"area": area} | {f"{name} gain": share - area for name, share in shares.items()}
-        found[role] = {name: mean_interval(run, share, sets) for name, share in shares.items()}
+        found[role] = {name: mean_interval(share, sets, bootstrap(run)) for name, share in shares.items()}
     return found
 
 
@@ -121,21 +123,6 @@ def _moving(run: Params, clip: str) -> np.ndarray:
     return np.isin(instances[:, ::_COARSE, ::_COARSE], truth["moving"])
 
 
-def mean_interval(run: Params, values: Float[np.ndarray, " n"], sets: list[str] | None) -> dict[str, float | None]:
-    """Give the mean of one value a clip, with a bootstrap interval over sets (or clips, where there are
-    none). Without values it is None, and the interval with fewer than two sets.
-    """
-    _, owner = np.unique(sets if sets is not None else np.arange(len(values)), return_inverse=True)
-    if len(set(owner.tolist())) < 2:
-        return {"value": float(values.mean()) if len(values) else None, "low": None, "high": None}
-    sums, counts = np.bincount(owner, values), np.bincount(owner)
-    draw, samples = np.random.default_rng(run.common.seed), run.evaluation.bootstrap_samples
-    weights = draw.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=samples)
-    means, tail = (weights @ sums) / (weights @ counts), (1 - run.evaluation.confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return {"value": float(values.mean()), "low": float(low), "high": float(high)}
-
-
 def importance_by_group(run: Params, model: TCA, tokens: StoredTokens, places: list[int]) -> dict[str, list[dict]]:
     """Give how far the true class's probability falls without each moment, a row a moment, by group of classes.
 
@@ -143,7 +130,7 @@ def importance_by_group(run: Params, model: TCA, tokens: StoredTokens, places: l
     """
     index, ids = ground_truth(run), [tokens.ids[place] for place in places]
     parts = [
-        temporal_importance(model.fusion, *given, target, streams=model.fusion.streams)
+        temporal_importance(model.fusion, *given, target)
         for given, target in _batches(run, model, tokens, places)
     ]
     moments, falls = parts[0][0], torch.cat([found.cpu() for _, found in parts])
@@ -153,7 +140,7 @@ def importance_by_group(run: Params, model: TCA, tokens: StoredTokens, places: l
         group: [
             {
                 "time": float(moment),
-                **mean_interval(run, falls[groups == group, number].double().numpy(), sets[groups == group].tolist()),
+                **mean_interval(falls[groups == group, number].double().numpy(), sets[groups == group], bootstrap(run)),
             }
             for number, moment in enumerate(moments)
         ]
@@ -175,7 +162,7 @@ def pixel_saliency(run: Params, model: TCA, clip: Clip) -> dict[str, dict]:
     found = {}
     for role in model.fusion.streams:
         made = saliency(
-            paths[role], frames[role], clip.label, steps=run.interpretability.attribution_steps, baseline=0.5
+            paths[role], frames[role], clip.label, steps=run.interpretability.attribution_steps, reference=0.5
         )
         found[role] = {"map": avg_pool2d(made.map, _COARSE)[0].numpy(), "error": float(made.error.abs().max())}
     return found

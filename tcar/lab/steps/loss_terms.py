@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from tcar.evaluate import holm, paired, student
 from tcar.fusion.kinds import FusionConfig
 from tcar.lab import params
 from tcar.lab.measured import TERMS
@@ -25,7 +26,6 @@ from tcar.lab.params import ParameterError, Params
 from tcar.lab.steps.apart import packaged_weights, publish
 from tcar.lab.steps.fits import LEARNING, Job, fit_jobs, tokens_of
 from tcar.lab.steps.fusion import fusion_config
-from tcar.lab.steps.replicates import holm, paired, student
 from tcar.train.tokens import StoredTokens
 
 # What cannot be measured on stored tokens, and why.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from tcar.evaluate import annotations
+from tcar.evaluate import Bootstrap, Scoring, annotations
 from tcar.features import unpacked
 from tcar.fusion.kinds import FusionConfig, create_fusion
 from tcar.ground import log
@@ -86,13 +86,16 @@ def scored(
     return {name: [found[fit.folder] for fit in done] for name, done in fits.items()}
 
 
-def scoring(run: Params, ids: Sequence[str]) -> dict:
+def scoring(run: Params, ids: Sequence[str]) -> Scoring:
     """Give everything `tcar.evaluate.metrics` needs besides logits and labels, for clips by their ids."""
-    return {
-        "names": class_names(run),
+    return Scoring(
+        names=class_names(run),
+        bootstrap=bootstrap(run),
+        calibration_bins=run.evaluation.calibration_bins,
         **annotations(list(ids), ground_truth(run)),
-        "seed": run.common.seed,
-        "bootstrap_samples": run.evaluation.bootstrap_samples,
-        "confidence": run.evaluation.confidence,
-        "calibration_bins": run.evaluation.calibration_bins,
-    }
+    )
+
+
+def bootstrap(run: Params) -> Bootstrap:
+    """Give how the intervals of a run are made."""
+    return Bootstrap(run.evaluation.bootstrap_samples, run.common.seed, run.evaluation.confidence)

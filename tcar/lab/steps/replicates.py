@@ -16,11 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
-from scipy import stats
 
 from tcar.data.ssv2 import SPLITS, load_labels, load_split
-from tcar.evaluate import annotations, metrics
+from tcar.evaluate import Bootstrap, Scoring, annotations, holm, metrics, paired, student
 from tcar.ground import locks, log
 from tcar.lab.measured import FILE
 from tcar.lab.params import ParameterError, Params
@@ -81,9 +79,8 @@ def measure(run: Params, number: int) -> dict[str, dict]:
 
 
 def _scores(predicted: np.ndarray, tokens: StoredTokens, folder: Path, names: list[str]) -> dict:
-    scored = metrics(
-        predicted, tokens.labels, names=names, bootstrap_samples=1, **annotations(tokens.ids, load_index(folder))
-    )
+    known = annotations(tokens.ids, load_index(folder))
+    scored = metrics(predicted, tokens.labels, Scoring(names, bootstrap=Bootstrap(samples=1), **known))
     groups = {
         group: {metric: entry[metric]["value"] for metric in METRICS} for group, entry in scored["per_group"].items()
     }
@@ -135,52 +132,6 @@ def summary(scores: Sequence[dict[str, dict]], headline: str, confidence: float)
             if not np.isnan(of(headline, "twin_accuracy", group)).any()
         },
     }
-
-
-def student(values: Float[np.ndarray, " r"], confidence: float) -> dict[str, float | None]:
-    """Give the mean, its interval by Student's t within [0, 1], and the standard deviation (`spread`).
-
-    All are None where a value is unknown (NaN) or there is none; one alone has a mean and nothing else.
-    """
-    unknown = dict.fromkeys(("value", "low", "high", "spread"))
-    if not len(values) or np.isnan(values).any():
-        return unknown
-    if len(values) == 1:
-        return unknown | {"value": float(values[0])}
-    mean, spread = float(values.mean()), float(values.std(ddof=1))
-    half = spread / len(values) ** 0.5 * stats.t.ppf((1 + confidence) / 2, len(values) - 1)
-    return {"value": mean, "low": max(0.0, mean - half), "high": min(1.0, mean + half), "spread": spread}
-
-
-def paired(a: Float[np.ndarray, " r"], b: Float[np.ndarray, " r"], confidence: float) -> dict[str, float | None]:
-    """Compare two methods on the same replicates: the mean difference, its interval, and p of the paired t-test.
-
-    All are None where a value is unknown (NaN) or there is none; a single replicate has a difference and nothing else.
-    """
-    difference = a - b
-    unknown = dict.fromkeys(("difference", "low", "high", "p"))
-    if not len(difference) or np.isnan(difference).any():
-        return unknown
-    if len(difference) == 1:
-        return unknown | {"difference": float(difference[0])}
-    if np.ptp(difference) == 0:  # the t statistic of a difference that never varies is 0/0 or infinite
-        return {"difference": float(difference[0]), "low": float(difference[0]), "high": float(difference[0]),
-                "p": float(difference[0] == 0)}
-    test = stats.ttest_rel(a, b)
-    low, high = np.clip(test.confidence_interval(confidence), -1, 1)  # no two shares differ by more
-    return {"difference": float(difference.mean()), "low": float(low), "high": float(high), "p": float(test.pvalue)}
-
-
-def holm(p: Sequence[float | None]) -> list[float | None]:
-    """Correct p-values of several tests (Holm 1979): the k-th smallest of m times m - k + 1, never falling.
-
-    A test that was not made (None) is none of the m.
-    """
-    made = np.array([value for value in p if value is not None])
-    order = np.argsort(made)
-    corrected = np.maximum.accumulate(made[order] * np.arange(len(made), 0, -1)).clip(max=1)
-    found = iter(corrected[np.argsort(order)].tolist())
-    return [None if value is None else next(found) for value in p]
 
 
 def build(run: Params) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState
 
+from tcar.evaluate import holm, paired, student
 from tcar.fusion.kinds import fusion_cost
 from tcar.ground import locks, sources
 from tcar.lab import measured, results
@@ -22,7 +23,6 @@ from tcar.lab.steps import apart
 from tcar.lab.steps.clips import class_names
 from tcar.lab.steps.fits import LEARNING, Job, tokens_of
 from tcar.lab.steps.fusion import fusion_config
-from tcar.lab.steps.replicates import holm, paired, student
 from tcar.train.trainer import train
 
 if TYPE_CHECKING:

@@ -1,0 +1,11 @@
+"""How well a model does, and how sure that is: metrics, their statistics, and what confidence means."""
+
+from tcar.evaluate.confidence import EvaluationError, calibration, fit_temperature, probabilities, reliability
+from tcar.evaluate.metrics import Metrics, Scoring, annotations, confusion, metrics, over_seeds, paired_difference
+from tcar.evaluate.statistics import Bootstrap, holm, interval, mean_interval, paired, ratio_interval, student
+
+__all__ = [
+    "Bootstrap", "EvaluationError", "Metrics", "Scoring", "annotations", "calibration", "confusion", "fit_temperature",
+    "holm", "interval", "mean_interval", "metrics", "over_seeds", "paired", "paired_difference", "probabilities",
+    "ratio_interval", "reliability", "student",
+]  # fmt: skip
