@@ -23,7 +23,7 @@ def run_with(*streams: str, **values) -> params.Params:
 
 # Of all that are registered, one or two of a kind: to count them all takes seconds.
 REGISTERED = ["dinov2_tiny", "dinov2_vitg14", "dinov2_vits14", "i3d_r50", "i3d_tiny", "timesformer_vitb16",
-              "videomae_vitb16", "vjepa2_1_vitG16_384", "vjepa2_1_vitb16_384", "vjepa2_1_vitl16_384"]  # fmt: skip
+              "videomae_vitb16", "vjepa2_1_vitb16_384"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +59,7 @@ def test_counts_are_those_that_are_published(counts, name, parameters, gflops):
 
 def test_families_stand_together_from_small_to_large(counts):
     names = list(counts)
-    assert [name for name in names if name.startswith("vjepa2_1")] == [
-        "vjepa2_1_vitb16_384", "vjepa2_1_vitl16_384", "vjepa2_1_vitG16_384",
-    ]  # fmt: skip
+    assert [name for name in names if name.startswith("dinov2")] == ["dinov2_vits14", "dinov2_vitg14"]
     roles = [row["role"] for row in counts.values()]
     assert roles == sorted(roles, reverse=True)  # semantic before motion
 
@@ -73,9 +71,9 @@ def clips(tmp_path) -> list[Clip]:
 
 
 def test_a_stream_is_measured_in_a_process_of_its_own(clips):
-    (row,) = extractors.measured(run_with("i3d_r50", full_size_clips=2, device="cpu"), clips)
+    (row,) = extractors.measured(run_with("i3d_r50", full_size_clips=1, device="cpu"), clips)
     weights = 4 * 27_223_872 / 1e6
-    assert (row["name"], row["clips"], row["device"]) == ("i3d_r50", 2, "cpu")
+    assert (row["name"], row["clips"], row["device"]) == ("i3d_r50", 1, "cpu")
     assert 0 < row["fastest"] <= row["seconds"] <= row["slowest"]
     # Weights and a few feature maps of 8 x 64 x 112 x 112, but neither the libraries nor this process with its data.
     assert weights < row["megabytes"] < weights + 20 * 8 * 64 * 112 * 112 * 4 / 1e6

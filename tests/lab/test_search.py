@@ -124,11 +124,8 @@ def test_a_grid_has_every_point_once_and_random_draws_follow_the_slot_alone(here
 # The study ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["journal", "database"])
-def test_exactly_the_asked_number_is_done_and_more_can_be_asked_for_later(here, kind):
+def test_exactly_the_asked_number_is_done_and_more_can_be_asked_for_later(here):
     settings = load_settings(file(here, "sampler: random\npruner: none"))
-    if kind == "database":  # one process alone may use SQLite
-        settings = dataclasses.replace(settings, storage=f"sqlite:///{here}/study.db")
     assert [do(plan(settings, count), settings) for count in (4, 4, 6)] == [[0, 1, 2, 3], [], [4, 5]]
 
 
@@ -156,7 +153,7 @@ def test_what_two_workers_plan_at_once_is_done_once(here):
 @pytest.mark.parametrize("kind", ["journal", "database"])
 def test_a_worker_s_silence_is_its_death_and_its_trial_comes_again_with_its_parameters(here, kind):
     settings = load_settings(file(here, "sampler: random"))
-    if kind == "database":
+    if kind == "database":  # one process alone may use SQLite
         settings = dataclasses.replace(settings, storage=f"sqlite:///{here}/study.db")
     lost = begun(gone := plan(settings, 1, patience=1))
     lost.study._storage.record_heartbeat(lost._trial_id)

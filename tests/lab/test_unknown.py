@@ -13,7 +13,7 @@ from scipy.special import log_softmax
 from tcar import evaluate, explain
 from tcar.lab import params
 from tcar.lab.plots import attention, data, features, scores
-from tcar.lab.steps import concepts, extractors, interpretability, replicates, search
+from tcar.lab.steps import concepts, interpretability, replicates, search
 from tcar.lab.steps.words import group_sentence, replicate_sentence, shown, verdict
 from tcar.tabletop import probes
 from tcar.tabletop.templates import FAMILIES, LABELS
@@ -138,21 +138,6 @@ def test_a_concept_that_never_varies_is_not_asked_for(monkeypatch, hand, asked):
     monkeypatch.setattr(concepts, "load_index", lambda root: {clip.id: {"set": clip.id} for clip in clips})
     found = concepts._targets(params.Params(), clips, np.arange(8) < 4, (1, 1, 1))
     assert ("hand" in found) == asked and "position" in found and "flow" not in found
-
-
-def test_a_target_of_one_kind_has_no_linear_probe(project, monkeypatch):
-    class Store:
-        places, grid, width = {str(n): n for n in range(6)}, (1, 1, 2), 3
-        stream, coordinates = "motion", np.zeros((2, 3))
-
-        def load(self, ids):
-            return np.random.default_rng(0).normal(size=(len(ids), 2, 3))
-
-    monkeypatch.setattr(extractors, "class_groups", lambda run: ["direction"] * 2)
-    monkeypatch.setattr(extractors, "ground_truth", lambda run: {})
-    clips = [SimpleNamespace(id=str(n), label=n % 2) for n in range(6)]
-    rows = extractors.linear_probes(params.Params(), {"motion": Store()}, {"train": clips[:4], "validation": clips[4:]})
-    assert {row["target"] for row in rows} == {"class"} and len(rows) == 2
 
 
 @pytest.mark.parametrize(("trials", "found"), [

@@ -7,7 +7,6 @@ values pass the checks of `tcar.lab.params`, so a search proposes nothing that a
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import math
 import os
@@ -23,6 +22,7 @@ import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tcar.ground import files
+from tcar.ground.errors import unknown
 from tcar.lab import params, results
 from tcar.lab.params import GROUPS, ParameterError, Params
 from tcar.lab.params.checks import mistakes
@@ -112,8 +112,7 @@ def load_settings(path: str | Path, **overrides) -> SearchSettings:
     known = {f.name: f for f in dataclasses.fields(SearchSettings)} | {"base": None}
     for key in values:
         if key not in known or key == "base_file":
-            close = difflib.get_close_matches(key, known, n=1)
-            raise ParameterError(f"{path}: unknown key {key!r}" + (f", did you mean {close[0]!r}?" if close else ""))
+            raise ParameterError(f"{path}: unknown key {key!r}, {unknown(key, known)}")
     for key in ("name", "base", "space"):
         if key not in values:
             raise ParameterError(f"{path}: the key {key!r} is missing")
