@@ -1,4 +1,4 @@
-"""What one token knows: linear readers of single tokens, against the ground truth of Tabletop at the token's place.
+"""Notebook 01: linear readers of single tokens, against the ground truth of Tabletop at the token's place.
 
 Appearance: how much of the token's cell hands and objects cover, the outline and pattern of an object, whether a hand
 holds something. Motion: flow, its direction, its speed. Readers are fitted on training clips and scored on validation

@@ -1,4 +1,4 @@
-"""The fusion of a run: its configuration at the parameters, and checks of an untrained module."""
+"""Notebook 02: the fusion of a run, its configuration at the parameters, and checks of an untrained module."""
 
 from __future__ import annotations
 
