@@ -30,7 +30,7 @@ REGISTERED = ["dinov2_tiny", "dinov2_vitg14", "dinov2_vits14", "i3d_r50", "i3d_t
 def counts() -> dict[str, dict]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extractors, "list_streams", lambda: REGISTERED)
-        return {row["name"]: row for row in extractors.counted(run_with("i3d_r50", "timm:resnet18"))}
+        return {row["name"]: row for row in extractors.count_full_size(run_with("i3d_r50", "timm:resnet18"))}
 
 
 def test_every_published_stream_is_counted_and_what_else_was_named(counts):
@@ -71,7 +71,7 @@ def clips(tmp_path) -> list[Clip]:
 
 
 def test_a_stream_is_measured_in_a_process_of_its_own(clips):
-    (row,) = extractors.measured(run_with("i3d_r50", full_size_clips=1, device="cpu"), clips)
+    (row,) = extractors.measure_full_size(run_with("i3d_r50", full_size_clips=1, device="cpu"), clips)
     weights = 4 * 27_223_872 / 1e6
     assert (row["name"], row["clips"], row["device"]) == ("i3d_r50", 1, "cpu")
     assert 0 < row["fastest"] <= row["seconds"] <= row["slowest"]
@@ -89,19 +89,19 @@ def test_what_fails_is_reported_and_the_others_are_measured(clips, monkeypatch, 
 
     monkeypatch.setattr(extractors, "isolated_map", broken)
     with caplog.at_level("WARNING", logger="tcar"):
-        rows = extractors.measured(run_with("i3d_r50", "dinov2_vits14"), clips)
+        rows = extractors.measure_full_size(run_with("i3d_r50", "dinov2_vits14"), clips)
     assert "i3d_r50 was not measured: crashed, the process ended with exit code -9" in caplog.text
     shape = {"role": "motion", "frames": 8, "input_size": 224, "width": 4, "grid": [4, 7, 7], "tokens": 196,
              "parameters": 27_223_872, "gflops": 56.8}  # fmt: skip
     names = ("i3d_r50", "dinov2_vits14", "dinov2_vitg14")
-    shown = {row["stream"]: row for row in extractors.table([{"name": n, **shape} for n in names], rows)}
+    shown = {row["stream"]: row for row in extractors.full_size_table([{"name": n, **shape} for n in names], rows)}
     cells = {name: (row["seconds a clip"], row["peak MB"]) for name, row in shown.items()}
     assert cells["i3d_r50"] == ("crashed: the process ended with exit code -9", "")
     assert cells["dinov2_vits14"] == ("1.25", "1,234")
     assert cells["dinov2_vitg14"] == ("", "")
     assert shown["i3d_r50"]["parameters (M)"] == "27.2"
-    assert extractors.where(rows) == "Measured here, with random weights, on cpu (1 thread, 3 clips)."
-    assert "No stream was measured" in extractors.where(rows[:1])
+    assert extractors.measured_where(rows) == "Measured here, with random weights, on cpu (1 thread, 3 clips)."
+    assert "No stream was measured" in extractors.measured_where(rows[:1])
 
 
 def test_planned_models_stay_in_budget_with_most_of_them_frozen():

@@ -50,7 +50,7 @@ class _Task:
     device: str
 
 
-def counted(run: Params) -> list[dict]:
+def count_full_size(run: Params) -> list[dict]:
     """Count every registered full-size stream, and what else the parameters name, without weights and without running.
 
     One row a stream as `describe` gives it, for one clip of the stream's own frames and size, and its number of
@@ -67,7 +67,7 @@ def counted(run: Params) -> list[dict]:
     return sorted(rows, key=lambda r: (r["role"] != "semantic", r["name"].partition("_vit")[0], r["parameters"]))
 
 
-def measured(run: Params, found: list[Clip]) -> list[dict]:
+def measure_full_size(run: Params, found: list[Clip]) -> list[dict]:
     """Run the full-size streams that the parameters name, with random weights, on a few clips, each in its own process.
 
     One row a stream. `seconds` is the median over the clips from decoded frames to tokens, one clip at a time, after a
@@ -92,7 +92,7 @@ def measured(run: Params, found: list[Clip]) -> list[dict]:
     return rows
 
 
-def table(counts: list[dict], measurements: list[dict]) -> list[dict]:
+def full_size_table(counts: list[dict], measurements: list[dict]) -> list[dict]:
     """Return a row for each full-size stream, for a notebook: what nobody measured is empty."""
     known = {row["name"]: row for row in measurements}
     rows = []
@@ -116,7 +116,7 @@ def table(counts: list[dict], measurements: list[dict]) -> list[dict]:
     return rows
 
 
-def where(measurements: list[dict]) -> str:
+def measured_where(measurements: list[dict]) -> str:
     """Say on what the streams were measured."""
     found = {(row["device"], row["threads"], row["clips"]) for row in measurements if "seconds" in row}
     if not found:
