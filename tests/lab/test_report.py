@@ -11,7 +11,7 @@ import pytest
 
 from tcar.ground.sources import PACKAGE
 from tcar.lab import numerals, params
-from tcar.lab.paper import report, sentences, tables
+from tcar.lab.paper import report, sentences, tables, writing
 
 METHODS = {
     "cross_attention": "Cross-attention", "late_concat": "Late concatenation", "motion": "Motion stream",
@@ -230,7 +230,7 @@ def test_latex_tables_are_booktabs_and_escaped(built):
 
 
 def test_latex_escapes_every_special_character():
-    assert tables.latex(r"a_b & 5% of {x} \ ~^ #1 $2 ×") == (
+    assert writing.latex(r"a_b & 5% of {x} \ ~^ #1 $2 ×") == (
         r"a\_b \& 5\% of \{x\} \textbackslash{} \textasciitilde{}\textasciicircum{} \#1 \$2 $\times$")
 
 

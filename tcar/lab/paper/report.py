@@ -11,18 +11,8 @@ from tcar.ground import files
 from tcar.lab import measured
 from tcar.lab.numerals import ReportError, count, estimate, interval, millions, parameter, percent, significant
 from tcar.lab.paper.sentences import HEADLINE, sentences
-from tcar.lab.paper.tables import (
-    METRICS,
-    PRODUCERS,
-    SOURCES,
-    Scored,
-    Table,
-    load_results,
-    need,
-    tables,
-    to_csv,
-    to_latex,
-)
+from tcar.lab.paper.tables import METRICS, PRODUCERS, SOURCES, Scored, load_results, need, tables
+from tcar.lab.paper.writing import Table, to_csv, to_latex
 from tcar.lab.params import shown
 from tcar.lab.real_plans import PLANS
 from tcar.streams.published import PACKAGED

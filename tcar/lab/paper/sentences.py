@@ -105,7 +105,9 @@ def sentences(results: dict, alpha: float) -> dict[str, str]:
         levels = {level_name(factor, row["level"]): row.get(metric) for row in summary if row["factor"] == factor}
         said[f"ablation_{factor}"] = (f"{name.capitalize()} runs {{}}.", spread(levels))
     said["replicates"] = ("In twin accuracy, temporal cross-attention is {}.", over_replicates(results))
-    said["additive"] = ("Drawn anew with other clips and streams, it is {}.", over_replicates(results, ("sum",)))
+    # The rivals of which the abstract speaks, whichever of them the replicates tell it from.
+    said["anew"] = ("Drawn anew with other clips and streams, it is {}.",
+                    over_replicates(results, ("late_concat", "sum")))
     said["loss_terms"] = ("{}.", terms_told(results.get("loss_terms", {})))
     return {key: frame.format(text) if text else "" for key, (frame, text) in said.items()}
 

@@ -22,6 +22,7 @@ from tcar.lab.numerals import (
     readable,
     significant,
 )
+from tcar.lab.paper.writing import Table
 from tcar.lab.results import outdated
 
 if TYPE_CHECKING:
@@ -37,19 +38,6 @@ DATA = {
     "rehearsal": "a rendered imitation of Something-Something V2",
 }
 METRICS = {"top1": "Top-1", "top5": "Top-5", "twin_accuracy": "Twin accuracy", "ece": "ECE"}
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of finished text: what typst, CSV and LaTeX show is the same strings."""
-
-    name: str
-    caption: str
-    columns: list[str]
-    rows: list[list[str]]
-
-
-# --- reading ------------------------------------------------------------------------------------------------
 
 
 def load_results(folder: Path) -> dict[str, dict]:
@@ -89,9 +77,6 @@ def methods_of(results: dict) -> dict[str, dict]:
 
     methods = need(results, "evaluation", "methods")
     return {m: methods[m] for m in sorted(methods, key=[*METHODS, *methods].index)}
-
-
-# --- tables -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -322,39 +307,3 @@ def published_table() -> Table:
                "the cited sources state them; what was not found is left empty. Trained parameters of "
                "attentive probes are computed from their published configuration. None of these is ours.")
     return Table("published", caption, [c[:1].upper() + c[1:] for c in header], rows)
-
-
-# --- writing ------------------------------------------------------------------------------------------------
-
-
-def to_csv(table: Table) -> str:
-    """The table as CSV with a header line."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([table.columns, *table.rows])
-    return text.getvalue()
-
-
-def latex(text: str) -> str:
-    """Plain text for LaTeX: special characters escaped, typographic ones as commands."""
-    special = {c: f"\\{c}" for c in "&%$#_{}"} | {
-        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$",
-        "…": r"\ldots{}", "≈": r"$\approx$",
-    }
-    return "".join(special.get(c, c) for c in text)
-
-
-def to_latex(table: Table) -> str:
-    """The table as a LaTeX float (needs `\\usepackage{booktabs}`); a column of sources becomes citations."""
-    cited = table.columns.index("Sources") if "Sources" in table.columns else None
-    kept = [i for i, column in enumerate(table.columns) if column != "Frozen"]
-    lines = [" & ".join(rf"\cite{{{row[i].replace(' ', ',')}}}" if i == cited else latex(row[i])
-                        for i in kept) for row in table.rows]
-    place = "table*" if len(kept) > 4 else "table"
-    return "\n".join([
-        rf"\begin{{{place}}}[t]", r"  \centering\small", rf"  \caption{{{latex(table.caption)}}}",
-        rf"  \label{{tab:{table.name}}}", rf"  \begin{{tabular}}{{{'l' * len(kept)}}}", r"    \toprule",
-        f"    {' & '.join(latex(table.columns[i]) for i in kept)} \\\\",
-        r"    \midrule",
-        *(rf"    {line} \\" for line in lines),
-        r"    \bottomrule", r"  \end{tabular}", rf"\end{{{place}}}", "",
-    ])
