@@ -28,7 +28,7 @@ from tcar.lab.params import GROUPS, ParameterError, Params
 from tcar.lab.params.checks import mistakes
 
 # Others change the tokens, which are computed before a search begins, or only name folders and machines.
-SEARCHED = {f.name for stage in ("fusion", "training") for f in dataclasses.fields(GROUPS[stage])}
+SEARCHED = {f.name for group in ("fusion", "training") for f in dataclasses.fields(GROUPS[group])}
 _NOT_SEARCHED = {"seeds", "methods", "max_trained_parameters", "fusion_checkpointing"}
 _SAMPLERS, _PRUNERS = ("tpe", "random", "grid"), ("median", "halving", "none")
 
@@ -88,8 +88,8 @@ class SearchSettings:
         values = params.check_values(values, source=f"{self.name}, {described(changes)}")
         # What the ablations or other methods of the base would say to it is no matter of a trial.
         changed = {
-            stage: dataclasses.replace(old, **{key: values[key] for key in vars(old) if key in values})
-            for stage, old in (("fusion", self.base.fusion), ("training", self.base.training))
+            group: dataclasses.replace(old, **{key: values[key] for key in vars(old) if key in values})
+            for group, old in (("fusion", self.base.fusion), ("training", self.base.training))
         }
         return dataclasses.replace(self.base, **changed)
 
