@@ -92,7 +92,7 @@ def run_search(settings: SearchSettings, workers: int = 1, make_score=token_scor
     """
     data = data or identity(tokens_of(settings.base, *LEARNING))
     record = outcome(settings, search(settings, make_score, data, workers))
-    # Searches share their study; only what comes of it is written by one at a time, after whatever the run is busy with.
+    # Searches share their study; what comes of it is written by one at a time, after whatever the run is busy with.
     with locks.of_run(settings.base.run_dir, SearchError, math.inf):
         file = write_params(settings, record["winner"]["changes"], _remarks(record))
         record["written"] = results.relative(file, settings.base.root)
