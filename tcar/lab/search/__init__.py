@@ -149,6 +149,8 @@ def _together(settings: SearchSettings, study: optuna.Study, slots: Slots, make_
     plan = Plan(study, slots, settings.attempts)
     missing = len(slots) - len(plan.finished())
     LOG.info(f"{study.study_name}: {len(slots)} trials, {missing} of them to do")
+    if not missing:
+        return plan.finished()
     context = multiprocessing.get_context("spawn")  # a fork of a process that has threads may hang
     lifeline, end = context.Pipe(duplex=False)
     given = settings, study.study_name, slots, make_score, lifeline
