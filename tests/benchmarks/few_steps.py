@@ -12,14 +12,14 @@ from unittest import mock
 from tcar.data.ssv2 import Clip
 from tcar.features import FeatureStore, extraction
 from tcar.lab.params import Params
-from tcar.lab.steps import features, trainings
-from tcar.lab.steps.trainings import Job
+from tcar.lab.steps import fits, streams
+from tcar.lab.steps.fits import Job
 from tcar.train.stepping import Slice, Stepper
 from tcar.train.tokens import StoredTokens
 
 MOST = 100
 BATCHES = 2  # of clips whose tokens are extracted: one for each of two workers
-whole, plain, make = Stepper.slices, trainings._work, extraction.make
+whole, plain, make = Stepper.slices, fits._work, extraction.make
 
 
 class Enough(Exception):
@@ -45,10 +45,10 @@ def extract(run: Params, clips: dict[str, list[Clip]]) -> dict[str, FeatureStore
     disk = namedtuple("Usage", "total used free")(2**50, 0, 2**50)
     with mock.patch.object(extraction, "make", begin), mock.patch.object(shutil, "disk_usage", return_value=disk):
         try:
-            features.extract(run, clips)
+            streams.extract(run, clips)
         except Enough:
-            return features.stores(run)
+            return streams.stores(run)
     raise AssertionError("there was nothing to extract")
 
 
-Stepper.slices, trainings._work = slices, work
+Stepper.slices, fits._work = slices, work

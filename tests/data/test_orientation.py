@@ -17,7 +17,7 @@ from tcar.data.video import probe, read_frames, read_segments, resize
 from tcar.data.views import AugmentConfig
 from tcar.features.views import SegmentView
 from tcar.lab import params, results
-from tcar.lab.steps import features as stage
+from tcar.lab.steps import streams as steps
 from tcar.train.clip_views import ClipViews
 
 FRAMES = 4
@@ -115,14 +115,14 @@ def test_a_store_of_turned_clips_is_another_than_before(monkeypatch, tmp_path):
     def asked(_, wanted, *__, **___):
         raise LookupError(wanted[0].view.key)
 
-    monkeypatch.setattr(stage.extraction, "extract", asked)
+    monkeypatch.setattr(steps.extraction, "extract", asked)
     run, keys = params.from_values({"name": "x", "runs": str(tmp_path)}), []
     for rotated, upright in ((None, True), (0, True), (3, True), (3, False), (0, False)):
         if rotated is not None:
             results.write(run.results_dir / "audit.json", {"rotated": rotated})
         changed = params.from_values(run.as_dict() | {"upright": upright})
         with pytest.raises(LookupError) as caught:
-            stage.extract(changed, dict.fromkeys(SPLITS, []), ["motion"])
+            steps.extract(changed, dict.fromkeys(SPLITS, []), ["motion"])
         keys.append(caught.value.args[0])
     plain, turned, stored = "segment middles", "segment middles, turned upright", "segment middles, as stored"
     assert keys == [plain, plain, turned, stored, stored]

@@ -15,9 +15,9 @@ from tcar.features import FeatureError, FeatureStore, verify
 from tcar.features.views import SegmentView
 from tcar.fusion.kinds import FusionConfig
 from tcar.lab import params, results
-from tcar.lab.steps import features as stage
+from tcar.lab.steps import streams as steps
 from tcar.lab.steps.clips import healthy_clips
-from tcar.lab.steps.trainings import tokens_of
+from tcar.lab.steps.fits import tokens_of
 from tcar.streams.grids import pool_tokens
 from tcar.streams.registry import create_stream
 from tcar.train.tasks import Batch, Slice, TokenTask
@@ -190,13 +190,13 @@ def prepared(project, clips):
 def test_from_parameters_to_a_batch(prepared):
     """The two streams of the demo, as `tcar extract` and `tcar train` use them."""
     found = healthy_clips(prepared)
-    stores = stage.extract(prepared, found)
+    stores = steps.extract(prepared, found)
     results.write(prepared.results_dir / "extractors.json", {"stores": {r: s.root.name for r, s in stores.items()}})
     tokens = tokens_of(prepared, "train", "validation")
     fusion = FusionConfig(**tokens["train"].widths, num_classes=3, width=16, heads=2, blocks=1)
     training = TokenTask(fusion, *tokens.values(), prepared, 0)
     clips, met = found["train"], set()
-    streams = {role: create_stream(getattr(prepared.streams, role), pretrained=True) for role in stage.ROLES}
+    streams = {role: create_stream(getattr(prepared.streams, role), pretrained=True) for role in steps.ROLES}
     for epoch in range(1, 9):
         batch = next(training.batches("train", [Slice(list(range(6)))], epoch, {}))
         inputs = ready(training, batch)

@@ -10,8 +10,8 @@ from tcar.data.ssv2 import load_split
 from tcar.data.video import read_segments
 from tcar.lab import params, results
 from tcar.lab.steps import concepts
-from tcar.lab.steps.clips import dataset_folder
-from tcar.lab.steps.features import stream
+from tcar.lab.steps.audit import dataset_folder
+from tcar.lab.steps.streams import stream
 from tcar.streams.grids import pool_tokens
 from tcar.streams.packaged import packaged
 from tcar.tabletop.dataset import load_truth

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from tcar.lab import params, results
 from tcar.lab.paper import report, sentences, tables
 from tcar.lab.params import ParameterError
 from tcar.lab.plots import training as figures
-from tcar.lab.steps import loss_terms as stage
+from tcar.lab.steps import loss_terms
 from tcar.train.trainer import train
 from tcar.train.watch import TrainingError
 
+ROOT = Path(__file__).parents[2]
 TERMS = {"label_smoothing": 0.1, "mixup": 0.2}
 
 
@@ -32,7 +34,7 @@ def asked(project, **changes):
 def test_a_term_of_the_recipe_is_taken_away_and_any_other_added(project):
     base = asked(project)
     for term, value in (("label_smoothing", 0.0), ("mixup", 0.2)):
-        changed = stage.changed(base, term)
+        changed = loss_terms.changed(base, term)
         differing = {key for key, given in changed.as_dict().items() if given != base.as_dict()[key]}
         assert differing == {term} and changed.as_dict()[term] == value and changed.root == base.root
 
@@ -53,60 +55,60 @@ def test_a_term_that_the_fusion_cannot_have_is_refused_before_anything_is_traine
     base = asked(project, fusion="semantic", methods=["semantic", "cross_attention"])
     terms = dataclasses.replace(base.ablations, loss_terms={"contrastive_weight": 0.1})
     with pytest.raises(ParameterError, match="contrastive_weight is 0.1, but only a fusion of cross_attention"):
-        stage.measure(dataclasses.replace(base, ablations=terms), {})
+        loss_terms.measure(dataclasses.replace(base, ablations=terms), {})
 
 
 @pytest.mark.parametrize("changes", [{"loss_term_seeds": [1]}, {"loss_term_seeds": [1, 1]}, {"loss_terms": {}}])
 def test_too_little_to_compare_is_refused_by_name(changes):
     with pytest.raises(ParameterError, match=next(iter(changes))):
-        stage.build(run(**changes))
+        loss_terms.build(run(**changes))
 
 
 def test_the_default_terms_can_be_compared_in_every_run_that_comes_with_the_project():
-    for file in sorted((stage.sources.PACKAGE.parent / "params").glob("*.yaml")):
+    for file in sorted((ROOT / "params").glob("*.yaml")):
         if file.stem != "search":
             base = params.load(file)
             for term in base.ablations.loss_terms:
-                before, after = (made.as_dict()[term] for made in (base, stage.changed(base, term)))
+                before, after = (made.as_dict()[term] for made in (base, loss_terms.changed(base, term)))
                 assert (before == 0.0) != (after == 0.0), (file, term)
 
 
 def test_no_term_is_on_by_default_that_has_not_earned_its_place():
-    root = stage.sources.PACKAGE.parent
-    measured = results.load(root / "paper" / "results" / replicates.TERMS)
-    demo = params.load(root / "params" / "demo.yaml")
+    measured = results.load(ROOT / "paper" / "results" / replicates.TERMS)
+    demo = params.load(ROOT / "params" / "demo.yaml")
     assert {row["term"] for row in measured["terms"]} == set(demo.ablations.loss_terms)
     for row in measured["terms"]:
-        assert not demo.as_dict()[row["term"]] or stage.verdict(row, measured["alpha"]).startswith("helps"), row["term"]
+        if demo.as_dict()[row["term"]]:
+            assert loss_terms.verdict(row, measured["alpha"]).startswith("helps"), row["term"]
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Random tokens and their small fusion in place of those of a run."""
     given = {"train": tokens(78, 1), "validation": tokens(21, 2)}
-    monkeypatch.setattr(stage, "tokens_of", lambda run, *splits: given)
-    monkeypatch.setattr(stage, "fusion_config", lambda run: FUSION)
+    monkeypatch.setattr(loss_terms, "tokens_of", lambda run, *splits: given)
+    monkeypatch.setattr(loss_terms, "fusion_config", lambda run: FUSION)
 
 
 def test_measured_kept_and_summed_up_as_the_trainer_gives_them(project, small, monkeypatch):
     base = asked(project)
-    written = stage.build(base)
+    written = loss_terms.build(base)
     made = results.load(written)
     assert written == base.results_dir / replicates.TERMS and replicates.find(base, replicates.TERMS) == written
     assert {term: [row["seed"] for row in rows] for term, rows in made["scores"].items()} == {
         "": [3, 5, 8], "label_smoothing": [3, 5, 8], "mixup": [3, 5, 8],
     }  # fmt: skip
-    mixed = stage.changed(base, "mixup")
+    mixed = loss_terms.changed(base, "mixup")
     alone = train(token_task(mixed, seed=5), project / "alone")
     reached = alone.history[alone.best_epoch - 1]["validation_top1"]
     assert made["scores"]["mixup"][1]["validation_top1"] == pytest.approx(reached, rel=1e-9)
-    monkeypatch.setattr("tcar.lab.steps.trainings.train_together", lambda *_: pytest.fail("trained again"))
-    assert results.load(stage.build(base)) == made
+    monkeypatch.setattr("tcar.lab.steps.fits.train_together", lambda *_: pytest.fail("trained again"))
+    assert results.load(loss_terms.build(base)) == made
 
 
 def test_a_training_that_fails_is_named(project, small):
     with pytest.raises(TrainingError, match=r"cross_attention, seed \d, .*lower learning_rate"):
-        stage.build(asked(project, learning_rate=1e30))
+        loss_terms.build(asked(project, learning_rate=1e30))
 
 
 def scores() -> dict[str, list[dict]]:
@@ -121,7 +123,7 @@ def scores() -> dict[str, list[dict]]:
 
 def test_each_term_is_with_minus_without_whichever_the_recipe_is(project):
     base, given = asked(project), scores()
-    smoothing, mixup = stage.summary(base, given)["terms"]
+    smoothing, mixup = loss_terms.summary(base, given)["terms"]
     tops = {term: np.array([row["validation_top1"] for row in rows]) for term, rows in given.items()}
     assert (smoothing["on_by_default"], smoothing["value"]) == (True, 0.1)
     assert (mixup["on_by_default"], mixup["value"]) == (False, 0.2)
@@ -130,11 +132,11 @@ def test_each_term_is_with_minus_without_whichever_the_recipe_is(project):
         assert (row["difference"], row["low"], row["high"]) == pytest.approx((gained.mean(), low, high))
     assert smoothing["with"]["value"] == mixup["without"]["value"] == pytest.approx(tops[""].mean())
     assert smoothing["holm"] == pytest.approx(2 * smoothing["p"]) and mixup["holm"] == mixup["p"]
-    assert stage.verdict(smoothing, 0.05) == "helps; the recipe has it"
-    assert stage.verdict(mixup, 0.05) == "makes no difference that can be told; the recipe does without"
+    assert loss_terms.verdict(smoothing, 0.05) == "helps; the recipe has it"
+    assert loss_terms.verdict(mixup, 0.05) == "makes no difference that can be told; the recipe does without"
     harmful = smoothing | {key: -smoothing[key] for key in ("difference", "low", "high")}
-    assert stage.verdict(harmful, 0.05).startswith("harms")
-    assert stage.sentence(smoothing, 0.05).startswith("`label_smoothing` 0.1: +")
+    assert loss_terms.verdict(harmful, 0.05).startswith("harms")
+    assert loss_terms.sentence(smoothing, 0.05).startswith("`label_smoothing` 0.1: +")
 
 
 def test_what_was_measured_with_another_trainer_is_not_shown(project):
@@ -148,7 +150,7 @@ def test_what_was_measured_with_another_trainer_is_not_shown(project):
 
 
 def test_table_figure_and_sentence_show_the_same_numbers(project):
-    made = stage.summary(asked(project), scores()) | {"seeds": [0, 1, 2, 3, 4], "alpha": 0.05}
+    made = loss_terms.summary(asked(project), scores()) | {"seeds": [0, 1, 2, 3, 4], "alpha": 0.05}
     table = tables.terms_table(json.loads(json.dumps(made)), "synthetic (Tabletop)", "95%")
     smoothing, mixup = made["terms"]
     assert [row[:3] for row in table.rows] == [["Label smoothing", "0.1", "yes"], ["Mixup", "0.2", "no"]]
@@ -171,7 +173,7 @@ def test_table_figure_and_sentence_show_the_same_numbers(project):
 def test_the_paper_shows_what_was_measured_with_its_parameters(project):
     made_for = run_in(project)
     write_results(made_for.results_dir)
-    values = stage.summary(asked(project), scores()) | {"seeds": [0, 1, 2, 3, 4], "alpha": 0.05}
+    values = loss_terms.summary(asked(project), scores()) | {"seeds": [0, 1, 2, 3, 4], "alpha": 0.05}
     results.save(made_for.results_dir / replicates.TERMS, values, params=made_for)
     folder = made_for.run_dir / "paper"
     report.build(made_for, [])

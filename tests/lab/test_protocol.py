@@ -16,8 +16,8 @@ from tcar.data.views import ProtocolReader, cut
 from tcar.evaluate import EvaluationError, fit_temperature, metrics, over_seeds
 from tcar.fusion.kinds import FusionConfig, create_fusion
 from tcar.lab import params, results
-from tcar.lab.steps import calibration, methods, protocol
-from tcar.lab.steps.features import ROLES, extract, stores, stream
+from tcar.lab.steps import evaluation, methods
+from tcar.lab.steps.streams import ROLES, extract, stores, stream
 from tcar.streams.grids import pool_tokens
 
 FRAMES = {"semantic": 3, "motion": 4}
@@ -57,7 +57,7 @@ def scores(one, semantic, motion, xyz) -> np.ndarray:
 
 def test_one_view_is_that_of_the_store(made):
     run, clips, fits = made
-    found, ids = protocol.scored_views(run, fits, clips, "1")
+    found, ids = evaluation.scored_views(run, fits, clips, "1")
     assert ids == [clip.id for clip in clips]
     opened = stores(run)
     tokens = [torch.from_numpy(opened[role].load(ids).astype(np.float32)) for role in ROLES]
@@ -76,7 +76,7 @@ def three_crops(clip):
 
 def test_six_views_are_decoded_cut_and_averaged_as_published(made):
     run, clips, fits = made
-    found, _ = protocol.scored_views(run, fits, clips, "2x3")
+    found, _ = evaluation.scored_views(run, fits, clips, "2x3")
     streams = {role: stream(run, role) for role in ROLES}
     for row, clip in enumerate(clips):
         count, chances = probe(clip.path).frames, []
@@ -103,7 +103,7 @@ def test_what_is_scored_is_not_scored_again_and_a_bad_clip_is_missing_for_all(ma
     broken = tmp_path / "broken.webm"
     broken.write_bytes(clips[1].path.read_bytes()[:900])
     clips = [clips[0], replace(clips[1], id="bad", path=broken), *clips[2:]]
-    calls, score = [], protocol._Scorer.__call__
+    calls, score = [], evaluation._Scorer.__call__
 
     def killed(scorer, found):
         calls.append(len(found))
@@ -111,18 +111,18 @@ def test_what_is_scored_is_not_scored_again_and_a_bad_clip_is_missing_for_all(ma
             raise KeyboardInterrupt
         return score(scorer, found)
 
-    monkeypatch.setattr(protocol._Scorer, "__call__", killed)
+    monkeypatch.setattr(evaluation._Scorer, "__call__", killed)
     with pytest.raises(KeyboardInterrupt):
-        protocol.scored_views(run, fits, clips, "2x3")
-    found, ids = protocol.scored_views(run, fits, clips, "2x3")
+        evaluation.scored_views(run, fits, clips, "2x3")
+    found, ids = evaluation.scored_views(run, fits, clips, "2x3")
     assert calls == [1, 2, 2, 2]  # the first batch once, and without its bad clip
     assert ids == [clip.id for clip in clips if clip.id != "bad"]
     assert "1 of 6 clips left out: bad (" in caplog.text
     assert {logits.shape for some in found.values() for logits in some} == {(5, 2)}
-    again, _ = protocol.scored_views(run, fits, clips, "2x3")
+    again, _ = evaluation.scored_views(run, fits, clips, "2x3")
     assert len(calls) == 4
     np.testing.assert_array_equal(again["late_concat"][0], found["late_concat"][0])
-    other, _ = protocol.scored_views(run, {"late_concat": [fit(5, "late_concat")]}, clips, "2x3")
+    other, _ = evaluation.scored_views(run, {"late_concat": [fit(5, "late_concat")]}, clips, "2x3")
     assert len(calls) == 7 and not np.allclose(other["late_concat"][0], found["late_concat"][0])
     assert len(list((run.run_dir / "views").glob("2x3-*"))) == 1
 
@@ -131,24 +131,24 @@ def test_streams_of_other_weights_are_refused(made, monkeypatch):
     run, clips, fits = made
     changed = stream(run, "motion")
     next(changed.backbone.parameters()).data += 1
-    monkeypatch.setattr(protocol, "stream", lambda run, role: changed if role == "motion" else stream(run, role))
+    monkeypatch.setattr(evaluation, "stream", lambda run, role: changed if role == "motion" else stream(run, role))
     with pytest.raises(EvaluationError, match="motion: i3d_tiny has other weights now"):
-        protocol.scored_views(run, fits, clips[:2], "1")
+        evaluation.scored_views(run, fits, clips[:2], "1")
 
 
 def test_rows_have_each_method_and_protocol(made, monkeypatch):
     run, clips, fits = made
     run = replace(run, evaluation=replace(run.evaluation, evaluation_split="validation", evaluation_views=["1", "2x3"]))
-    monkeypatch.setattr(protocol, "healthy_clips", lambda run, split: {split: clips})
+    monkeypatch.setattr(evaluation, "healthy_clips", lambda run, split: {split: clips})
     monkeypatch.setattr(methods, "class_names", lambda run: ["red", "blue"])
     labels = np.array([clip.label for clip in clips])
     one_view = {name: over_seeds([metrics(np.eye(2)[labels], labels)]) for name in (*fits, "timesformer_vitb16")}
-    rows = protocol.protocol_rows(run, fits, one_view, [clip.id for clip in clips])
+    rows = evaluation.protocol_rows(run, fits, one_view, [clip.id for clip in clips])
     assert [(row["views"], row["method"]) for row in rows] == [
         ("1", "cross_attention"), ("1", "late_concat"), ("1", "timesformer_vitb16"), ("2x3", "cross_attention"),
         ("2x3", "late_concat"),
     ]  # fmt: skip
-    found, _ = protocol.scored_views(run, fits, clips, "2x3")
+    found, _ = evaluation.scored_views(run, fits, clips, "2x3")
     wanted = np.mean([logits.argmax(1) == labels for logits in found["cross_attention"]])
     assert rows[3]["top1"]["value"] == pytest.approx(wanted) and rows[3]["clips"] == 6
     assert rows[0]["top1"]["value"] == rows[0]["top5"]["value"] == 1.0
@@ -182,10 +182,10 @@ KNOWN = [{"temperature": 2.0, "clips": 30}, {"temperature": 3.0, "clips": 30}]
 
 def calibrated(monkeypatch, split: str, index: dict):
     run = params.from_values({"evaluation_split": split, "bootstrap_samples": 50})
-    monkeypatch.setattr(calibration, "ground_truth", lambda run: index)
+    monkeypatch.setattr(evaluation, "ground_truth", lambda run: index)
     rng, labels = np.random.default_rng(0), np.arange(80) % 4
     logits = [rng.normal(size=(80, 4)) + 3 * scale * np.eye(4)[labels] for scale in (1, 2)]
-    return logits, labels, calibration.calibrate(run, logits, labels, [str(n) for n in range(80)], KNOWN)
+    return logits, labels, evaluation.calibrate(run, logits, labels, [str(n) for n in range(80)], KNOWN)
 
 
 def test_temperatures_are_fitted_on_clips_that_are_not_scored(monkeypatch):

@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from tcar.lab import measured as replicates
-from tcar.lab import params, results
-from tcar.lab.steps import replicates as stage
+from tcar.lab import measured, params, results
+from tcar.lab.steps import replicates
 
 
 def scores(replicate: int) -> dict:
@@ -19,7 +18,7 @@ def scores(replicate: int) -> dict:
 
 
 def test_summary_puts_equal_replicates_against_each_other():
-    made = stage.summary([scores(n) for n in range(4)], "cross_attention", 0.95)
+    made = replicates.summary([scores(n) for n in range(4)], "cross_attention", 0.95)
     assert made["methods"]["motion"]["twin_accuracy"]["value"] == pytest.approx(0.385)
     row = next(r for r in made["comparisons"] if r["metric"] == "top1")
     assert (row["a"], row["b"]) == ("cross_attention", "motion")
@@ -32,7 +31,7 @@ def test_a_group_without_pairs_is_unknown_and_not_compared():
     for row in rows:
         for method in row.values():
             method["per_group"]["relation"] = {"top1": 0.5, "twin_accuracy": None}
-    made = stage.summary(rows, "cross_attention", 0.95)
+    made = replicates.summary(rows, "cross_attention", 0.95)
     entry = made["methods"]["motion"]["per_group"]["relation"]
     assert entry["twin_accuracy"]["value"] is None and entry["top1"]["value"] == 0.5
     assert list(made["by_group"]) == ["binding"]
@@ -40,34 +39,34 @@ def test_a_group_without_pairs_is_unknown_and_not_compared():
 
 def test_every_replicate_has_its_own_seed_folder_and_streams():
     run = params.Params()
-    assert stage.replicate(run, 0) is run
-    drawn = [stage.replicate(run, number) for number in range(1, 5)]
+    assert replicates.replicate(run, 0) is run
+    drawn = [replicates.replicate(run, number) for number in range(1, 5)]
     assert len({made.common.seed for made in (run, *drawn)}) == len({made.run_dir for made in (run, *drawn)}) == 5
     used = [made.streams.semantic_checkpoint for made in (run, *drawn)]
-    assert len(set(used)) == len(stage.SEEDS) and used[0] == used[len(stage.SEEDS)] == ""
+    assert len(set(used)) == len(replicates.SEEDS) and used[0] == used[len(replicates.SEEDS)] == ""
     assert all(made.training == run.training and made.data == run.data for made in drawn)
 
 
 def test_only_results_of_the_same_parameters_are_shown(tmp_path):
     run = replace(params.Params(), root=tmp_path)
-    assert replicates.find(run) is None
-    published = tmp_path / "paper" / "results" / replicates.FILE
+    assert measured.find(run) is None
+    published = tmp_path / "paper" / "results" / measured.FILE
     published.parent.mkdir(parents=True)
     published.write_text("{}")
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"as measured")
     made_from = {"inputs": {weights.name: results.digest(weights)}, "parameters": run.as_dict()}
     published.with_suffix(".meta.json").write_text(json.dumps(made_from))
-    assert replicates.find(run) == published
-    assert replicates.find(replace(run, common=replace(run.common, workers=7))) == published
-    assert replicates.find(replace(run, training=replace(run.training, learning_rate=0.1))) is None
-    assert replicates.find(replace(run, evaluation=replace(run.evaluation, confidence=0.9))) is None  # of its intervals
+    assert measured.find(run) == published
+    assert measured.find(replace(run, common=replace(run.common, workers=7))) == published
+    assert measured.find(replace(run, training=replace(run.training, learning_rate=0.1))) is None
+    assert measured.find(replace(run, evaluation=replace(run.evaluation, confidence=0.9))) is None  # of its intervals
     del made_from["parameters"]["token_drop"]  # as if it had been measured before there was such a parameter
     published.with_suffix(".meta.json").write_text(json.dumps(made_from))
-    assert replicates.find(run) == published
-    assert replicates.find(replace(run, fusion=replace(run.fusion, token_drop=0.5))) is None
+    assert measured.find(run) == published
+    assert measured.find(replace(run, fusion=replace(run.fusion, token_drop=0.5))) is None
     weights.write_bytes(b"trained again")
-    assert replicates.find(run) is None
+    assert measured.find(run) is None
 
 
 @pytest.mark.parametrize(("stated", "named"), [
@@ -78,4 +77,4 @@ def test_only_results_of_the_same_parameters_are_shown(tmp_path):
 ])
 def test_what_cannot_be_drawn_anew_is_refused_by_name(stated, named):
     with pytest.raises(params.ParameterError, match=named):
-        stage.build(params.from_values(stated))
+        replicates.build(params.from_values(stated))

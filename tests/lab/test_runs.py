@@ -6,26 +6,26 @@ import pandas as pd
 from curves import ABOUT, STEPS, changed, follow, healthy, split
 
 from tcar.lab.plots import training as figures
-from tcar.lab.steps import runs
+from tcar.lab.steps import training
 from tcar.train import alerts, tracking
 from tcar.train.alerts import Alert
 from tcar.train.settings import WatchSettings
 from tcar.train.tracking import CsvTracker
 
 
-def record(name, top1, **settings) -> runs.Record:
+def record(name, top1, **settings) -> training.Record:
     history = [{"epoch": i + 1, "validation_top1": value, "validation_loss": 1.0} for i, value in enumerate(top1)]
-    return runs.Record(name, {"name": name, "epochs": 3, "heads": 4} | settings, 10, history, 2.0)
+    return training.Record(name, {"name": name, "epochs": 3, "heads": 4} | settings, 10, history, 2.0)
 
 
 def test_it_shows_what_differs_best_first():
-    table = runs.table([record("a", [0.1, 0.3, 0.2]), record("b", [0.5], heads=8), record("c", [])])
+    table = training.table([record("a", [0.1, 0.3, 0.2]), record("b", [0.5], heads=8), record("c", [])])
     assert [(row["training"], row["heads"], row["validation top-1"], row["best epoch"]) for row in table] == [
         ("b", 8, 0.5, 1), ("a", 4, 0.3, 2), ("c", 4, None, None),
     ]  # fmt: skip
     # Not what is the same in all, nor what is known of none, nor where a run is kept.
     assert not {"gap", "commit", "clips a second", "name"} & set(table[0]) and table[0]["epochs"] == 1
-    assert runs.table([]) == []
+    assert training.table([]) == []
 
 
 def test_tracked_trainings_are_found_with_all_that_is_known(tmp_path):
@@ -35,7 +35,7 @@ def test_tracked_trainings_are_found_with_all_that_is_known(tmp_path):
         for watcher in tracking.watchers(limits, tmp_path / name):
             follow(watcher, changed(0, after, **faults), {**ABOUT, "name": name}, reason,
                    parameters={"epochs": 40, "heads": len(name), "batch_size": after})  # fmt: skip
-    one, two = sorted(runs.table(runs.tracked(tmp_path)), key=lambda row: row["training"])
+    one, two = sorted(training.table(training.tracked(tmp_path)), key=lambda row: row["training"])
     assert (one["alerts"], two["alerts"], one["ended"], two["ended"]) == (
         "plateau", "", "finished", "running, or killed",
     )  # fmt: skip
@@ -45,7 +45,7 @@ def test_tracked_trainings_are_found_with_all_that_is_known(tmp_path):
     assert two["gap"] == best["train_top1"] - best["validation_top1"]
     assert two["clips a second"] == pd.Series([row["clips_per_second"] for row in steps]).median()
     assert (two["seconds"], two["commit"], two["batch_size"]) == (400, "c0ffeec0", 40 * STEPS)
-    assert "heads" not in two and runs.tracked(tmp_path / "nothing") == []
+    assert "heads" not in two and training.tracked(tmp_path / "nothing") == []
 
 
 def test_the_curves_show_the_rows_and_the_alerts(tmp_path):
@@ -77,7 +77,7 @@ def test_a_notebook_sees_curves_and_alerts_after_every_epoch(tmp_path, monkeypat
             shown.append(("update", content))
 
     monkeypatch.setattr("IPython.display.display", lambda content, display_id: Place(content))
-    table, live = CsvTracker(tmp_path), runs.LiveCurves(tmp_path)
+    table, live = CsvTracker(tmp_path), training.LiveCurves(tmp_path)
     for watcher in (table, live):
         watcher.start(ABOUT)
     (tmp_path / alerts.FILE).write_text(json.dumps(alert.__dict__) + "\n" + '{"run": "cut sho')

@@ -19,21 +19,36 @@ from tcar.lab.params import ParameterError
 from tcar.lab.search import space as search_space
 from tcar.lab.search import study as search_study
 from tcar.lab.search.space import load_settings
-from tcar.lab.search.study import SearchError, Worker, open_storage, open_study, plan, standing
-from tcar.lab.steps import search as stage
+from tcar.lab.search.study import Plan, SearchError, open_storage, open_study, work
+from tcar.lab.steps import search as step
 
 ROOT = Path(__file__).parents[2]
 
 
-def worker(settings: search_space.SearchSettings, count: int, **options) -> Worker:
-    storage = open_storage(settings.address)
-    study = open_study(storage, settings.name, settings.definition())
-    plan(study, [({}, {})] * count)
-    return Worker(storage, study, count, lambda slot: search.sampler_of(settings, slot), **options)
+def plan(settings: search_space.SearchSettings, count: int, patience: float = 60.0, attempts: int = 3) -> Plan:
+    """What a process that takes part has to do."""
+    study = open_study(open_storage(settings.address, patience), settings.name, settings.definition())
+    return Plan(study, [({}, {})] * count, attempts)
 
 
-def trials(settings: search_space.SearchSettings) -> list[optuna.trial.FrozenTrial]:
-    return optuna.load_study(study_name=settings.name, storage=open_storage(settings.address)).trials
+def do(planned: Plan, settings: search_space.SearchSettings, evaluate=lambda trial, report: 0.5) -> list[int]:
+    """The slots that a worker does, in its order."""
+    done = []
+
+    def noted(trial, report):
+        done.append(trial.user_attrs["slot"])
+        return evaluate(trial, report)
+
+    work(planned, noted, lambda slot: search.sampler_of(settings, slot))
+    return done
+
+
+def begun(planned: Plan, worker: str = "") -> optuna.Trial:
+    """A trial that a worker has begun."""
+    planned.fill()
+    trial = planned.study.ask()
+    trial.set_user_attr("worker", worker)
+    return trial
 
 
 # The space ---------------------------------------------------------------------------------------------------------
@@ -83,7 +98,7 @@ def test_the_search_that_comes_with_the_project_is_valid_and_its_trials_can_be_b
         trial = optuna.create_study(sampler=search.sampler_of(settings, number)).ask()
         proposed = settings.proposed(search.suggest(trial, settings))
         assert proposed.training.epochs == settings.trial["epochs"]
-        assert stage.fusion_config(proposed, semantic_width=128, motion_width=128, num_classes=32).heads in (4, 8)
+        assert step.fusion_config(proposed, semantic_width=128, motion_width=128, num_classes=32).heads in (4, 8)
 
 
 def test_a_grid_has_every_point_once_and_random_draws_follow_the_slot_alone(here):
@@ -106,137 +121,96 @@ def test_a_grid_has_every_point_once_and_random_draws_follow_the_slot_alone(here
     assert len({values["learning_rate"] for values in drawn[0].values()}) == 6
 
 
-# The book ----------------------------------------------------------------------------------------------------------
+# The study ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["journal", "database"])
-def test_exactly_the_asked_number_is_done_and_more_can_be_asked_for_later(here, kind):
+def test_exactly_the_asked_number_is_done_and_more_can_be_asked_for_later(here):
     settings = load_settings(file(here, "sampler: random\npruner: none"))
-    if kind == "database":  # one process alone may use SQLite
-        settings = dataclasses.replace(settings, storage=f"sqlite:///{here}/book.db")
-    done = []
-    for count in (4, 4, 6):
-        worker(settings, count).work(lambda trial, report: done.append(trial.user_attrs["slot"]) or 0.5)
-    assert done == [0, 1, 2, 3, 4, 5]
+    assert [do(plan(settings, count), settings) for count in (4, 4, 6)] == [[0, 1, 2, 3], [], [4, 5]]
 
 
 def test_another_definition_under_the_same_name_is_refused_and_named(here):
     settings = load_settings(file(here))
-    worker(settings, 1)
+    plan(settings, 1)
     other = load_settings(file(here, space=SPACE.replace("[2, 4, 8]", "[2, 4]")))
     with pytest.raises(SearchError, match=r"space\.heads was \[2, 4, 8\], is \[2, 4\]"):
-        worker(other, 1)
+        plan(other, 1)
     (here / "params" / "small.yaml").write_text(BASE + "weight_decay: 0.2\n")
     with pytest.raises(SearchError, match=r"base\.weight_decay was 0\.05, is 0\.2"):
-        worker(load_settings(file(here)), 1)
+        plan(load_settings(file(here)), 1)
 
 
-def test_what_two_workers_plan_at_once_counts_once(here):
+def test_what_two_workers_plan_at_once_is_done_once(here):
     settings = load_settings(file(here, "sampler: random"))
-    first = worker(settings, 3)
+    first = plan(settings, 3)
+    first.fill()
     for slot in (2, 0, 1):  # as a second worker does that has seen the study still empty
         first.study.enqueue_trial({}, user_attrs={"slot": slot, "attempt": 1})
-    done = []
-    first.work(lambda trial, report: done.append(trial.user_attrs["slot"]) or 1.0)
-    assert sorted(done) == [0, 1, 2]
+    assert do(first, settings) == [0, 1, 2]
+    assert do(plan(settings, 5), settings) == [3, 4]
 
 
-def test_a_waiting_trial_is_claimed_by_one_worker_only(here):
-    settings = load_settings(file(here))
-    first, second = worker(settings, 2), worker(settings, 2)
-    claimed = [first.claim(), second.claim(), first.claim(), second.claim()]
-    assert [trial and trial.user_attrs["slot"] for trial in claimed] == [0, 1, None, None]
-
-
-def test_silence_is_death_only_after_the_patience_and_a_dead_trial_comes_again_with_its_parameters(here, monkeypatch):
+@pytest.mark.parametrize("kind", ["journal", "database"])
+def test_a_worker_s_silence_is_its_death_and_its_trial_comes_again_with_its_parameters(here, kind):
     settings = load_settings(file(here, "sampler: random"))
-    gone, other = worker(settings, 1), worker(settings, 1, patience=60.0)
+    if kind == "database":  # one process alone may use SQLite
+        settings = dataclasses.replace(settings, storage=f"sqlite:///{here}/study.db")
+    lost = begun(gone := plan(settings, 1, patience=1))
+    lost.study._storage.record_heartbeat(lost._trial_id)
+    proposed = search.suggest(lost, settings)
+    again = []
+    other = plan(settings, 1, patience=1)
+    assert do(other, settings, lambda trial, report: again.append(search.suggest(trial, settings)) or 0.7) == [0]
+    assert again == [proposed]
+    (found,) = other.finished()
+    assert found.value == 0.7 and found.user_attrs["attempt"] == 2
+    # The worker that was only slow finds its trial taken, and leaves the new one alone.
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        search_study._do(gone.study, lost, lambda trial, report: report(1, 0.9))
+    assert [trial.value for trial in gone.finished()] == [0.7]
+
+
+def test_a_worker_that_gives_signs_of_life_keeps_its_trial(here, monkeypatch):
+    settings = load_settings(file(here))
     clock = [1000.0]
     monkeypatch.setattr(search_study.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(search_study, "_place", lambda: "elsewhere")
-    lost = gone.claim()
-    proposed = search.suggest(lost, settings)
-    monkeypatch.undo()
-    monkeypatch.setattr(search_study.time, "monotonic", lambda: clock[0])
-    for beat in (1, 2, 3):  # signs of life, 50 s apart
-        lost.set_user_attr("beat", beat)
-        other.recover()
+    slow = begun(plan(settings, 1))
+    looking = plan(settings, 1).study
+    for _ in range(3):  # 50 s apart
+        slow.study._storage.record_heartbeat(slow._trial_id)
+        search_study.fail_stale_trials(looking)
         clock[0] += 50
-    assert other.claim() is None
+    assert looking.trials[0].state == TrialState.RUNNING
     clock[0] += 20  # 70 s since the last one
-    other.recover()
-    again = other.claim()
-    assert again.user_attrs["attempt"] == 2
-    assert search.suggest(again, settings) == proposed
-    assert other.claim() is None
-    # The worker that was only slow finds its trial taken, and leaves the new one alone.
-    assert not gone._finish(lost.number, TrialState.COMPLETE, [1.0])
-    assert standing(other.study)[0].state == TrialState.RUNNING
+    search_study.fail_stale_trials(looking)
+    assert looking.trials[0].state == TrialState.FAIL
 
 
-def test_a_trial_that_is_done_after_all_is_not_done_again(here, monkeypatch):
-    """Another worker takes the trial for dead and plans it again, and in that moment it is finished."""
+def test_a_trial_that_kills_its_workers_is_given_up_and_reported(here):
     settings = load_settings(file(here))
-    slow, other = worker(settings, 1), worker(settings, 1)
-    trial = slow.claim()
-    monkeypatch.setattr(search_study, "_lives", lambda owner: False)
-    closed = other._finish
-    monkeypatch.setattr(other, "_finish", lambda *given, **reason: (
-        slow._finish(trial.number, TrialState.COMPLETE, [0.7]), closed(*given, **reason))[1])  # fmt: skip
-    other.recover()
-    assert len(other.study.trials) == 2
-    assert other.claim() is None
-    assert [found.value for found in search_study.finished(other.study, 1)] == [0.7]
-
-
-def test_a_trial_that_kills_its_workers_is_given_up_and_reported(here, monkeypatch):
-    settings = load_settings(file(here))
-    killed = worker(settings, 1, attempts=2)
-    monkeypatch.setattr(search_study, "_lives", lambda process: "place" not in process)  # the command does
+    killed = plan(settings, 1, attempts=2)
     for attempt in (1, 2):
-        assert killed.claim().user_attrs["attempt"] == attempt
-        killed.recover()
-    assert killed.claim() is None
-    assert [trial.state for trial in standing(killed.study).values()] == [TrialState.FAIL]
-    assert "2 attempts" in standing(killed.study)[0].user_attrs["reason"]
+        assert begun(killed, "a").user_attrs["attempt"] == attempt
+        killed.bury("another")
+        assert not killed.finished()
+        killed.bury("a")
+    killed.fill()
+    assert [trial.user_attrs["attempt"] for trial in killed.finished()] == [2]
+    assert killed.finished()[0].user_attrs["reason"] == "its worker died"
 
 
-def test_a_trial_whose_whole_command_is_killed_again_and_again_is_never_lost(here, monkeypatch):
+def test_a_trial_whose_whole_command_is_killed_again_and_again_is_never_lost(here):
     settings = load_settings(file(here, "sampler: random"))
-    killed = worker(settings, 1, attempts=2)
-    monkeypatch.setattr(search_study, "_lives", lambda process: False)
+    killed = plan(settings, 1, attempts=2)
     proposed = []
-    for attempt in range(1, 7):
-        trial = killed.claim()
+    for attempt in range(1, 5):
+        trial = begun(killed)
         assert trial.user_attrs["attempt"] == attempt
         proposed.append(search.suggest(trial, settings))
-        killed.recover()
-    assert proposed == proposed[:1] * 6
-    monkeypatch.undo()
-    killed.work(lambda trial, report: 0.5)
-    assert [trial.value for trial in search_study.finished(killed.study, 1)] == [0.5]
-
-
-def test_the_last_worker_s_death_counts_against_its_trial(here):
-    """One worker, which its trial kills: each start of the command tells of it, and after all attempts goes on."""
-    file(here, "sampler: random\npruner: none\ntrials: 2\nfinalists: 1\nseeds: [0, 1]\nattempts: 2\n")
-    deadly = SCRIPT.replace('note("begun")', """note("begun")
-        if seed == 100 and sum("begun" in line for line in open("deeds.log")) < 3:
-            os.kill(os.getpid(), 9)""").replace("workers=2", "workers=1")  # fmt: skip
-    (here / "script.py").write_text(deadly)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ends = [subprocess.run([sys.executable, "script.py"], cwd=here, env=environment, capture_output=True, text=True)
-            for _ in range(3)]  # fmt: skip
-    assert [end.returncode for end in ends] == [1, 1, 0]
-    assert all("all workers ended before 2 trials were done" in end.stderr for end in ends[:2])
-    assert ends[2].stdout.split() == ["2", "1"]
-    assert "its worker died, as in all of 2 attempts" in ends[1].stderr
-
-
-def test_a_process_number_that_was_given_away_is_no_life(here):
-    mine = search_study._owner()
-    assert search_study._lives(mine)
-    assert not search_study._lives(mine | {"since": mine["since"] - 3600})
+        killed.study.tell(trial, state=TrialState.FAIL)  # without a word, as Optuna closes it
+    assert proposed == proposed[:1] * 4
+    assert do(killed, settings) == [0]
+    assert [trial.value for trial in killed.finished()] == [0.5]
 
 
 def test_one_bad_trial_is_recorded_and_three_at_the_start_end_the_worker(here):
@@ -247,49 +221,46 @@ def test_one_bad_trial_is_recorded_and_three_at_the_start_end_the_worker(here):
             raise ValueError("heads do not divide width")
         return float("nan") if trial.user_attrs["slot"] == 2 else 0.5
 
-    worker(settings, 4).work(some)
-    found = trials(settings)
+    planned = plan(settings, 4)
+    assert do(planned, settings, some) == [0, 1, 2, 3]
+    found = planned.finished()
     assert [trial.state.name for trial in found] == ["COMPLETE", "FAIL", "FAIL", "COMPLETE"]
     assert "heads do not divide width" in found[1].user_attrs["reason"]
     assert "nan" in found[2].user_attrs["reason"]
 
     broken = load_settings(file(here, "storage: broken.journal"))
     with pytest.raises(SearchError, match="first 3 trials.*no tokens"):
-        worker(broken, 9).work(lambda trial, report: (_ for _ in ()).throw(OSError("no tokens")))
+        do(plan(broken, 9), broken, lambda trial, report: (_ for _ in ()).throw(OSError("no tokens")))
 
 
 def test_a_half_written_last_line_is_cut_off(here):
     settings = load_settings(file(here))
-    worker(settings, 2)
+    plan(settings, 2).fill()
     with open(settings.address, "ab") as journal:
         journal.write(b'{"op_code":4,"worker_')
-    done = []
-    worker(settings, 2).work(lambda trial, report: done.append(trial.user_attrs["slot"]) or 1.0)
-    assert done == [0, 1]
+    assert do(plan(settings, 2), settings) == [0, 1]
     assert all(json.loads(line) for line in Path(settings.address).read_text().splitlines())
 
 
 def test_a_trial_below_the_median_is_pruned_and_no_finalist(here):
     settings = load_settings(file(here, "sampler: random"))
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=0)
-    storage = open_storage(settings.address)
-    open_study(storage, settings.name, {})
-    study = optuna.load_study(study_name=settings.name, storage=storage, pruner=pruner)
-    plan(study, [({}, {})] * 4)
+    planned = plan(settings, 4)
+    planned.study.pruner = optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=0)
     height, epochs = {0: 0.4, 1: 0.6, 2: 0.1, 3: 0.7}, []
 
     def evaluate(trial, report):
+        search.suggest(trial, settings)
         for epoch in (1, 2, 3):
             epochs.append((trial.user_attrs["slot"], epoch))
             report(epoch, height[trial.user_attrs["slot"]] + 0.01 * epoch)
-        search.suggest(trial, settings)
         return height[trial.user_attrs["slot"]]
 
-    Worker(storage, study, 4, lambda slot: search.sampler_of(settings, slot)).work(evaluate)
-    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE"]
+    do(planned, settings, evaluate)
+    found = planned.finished()
+    assert [trial.state.name for trial in found] == ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE"]
     assert (2, 2) not in epochs
     assert (3, 3) in epochs
-    assert search.best(study.trials, 9) == [study.trials[number].params for number in (3, 1, 0)]
+    assert search.best(found, 9) == [found[number].params for number in (3, 1, 0)]
 
 
 SCRIPT = """
@@ -327,7 +298,7 @@ def deeds(project: Path, what: str, seed: int = 100) -> list[tuple[str, str]]:
 
 def test_twenty_trials_killed_twice_and_resumed_by_two_workers_are_each_done_once(here):
     """A worker is killed, then the whole command; the trainings' own log is the witness of what is done again."""
-    file(here, "sampler: random\npruner: none\ntrials: 20\nfinalists: 1\nseeds: [0, 1]\n")
+    file(here, "sampler: random\npruner: none\ntrials: 20\nfinalists: 1\nseeds: [0, 1]\npatience: 3\n")
     (here / "script.py").write_text(SCRIPT)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -365,3 +336,18 @@ def test_twenty_trials_killed_twice_and_resumed_by_two_workers_are_each_done_onc
     assert len({process for _, process in deeds(here, "done")}) >= 3
     for seed in (0, 1):  # the base and one finalist with each seed
         assert len(deeds(here, "done", seed)) == 2
+
+
+def test_the_last_worker_s_death_counts_against_its_trial(here):
+    """One worker, which the first trial kills: the command tells of it, and gives that trial up after all attempts."""
+    file(here, "sampler: random\npruner: none\ntrials: 2\nfinalists: 1\nseeds: [0, 1]\nattempts: 2\n")
+    deadly = SCRIPT.replace('note("begun")', """note("begun")
+        if seed == 100 and repr(proposed.training.learning_rate) == open("deeds.log").readline().split()[1]:
+            os.kill(os.getpid(), 9)""").replace("workers=2", "workers=1")  # fmt: skip
+    (here / "script.py").write_text(deadly)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ends = [subprocess.run([sys.executable, "script.py"], cwd=here, env=environment, capture_output=True, text=True)
+            for _ in range(2)]  # fmt: skip
+    assert [end.returncode for end in ends] == [1, 0]
+    assert "all workers ended before 2 trials were done" in ends[0].stderr
+    assert ends[1].stdout.split() == ["2", "1"]

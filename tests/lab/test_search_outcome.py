@@ -13,7 +13,8 @@ from tcar.lab.params import ParameterError
 from tcar.lab.plots import search as figures
 from tcar.lab.search import space as search_space
 from tcar.lab.search.space import load_settings
-from tcar.lab.steps import search as stage
+from tcar.lab.search.study import Plan
+from tcar.lab.steps import search as step
 
 
 def make_curve(settings):
@@ -24,12 +25,13 @@ def make_curve(settings):
 def record(here, monkeypatch) -> tuple[search_space.SearchSettings, dict]:
     """A whole search in this process: 12 trials of a score that is known."""
 
-    def alone(settings, study, count, make_score, workers, what):
-        search.take_part(settings, study.study_name, count, make_score(settings))
+    def alone(settings, study, slots, make_score, workers):
+        search.take_part(settings, study.study_name, slots, make_score(settings))
+        return Plan(study, slots).finished()
 
     monkeypatch.setattr(search, "_together", alone)
     settings = load_settings(file(here, "trials: 12\nfinalists: 2\nseeds: [0, 1, 2]\n"))
-    return settings, stage.run_search(settings, 1, make_curve, {"tokens": "none"})
+    return settings, step.run_search(settings, 1, make_curve, {"tokens": "none"})
 
 
 def test_the_winner_is_a_parameter_file_that_differs_from_the_base_where_it_says(here, record):
@@ -43,11 +45,11 @@ def test_the_winner_is_a_parameter_file_that_differs_from_the_base_where_it_says
     assert "a guess, was 0.001" in text
     assert "12 trials" in text
     assert "synthetic" in text
-    assert stage.run_search(settings, 1, make_curve, {"tokens": "none"}) == made  # nothing is trained again
+    assert step.run_search(settings, 1, make_curve, {"tokens": "none"}) == made  # nothing is trained again
     for other in ("name: found\n", text + "# and what I think of it\n", text.replace("name: found", "name:  found")):
         (here / "params" / "found.yaml").write_text(other)
         with pytest.raises(ParameterError, match=r"found\.yaml: was not written by a search, or edited since"):
-            stage.run_search(settings, 1, make_curve, {"tokens": "none"})
+            step.run_search(settings, 1, make_curve, {"tokens": "none"})
         assert (here / "params" / "found.yaml").read_text() == other
         assert not list((here / "params").glob(".*"))
 
@@ -70,23 +72,23 @@ def test_the_outcome_compares_winner_and_base_over_the_same_seeds(record):
     assert scores[0] == pytest.approx(expected)
     for compared, words in (({"low": -0.02, "high": 0.01}, "does not beat"), ({"low": -0.02, "high": -0.01}, "worse")):
         test = made["comparison"] | compared
-        assert words in stage.sentence(made | {"comparison": test, "beats_base": False})
+        assert words in step.sentence(made | {"comparison": test, "beats_base": False})
 
 
 def test_a_published_outcome_is_found_by_the_runs_it_belongs_to(here, record):
     settings, made = record
     base = settings.base
-    path = stage.publish(settings, made)
+    path = step.publish(settings, made)
     assert path == here / "paper" / "results" / "search.json"
     assert (base.results_dir / "search.json").read_bytes() == path.read_bytes()
     (base.results_dir / "search.json").unlink()
-    assert stage.published(base)["comparison"] == pytest.approx(made["comparison"])
+    assert step.published(base)["comparison"] == pytest.approx(made["comparison"])
     for other, found in (({"search_trials": 3}, True), ({"learning_rate": 0.002}, False), ({"frame_rate": 8}, False)):
         changed = params.from_values(base.as_dict() | other)
-        assert (stage.published(dataclasses.replace(changed, root=base.root)) is not None) == found, other
+        assert (step.published(dataclasses.replace(changed, root=base.root)) is not None) == found, other
     quiet = dataclasses.replace(base, common=dataclasses.replace(base.common, publish=False))
     path.unlink()
-    stage.publish(dataclasses.replace(settings, base=quiet), made)
+    step.publish(dataclasses.replace(settings, base=quiet), made)
     assert not path.exists()
 
 
@@ -113,7 +115,7 @@ def test_what_matters_is_found_and_drawn(record):
 
 
 def test_tokens_give_the_same_score_every_time_and_too_large_a_fusion_is_refused(here):
-    score = stage.TokenScore({"train": tokens(40, 1), "validation": tokens(20, 2)}, 5)
+    score = step.TokenScore({"train": tokens(40, 1), "validation": tokens(20, 2)}, 5)
     settings = load_settings(file(here, "trial: {warmup_epochs: 1, fusion_width: 16}\n"))
     seen = []
     changes = {"learning_rate": 0.01, "heads": 2, "fusion_blocks": 1}

@@ -16,7 +16,7 @@ from tcar.data.ssv2 import Clip, DatasetError
 from tcar.features import FeatureStore
 from tcar.fusion.kinds import FusionConfig, create_fusion
 from tcar.lab import params, results
-from tcar.lab.steps import clips, features, fusion, looking, methods, probing
+from tcar.lab.steps import audit, clips, extractors, fusion, interpretability, methods, streams
 from tcar.lab.steps.words import group_sentence, shown, verdict
 from tcar.streams.grids import grid_coordinates
 
@@ -62,12 +62,12 @@ def test_what_a_later_audit_found_broken_is_left_out_too(run):
 
 def test_an_audit_of_one_s_own_dataset_is_kept_and_that_of_tabletop_is_not(run):
     listed = {"train": clips.load_split(run.data_root, "train")}
-    own = clips.audited(run, listed)
+    own = audit.audited(run, listed)
     assert [health.reason for health in own["train"]] == ["missing"] * 4
-    assert (clips.monitored(run) / "history.jsonl").is_file()
+    assert (audit.monitored(run) / "history.jsonl").is_file()
     rendered = replace(run, data=replace(run.data, dataset="tabletop"), common=replace(run.common, name="other"))
-    assert clips.audited(rendered, listed) == {"train": [replace(health, trusted="") for health in own["train"]]}
-    assert not clips.monitored(rendered).exists()
+    assert audit.audited(rendered, listed) == {"train": [replace(health, trusted="") for health in own["train"]]}
+    assert not audit.monitored(rendered).exists()
 
 
 def test_a_test_split_without_answers_is_an_error(run):
@@ -91,7 +91,7 @@ def test_probe_needs_the_order_where_only_the_order_tells(run, tmp_path):
     tokens = ramp * np.ones(3) + rng.normal(0, 0.05, (120, 8, 3))
     opened = {"motion": write_store(tmp_path / "s", tokens, (4, 1, 2), [str(n) for n in range(120)])}
     found = [clip(number, int(label)) for number, label in enumerate(labels)]
-    rows = probing.linear_probes(run, opened, {"train": found[:80], "validation": found[80:]})
+    rows = extractors.linear_probes(run, opened, {"train": found[:80], "validation": found[80:]})
     scores = {row["pooling"]: row for row in rows}
     assert scores["in order"]["value"] == 1.0
     assert scores["averaged"]["low"] <= 0.65
@@ -106,21 +106,21 @@ def test_probes_read_a_few_clips_at_a_time(run, tmp_path, monkeypatch):
     opened = {"motion": write_store(tmp_path / "s", tokens, (4, 1, 2), [str(n) for n in range(60)])}
     found = [clip(number, int(label)) for number, label in enumerate(labels)]
     split = {"train": found[:40], "validation": found[40:]}
-    whole = probing.linear_probes(run, opened, split)
-    monkeypatch.setattr(probing, "BATCH", 4 * 7 * 8 * 3)
+    whole = extractors.linear_probes(run, opened, split)
+    monkeypatch.setattr(extractors, "BATCH", 4 * 7 * 8 * 3)
     monkeypatch.setattr(FeatureStore, "load", lambda self, ids: (asked.append(list(ids)), load(self, ids))[1])
-    assert probing.linear_probes(run, opened, split) == whole
+    assert extractors.linear_probes(run, opened, split) == whole
     assert sum(asked, []) == [str(n) for n in range(60)] and max(map(len, asked)) == 7
     assert {path.name for path in run.run_dir.iterdir()} <= {"pipeline", "results"}
 
 
 def test_a_target_of_one_kind_is_left_out(run, tmp_path, monkeypatch):
     """As the group of a few classes that all are of one: nothing can be told apart there."""
-    monkeypatch.setattr(probing, "class_groups", lambda run: ["direction"] * 2)
+    monkeypatch.setattr(extractors, "class_groups", lambda run: ["direction"] * 2)
     tokens = np.random.default_rng(0).normal(size=(12, 2, 3))
     opened = {"motion": write_store(tmp_path / "s", tokens, (1, 1, 2), [str(n) for n in range(12)])}
     found = [clip(number, number % 2) for number in range(12)]
-    rows = probing.linear_probes(run, opened, {"train": found[:8], "validation": found[8:]})
+    rows = extractors.linear_probes(run, opened, {"train": found[:8], "validation": found[8:]})
     assert [row["target"] for row in rows] == ["class"] * 2
 
 
@@ -128,7 +128,7 @@ def test_a_probe_never_names_a_class_that_training_did_not_show(run, tmp_path):
     tokens = np.random.default_rng(0).normal(size=(12, 2, 3))
     opened = {"motion": write_store(tmp_path / "s", tokens, (1, 1, 2), [str(n) for n in range(12)])}
     found = [clip(number, number % 2) for number in range(8)] + [clip(8 + number, 7) for number in range(4)]
-    rows = probing.linear_probes(run, opened, {"train": found[:8], "validation": found[8:]})
+    rows = extractors.linear_probes(run, opened, {"train": found[:8], "validation": found[8:]})
     assert {row["value"] for row in rows} == {0.0}
 
 
@@ -145,7 +145,7 @@ def test_best_score_lies_at_the_own_place_whatever_the_strides(run, tmp_path, mo
 
 
 def test_one_factor_changes_at_a_time(run, tmp_path, monkeypatch):
-    opened = {role: write_store(tmp_path / role, np.zeros((1, 2, 4)), (2, 1, 1), ["0"]) for role in features.ROLES}
+    opened = {role: write_store(tmp_path / role, np.zeros((1, 2, 4)), (2, 1, 1), ["0"]) for role in streams.ROLES}
     monkeypatch.setattr(fusion, "stores", lambda run: opened)
     headline = fusion.fusion_config(run)
     for (factor, level), config in methods.ablation_configs(run).items():
@@ -158,9 +158,9 @@ def test_one_factor_changes_at_a_time(run, tmp_path, monkeypatch):
 def test_received_attention_is_a_mean_over_blocks_heads_and_queries():
     weights = torch.rand(2, 2, 3, 5, 8).softmax(dim=-1)  # blocks, clips, heads, queries, keys
     steps = {f"block{i}.motion_from_semantic.weights": block for i, block in enumerate(weights)}
-    found = looking._received(steps, "semantic", (2, 2, 2))
+    found = interpretability._received(steps, "semantic", (2, 2, 2))
     torch.testing.assert_close(found.flatten(1), weights.mean(dim=(0, 2, 3)))
-    assert looking._received(steps, "motion", (2, 2, 2)) is None
+    assert interpretability._received(steps, "motion", (2, 2, 2)) is None
 
 
 GRIDS = {"semantic": (4, 2, 2), "motion": (2, 2, 2)}
@@ -171,7 +171,8 @@ def looked_at(kind: str, monkeypatch):
     config = FusionConfig(kind, 12, 10, num_classes=3, width=16, heads=2, mlp_ratio=2)
     torch.manual_seed(0)
     model = SimpleNamespace(fusion=create_fusion(config).eval(), config=SimpleNamespace(fusion=config))
-    monkeypatch.setattr(looking, "stores", lambda _: {r: SimpleNamespace(grid=grid) for r, grid in GRIDS.items()})
+    stores = {role: SimpleNamespace(grid=grid) for role, grid in GRIDS.items()}
+    monkeypatch.setattr(interpretability, "stores", lambda _: stores)
     draw = np.random.default_rng(0)
     arrays = []
     for role, width in (("semantic", 12), ("motion", 10)):
@@ -188,7 +189,7 @@ def looked_at(kind: str, monkeypatch):
 )  # fmt: skip
 def test_only_what_the_headline_model_reads_is_looked_at(run, monkeypatch, kind, read):
     model, tokens = looked_at(kind, monkeypatch)
-    looked = looking.look(run, model, tokens, list(range(6)))
+    looked = interpretability.attention_maps(run, model, tokens, list(range(6)))
     assert set(looked.rollout) == read
     assert set(looked.received) == (read if kind == "cross_attention" else set())
     assert len(looked.readout) == 6
@@ -196,14 +197,14 @@ def test_only_what_the_headline_model_reads_is_looked_at(run, monkeypatch, kind,
         assert maps.shape == (6, *GRIDS[role])
     together = sum(maps.sum(axis=(1, 2, 3)) for maps in looked.rollout.values())
     np.testing.assert_allclose(together, 2 if kind == "late_concat" else 1, rtol=1e-5)
-    (rows,) = looking.importance_by_group(run, model, tokens, list(range(6))).values()
+    (rows,) = interpretability.importance_by_group(run, model, tokens, list(range(6))).values()
     assert [row["time"] for row in rows] == ([0.125, 0.375, 0.625, 0.875] if kind == "semantic" else [0.25, 0.75])
 
 
 def test_a_headline_without_attention_is_an_error_that_says_so(run, monkeypatch):
     model, tokens = looked_at("late_concat_raw", monkeypatch)
     with pytest.raises(params.ParameterError, match="fusion is late_concat_raw, which has no attention"):
-        looking.look(run, model, tokens, [0])
+        interpretability.attention_maps(run, model, tokens, [0])
 
 
 class Bright(torch.nn.Module):
@@ -223,7 +224,7 @@ class Bright(torch.nn.Module):
 @pytest.mark.parametrize(("stream", "frames"), [("semantic", 2), ("motion", 4)])
 def test_pixels_are_attributed_through_the_streams_that_are_read_alone(run, tmp_path, stream, frames):
     one = Clip("1", write_video(tmp_path / "1.webm", 12, width=64, height=48), 0, "", "", ())
-    found = looking.pixel_saliency(run, Bright(stream), one)
+    found = interpretability.pixel_saliency(run, Bright(stream), one)
     assert set(found) == {stream}
     assert found[stream]["map"].shape[0] == frames
     assert found[stream]["error"] < 1e-4
@@ -231,8 +232,8 @@ def test_pixels_are_attributed_through_the_streams_that_are_read_alone(run, tmp_
 
 def test_neighbours_are_counted_without_the_clip_itself():
     features = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
-    assert looking.same_class_neighbours(features, np.array([0, 0, 1, 1]), 1) == 1.0
-    assert looking.same_class_neighbours(features, np.array([0, 1, 0, 1]), 1) == 0.0
+    assert interpretability.same_class_neighbours(features, np.array([0, 0, 1, 1]), 1) == 1.0
+    assert interpretability.same_class_neighbours(features, np.array([0, 1, 0, 1]), 1) == 0.0
 
 
 def test_words_say_what_the_interval_allows():

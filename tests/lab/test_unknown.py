@@ -13,7 +13,7 @@ from scipy.special import log_softmax
 from tcar import evaluate, explain
 from tcar.lab import params
 from tcar.lab.plots import attention, data, features, scores
-from tcar.lab.steps import concepts, looking, probing, replicates, search
+from tcar.lab.steps import concepts, interpretability, replicates, search
 from tcar.lab.steps.words import group_sentence, replicate_sentence, shown, verdict
 from tcar.tabletop import probes
 from tcar.tabletop.templates import FAMILIES, LABELS
@@ -120,7 +120,7 @@ def test_means_over_clips_and_sets():
     assert evaluate.mean_interval(np.array([0.5]), None, draws) == ALONE
     assert evaluate.mean_interval(np.array([0.25, 0.75]), ["a", "a"], draws) == ALONE
     assert evaluate.mean_interval(np.array([0.25, 0.75]), None, draws)["low"] == 0.25
-    assert looking.same_class_neighbours(np.ones((1, 4)), np.array([0]), 0) is None
+    assert interpretability.same_class_neighbours(np.ones((1, 4)), np.array([0]), 0) is None
     assert evaluate.ratio_interval(np.array([1.0, 0.0]), np.ones(2), ["a", "a"], draws) == ALONE
     found = evaluate.ratio_interval(np.array([1.0, 0, 1]), np.array([1.0, 0, 2]), ["a", "b", "c"], draws)
     assert 0.5 <= found["low"] <= found["value"] <= found["high"] <= 1  # draws of "b" alone say nothing
@@ -138,21 +138,6 @@ def test_a_concept_that_never_varies_is_not_asked_for(monkeypatch, hand, asked):
     monkeypatch.setattr(concepts, "load_index", lambda root: {clip.id: {"set": clip.id} for clip in clips})
     found = concepts._targets(params.Params(), clips, np.arange(8) < 4, (1, 1, 1))
     assert ("hand" in found) == asked and "position" in found and "flow" not in found
-
-
-def test_a_target_of_one_kind_has_no_linear_probe(project, monkeypatch):
-    class Store:
-        places, grid, width = {str(n): n for n in range(6)}, (1, 1, 2), 3
-        stream, coordinates = "motion", np.zeros((2, 3))
-
-        def load(self, ids):
-            return np.random.default_rng(0).normal(size=(len(ids), 2, 3))
-
-    monkeypatch.setattr(probing, "class_groups", lambda run: ["direction"] * 2)
-    monkeypatch.setattr(probing, "ground_truth", lambda run: {})
-    clips = [SimpleNamespace(id=str(n), label=n % 2) for n in range(6)]
-    rows = probing.linear_probes(params.Params(), {"motion": Store()}, {"train": clips[:4], "validation": clips[4:]})
-    assert {row["target"] for row in rows} == {"class"} and len(rows) == 2
 
 
 @pytest.mark.parametrize(("trials", "found"), [

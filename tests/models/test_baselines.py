@@ -20,7 +20,7 @@ from tcar.data.ssv2 import DatasetError
 from tcar.lab import params, pipeline, plots, results
 from tcar.lab.paper import tables
 from tcar.lab.steps import baselines as stage
-from tcar.lab.steps.methods import places
+from tcar.lab.steps.training import places
 from tcar.models import settings as names
 from tcar.models.baselines import BASELINES, _cast, _timesformer, baseline_cost, create_baseline
 from tcar.models.cast import clip_config, videomae_config

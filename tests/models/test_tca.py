@@ -18,8 +18,8 @@ from tcar.data.video import segment_indices
 from tcar.fusion.kinds import FusionConfig
 from tcar.lab import params, results
 from tcar.lab.steps import model as stage
+from tcar.lab.steps.fits import Fit
 from tcar.lab.steps.fusion import fusion_config
-from tcar.lab.steps.trainings import Fit
 from tcar.models.tca import TCA, TCAConfig
 from tcar.streams.registry import create_stream
 from tcar.streams.weights import CheckpointError

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tcar.fusion.kinds import FusionConfig
 from tcar.lab import params
-from tcar.lab.steps import features
+from tcar.lab.steps import streams
 from tcar.models.budget import BudgetError
 from tcar.models.tca import TCA, TCAConfig
 from tcar.streams import pretrained
@@ -218,4 +218,4 @@ def test_streams_that_cannot_have_them_say_so(config):
 def test_tokens_that_change_with_them_are_not_cached(project):
     run = params.from_values({"name": "t", "semantic_adapters": 1, "task": "clips"})
     with pytest.raises(params.ParameterError, match="semantic_adapters is 1.*set it to 0, or train end to end"):
-        features.extract(run, {"train": [], "validation": [], "test": []})
+        streams.extract(run, {"train": [], "validation": [], "test": []})

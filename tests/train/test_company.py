@@ -12,8 +12,9 @@ from token_task import FUSION, Kills, Recorder, run, tokens
 
 from tcar.ground import sources
 from tcar.lab import results
-from tcar.lab.steps import methods, runs, trainings
-from tcar.lab.steps.trainings import Job, fit_all, fit_jobs, folder_of
+from tcar.lab.steps import fits as trainings
+from tcar.lab.steps import methods, training
+from tcar.lab.steps.fits import Job, fit_all, fit_jobs, folder_of
 from tcar.train import tracking
 from tcar.train.checkpoints import Checkpoints
 from tcar.train.recipe import converged, improvement
@@ -172,7 +173,7 @@ def test_a_run_keeps_what_it_trains_and_two_workers_give_what_one_gives(asked, a
     one = replace(asked, common=replace(asked.common, workers=1, name="one"))
     for kind, (fit,) in fit_all(one, KINDS, [4], given).items():
         assert same(fit.trained, fits[kind][1].trained) and fit.folder.name == fits[kind][1].folder.name
-    rows = runs.table(runs.tracked(asked.run_dir / "trainings"))
+    rows = training.table(training.tracked(asked.run_dir / "trainings"))
     assert len(rows) == 6 and {row["ended"] for row in rows} == {"finished"}
 
 
@@ -183,9 +184,9 @@ def test_what_is_kept_is_opened_and_not_trained_again(asked, monkeypatch):
     wider = replace(asked, training=replace(asked.training, seeds=[9], methods=["motion", "cross_attention"]))
     again = fit_all(wider, dict(reversed(KINDS.items())), [3], splits())
     assert {kind: done[0].folder for kind, done in again.items()} == {k: done[0].folder for k, done in fits.items()}
-    record = methods.training_record(asked, fits)
+    record = training.training_record(asked, fits)
     results.save(asked.results_dir / "training.json", record, params=asked,
-                 extra={"trainings": methods.places(fits)})  # fmt: skip
+                 extra={"trainings": training.places(fits)})  # fmt: skip
     assert methods.trained(asked) == {kind: [replace(fit) for fit in done] for kind, done in fits.items()}
     assert not any("seconds" in row for made in record["methods"].values() for row in made["curves"][3])
     for best in (asked.run_dir / "trainings").glob("motion-*/best-*/weights.safetensors"):
@@ -250,10 +251,10 @@ def test_scores_are_those_of_each_model_by_itself(asked):
 
 def test_the_table_and_the_figure_of_a_training_hold_what_was_written_down(asked):
     (fit,) = fit_all(asked, {"x": FUSION}, [3], splits())["x"]
-    steps, epochs = runs.rows(fit.folder)
-    assert epochs == learned(tracking.read(fit.folder)[1]) and not steps[0].keys() & runs.MACHINE
-    assert runs.machine(fit.folder)["seconds"] == pytest.approx(fit.seconds, rel=1e-6)
-    assert runs.marks(asked, fit.folder) == []
+    steps, epochs = training.rows(fit.folder)
+    assert epochs == learned(tracking.read(fit.folder)[1]) and not steps[0].keys() & training.MACHINE
+    assert training.machine(fit.folder)["seconds"] == pytest.approx(fit.seconds, rel=1e-6)
+    assert training.marks(asked, fit.folder) == []
 
 
 def test_plateaus_are_told_from_rises():

@@ -14,7 +14,7 @@ from tcar.data.ssv2 import SPLITS, DatasetError, load_split
 from tcar.ground import log
 from tcar.ground.errors import ParameterError
 from tcar.lab.params import load
-from tcar.lab.steps.clips import monitored
+from tcar.lab.steps.audit import monitored
 
 EXAMPLE = "tcar audit params/ssv2.yaml --splits validation"
 

@@ -11,7 +11,7 @@ from tcar.ground import log
 from tcar.ground.processes import end_with_launcher
 from tcar.lab import params
 from tcar.lab.steps.clips import healthy_clips
-from tcar.lab.steps.features import ROLES, extract
+from tcar.lab.steps.streams import ROLES, extract
 
 EXAMPLE = "torchrun --nproc-per-node 2 -m tcar extract params/ssv2.yaml"
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from tcar.lab.steps.command import write_result
+from tcar.lab.steps.apart import write_result
 
 EXAMPLE = "tcar replicates params/demo.yaml"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tcar.features.ranks import Ranks
 from tcar.ground import log
 from tcar.lab import params
-from tcar.lab.steps.asked import all_trainings, outcome
+from tcar.lab.steps.training import all_trainings, outcome
 
 EXAMPLE = """tcar train params/ssv2.yaml task=clips batch_size=8
   torchrun --nproc-per-node 8 -m tcar train params/ssv2.yaml"""

@@ -27,8 +27,8 @@ from tcar.lab import real_plans, results
 from tcar.lab.demand import sizes
 from tcar.lab.demand.sizes import PlannedTraining
 from tcar.lab.params import Params, load
-from tcar.lab.steps.features import ROLES
-from tcar.lab.steps.trainings import device_of
+from tcar.lab.steps.fits import device_of
+from tcar.lab.steps.streams import ROLES
 from tcar.streams.registry import create_stream, stream_cost
 
 BENCHMARKS = PACKAGE.parent / "tests" / "benchmarks" / "results"

@@ -12,8 +12,8 @@ from tcar.features.packing import row_type
 from tcar.fusion.kinds import FusionConfig, create_fusion, fusion_cost
 from tcar.lab import real_plans
 from tcar.lab.params import Params
-from tcar.lab.steps.features import ROLES
 from tcar.lab.steps.methods import ablation_configs, method_configs
+from tcar.lab.steps.streams import ROLES
 from tcar.streams.grids import grid_coordinates
 from tcar.streams.registry import count_stream, create_stream, stream_spec
 from tcar.tabletop.dataset import chosen_families, plan_sets

@@ -16,7 +16,7 @@ from tcar.lab.params import Params
 from tcar.lab.real_plans import ALL_CLIPS, CLIPS
 from tcar.lab.rehearsal import imitation
 from tcar.lab.rehearsal.measuring import occupied, taken
-from tcar.lab.steps.features import ROLES
+from tcar.lab.steps.streams import ROLES
 
 GIB = 2**30
 PREPARE, AGAIN, DOCTOR = "prepare", "prepare again", "doctor"

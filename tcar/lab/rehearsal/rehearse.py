@@ -19,7 +19,7 @@ from tcar.lab.real_plans import ALL_CLIPS, CLASSES
 from tcar.lab.rehearsal import imitation, weights
 from tcar.lab.rehearsal.measuring import INTERVAL, memory_kind, run_measured, taken
 from tcar.lab.rehearsal.projection import AGAIN, PREPARE, STEPS, Rehearsal, row, text
-from tcar.lab.steps.trainings import device_of
+from tcar.lab.steps.fits import device_of
 
 EPOCHS, WARMUP = 3, 1
 SHORT = ("epochs", "epochs_by_method", "warmup_epochs", "precision")  # what a rehearsal has of its own, or is given

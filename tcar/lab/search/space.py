@@ -7,7 +7,6 @@ values pass the checks of `tcar.lab.params`, so a search proposes nothing that a
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import math
 import os
@@ -23,12 +22,13 @@ import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tcar.ground import files
+from tcar.ground.errors import unknown
 from tcar.lab import params, results
 from tcar.lab.params import GROUPS, ParameterError, Params
 from tcar.lab.params.checks import mistakes
 
 # Others change the tokens, which are computed before a search begins, or only name folders and machines.
-SEARCHED = {f.name for stage in ("fusion", "training") for f in dataclasses.fields(GROUPS[stage])}
+SEARCHED = {f.name for group in ("fusion", "training") for f in dataclasses.fields(GROUPS[group])}
 _NOT_SEARCHED = {"seeds", "methods", "max_trained_parameters", "fusion_checkpointing"}
 _SAMPLERS, _PRUNERS = ("tpe", "random", "grid"), ("median", "halving", "none")
 
@@ -88,8 +88,8 @@ class SearchSettings:
         values = params.check_values(values, source=f"{self.name}, {described(changes)}")
         # What the ablations or other methods of the base would say to it is no matter of a trial.
         changed = {
-            stage: dataclasses.replace(old, **{key: values[key] for key in vars(old) if key in values})
-            for stage, old in (("fusion", self.base.fusion), ("training", self.base.training))
+            group: dataclasses.replace(old, **{key: values[key] for key in vars(old) if key in values})
+            for group, old in (("fusion", self.base.fusion), ("training", self.base.training))
         }
         return dataclasses.replace(self.base, **changed)
 
@@ -112,8 +112,7 @@ def load_settings(path: str | Path, **overrides) -> SearchSettings:
     known = {f.name: f for f in dataclasses.fields(SearchSettings)} | {"base": None}
     for key in values:
         if key not in known or key == "base_file":
-            close = difflib.get_close_matches(key, known, n=1)
-            raise ParameterError(f"{path}: unknown key {key!r}" + (f", did you mean {close[0]!r}?" if close else ""))
+            raise ParameterError(f"{path}: unknown key {key!r}, {unknown(key, known)}")
     for key in ("name", "base", "space"):
         if key not in values:
             raise ParameterError(f"{path}: the key {key!r} is missing")

@@ -1,82 +1,112 @@
-"""The book of a search: an Optuna study in which every trial is planned, claimed, followed and finished once.
+"""The study of a search: Optuna's trials, planned as numbered slots, so that several processes do each of them once.
 
-All trials are planned before the first one starts: each is a slot with a number. A worker claims a waiting slot by the
-one step that every Optuna storage does atomically (waiting to running), and gives a sign of life while it trains. Where
-a worker has died, its trial is closed and the slot planned again with the same parameters, as often as the command is
-killed and started again. Only a death of which the command lives to tell, as for want of memory, counts against the
-trial. Nothing here takes a lock: where two workers plan the same attempt at once, both see the two of them and both go
-by the lower number.
+Optuna hands every trial to one worker, and its heartbeat tells whose worker has died: the slot of such a trial is
+planned again with the same parameters. What there is to do follows from the trials alone, so a search goes on wherever
+it was killed. Nothing takes a lock: of two trials that were planned for one slot at once, the one of the lower number
+counts, and the other is closed without being done.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
 import re
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 import optuna
-import psutil
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, fail_stale_trials
+from optuna.storages._heartbeat import BaseHeartbeat, get_heartbeat_thread
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
 from tcar.ground import log
 from tcar.ground.errors import TcarError
 
-BEAT = 5.0  # seconds between two signs of life
 POLL = 1.0  # seconds between two looks at what others do
+_BEATS = 6  # signs of life within the patience
 _DIED = "its worker died"
 _GIVE_UP = 3  # failures of a worker in a row, with no trial done before, are the fault of no single trial
 
 Report = Callable[[int, float], None]
 Evaluate = Callable[[optuna.Trial, Report], float]
+LOG = log.get(__name__)
 
 
 class SearchError(TcarError, RuntimeError):
     """A search that cannot start or go on; the message says why and what to do."""
 
 
-class TrialTakenError(Exception):
-    """A worker that was silent for too long has lost its trial to another."""
+class Journal(JournalStorage, BaseHeartbeat):
+    """Optuna's journal file with the heartbeat that Optuna gives to databases alone.
+
+    A worker counts as dead when the process that looks has seen no new sign of life of it for `patience` seconds, by
+    its own clock: those of two machines differ.
+    """
+
+    def __init__(self, path: str, patience: float):
+        super().__init__(JournalFileBackend(path, _lock(path, patience)))
+        self.patience, self._seen = patience, {}
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Write a sign of life into a trial; a file system that is away for a moment is left to those who look."""
+        try:
+            self.set_trial_system_attr(trial_id, "beat", time.time())
+        except UpdateFinishedTrialError:
+            pass
+        except OSError as error:
+            LOG.warning(f"no sign of life could be written: {error}")
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        now, stale = time.monotonic(), []
+        for trial in self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,)):
+            beat = trial.system_attrs.get("beat")
+            before, since = self._seen.setdefault(trial._trial_id, (beat, now))
+            if beat != before:
+                self._seen[trial._trial_id] = beat, now
+            elif now - since > self.patience:
+                stale.append(trial._trial_id)
+        return stale
+
+    def get_heartbeat_interval(self) -> float:
+        """Give the seconds between two signs of life."""
+        return self.patience / _BEATS
+
+    def get_heartbeat_stale_trial_callback(self) -> None:
+        """Have nothing done about a trial whose worker died but closing it: `Plan.fill` plans its slot again."""
 
 
-def open_storage(address: str) -> BaseStorage:
+def open_storage(address: str, patience: float = 60.0) -> BaseStorage:
     """Open a database by its address (`…://…`), or a journal file by its absolute path, made where there is none.
 
-    A journal is locked by a symbolic link, which works between machines on a network file system too.
+    A journal is locked by a symbolic link, which works between machines on a network file system too. A worker without
+    a sign of life for `patience` seconds counts as dead.
     Raises SearchError: the folder or the database cannot be used.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # one voice: progress is shown by tcar.ground.log
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # one voice: progress is shown by tcar.ground.log
+    warnings.filterwarnings("ignore", category=ExperimentalWarning)  # the heartbeat; Optuna's version is pinned
+    warnings.filterwarnings("ignore", "Heartbeat of storage")  # `work` gives the signs of life itself
     if "://" in address:
         try:
-            return RDBStorage(address)
+            seconds = max(1, round(patience))
+            return RDBStorage(address, heartbeat_interval=max(1, seconds // _BEATS), grace_period=seconds)
         except Exception as error:  # of SQLAlchemy or of the database's driver
             raise SearchError(f"the storage cannot be opened: {_without_password(str(error), address)}") from None
     try:
         Path(address).parent.mkdir(parents=True, exist_ok=True)
-        _mend(Path(address))
-        return JournalStorage(JournalFileBackend(address))
+        _mend(Path(address), patience)
+        return Journal(address, patience)
     except OSError as error:
         raise SearchError(f"{address}: the journal cannot be written: {error}") from error
-
-
-def _without_password(text: str, address: str) -> str:
-    """A driver's message on one line, without the address and the password in it."""
-    password = re.match(r"[^:]+://[^:/]*:(.+)@", address)
-    for hidden in (address, *([password[1], unquote(password[1])] if password else [])):
-        text = text.replace(hidden, "…")
-    return " ".join(text.split())
 
 
 def open_study(storage: BaseStorage, name: str, definition: Mapping[str, Any]) -> optuna.Study:
@@ -93,233 +123,150 @@ def open_study(storage: BaseStorage, name: str, definition: Mapping[str, Any]) -
     return study
 
 
-def plan(study: optuna.Study, slots: Iterable[tuple[dict[str, Any], dict[str, Any]]]) -> None:
-    """Add the slots that the study does not have yet; each is (fixed parameters, attributes), numbered from 0."""
-    there = standing(study)
-    for slot, (fixed, attributes) in enumerate(slots):
-        if slot not in there:
-            study.enqueue_trial(fixed, user_attrs={"slot": slot, "attempt": 1, **attributes})
+@dataclass(frozen=True)
+class Plan:
+    """What a study has to do: a trial for every slot.
 
-
-def standing(study: optuna.Study) -> dict[int, FrozenTrial]:
-    """The trial that counts for each slot, in their order: of its first attempt whose worker has not died.
-
-    So an attempt stays closed to all until the one before it is closed, and one that was thought dead and is done
-    after all counts. Of the same attempt planned twice the lower number counts; where all died, the last attempt.
+    slots: (fixed parameters, attributes of the trial) each. attempts: so often a trial is begun whose worker dies while
+    the command that started it lives; killing the whole command does not count.
     """
-    attempts: dict[int, dict[int, FrozenTrial]] = {}
-    for trial in study.get_trials(deepcopy=False):
-        attempts.setdefault(trial.user_attrs["slot"], {}).setdefault(trial.user_attrs["attempt"], trial)
-    counting = {}
-    for slot, planned in sorted(attempts.items()):
-        ordered = [planned[attempt] for attempt in sorted(planned)]
-        counting[slot] = next((trial for trial in ordered if not _died(trial)), ordered[-1])
-    return counting
+
+    study: optuna.Study
+    slots: Sequence[tuple[dict[str, Any], dict[str, Any]]]
+    attempts: int = 3
+
+    def fill(self) -> None:
+        """Plan the slots that nobody has planned, or whose worker has died."""
+        attempts = self._attempts()
+        for slot, (fixed, attributes) in enumerate(self.slots):
+            tried = attempts[slot]
+            if all(map(_died, tried)) and not self._given_up(tried):
+                if tried:
+                    LOG.warning(f"trial {slot}: {_DIED}, it is done again")
+                    fixed = tried[-1].params or fixed
+                given = {"slot": slot, "attempt": len(tried) + 1, **attributes}
+                self.study.enqueue_trial(fixed, user_attrs=given)
+
+    def standing(self) -> list[FrozenTrial]:
+        """The trial that counts for each slot: the first whose worker has not died, else the last."""
+        attempts = self._attempts()
+        tried = [attempts[slot] for slot in range(len(self.slots)) if attempts[slot]]
+        return [next((trial for trial in trials if not _died(trial)), trials[-1]) for trials in tried]
+
+    def finished(self) -> list[FrozenTrial]:
+        """The trials that are done, pruned or failed for good, in the order of their slots."""
+        attempts = self._attempts()
+        return [
+            trial for trial in self.standing()
+            if trial.state.is_finished() and (not _died(trial) or self._given_up(attempts[trial.user_attrs["slot"]]))
+        ]  # fmt: skip
+
+    def bury(self, worker: str) -> None:
+        """Close the trial of a worker of this command that has died, without waiting for its silence."""
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if trial.user_attrs.get("worker") == worker:
+                with contextlib.suppress(UpdateFinishedTrialError):
+                    self.study._storage.set_trial_user_attr(trial._trial_id, "reason", _DIED)
+                    self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+
+    def _attempts(self) -> dict[int, list[FrozenTrial]]:
+        found = defaultdict(list)
+        for trial in self.study.get_trials(deepcopy=False):
+            if "slot" in trial.user_attrs and "spare" not in trial.user_attrs:
+                found[trial.user_attrs["slot"]].append(trial)
+        return found
+
+    def _given_up(self, tried: Sequence[FrozenTrial]) -> bool:
+        return sum("reason" in trial.user_attrs for trial in tried if _died(trial)) >= self.attempts
 
 
 def _died(trial: FrozenTrial) -> bool:
-    return trial.state == TrialState.FAIL and trial.user_attrs.get("reason", "").startswith(_DIED)
+    """Whether a trial ended with its worker: closed by the command, or without a word by Optuna's heartbeat."""
+    return trial.state == TrialState.FAIL and trial.user_attrs.get("reason", _DIED) == _DIED
 
 
-def finished(study: optuna.Study, count: int) -> list[FrozenTrial]:
-    """Of the first `count` slots, the trials that are done, pruned or failed, in the order of their slots."""
-    return [trial for slot, trial in standing(study).items() if slot < count and trial.state.is_finished()]
+def work(plan: Plan, evaluate: Evaluate, sampler: Callable[[int], BaseSampler], worker: str = "") -> None:
+    """Do trials in this process, and wait for those of others, until all slots are finished.
 
-
-class Worker:
-    """One process that takes part in a study until the first `count` slots are finished.
-
-    `sampler(slot)` gives a sampler of its own for each slot, so that what is drawn does not depend on who draws it;
-    `attempts` (of a trial that kills its workers) and `patience` (seconds) are those of the search's file.
+    evaluate: gives the score of a trial, and reports that of each epoch on the way; what it raises fails the trial.
+    sampler: of a slot, so that what is drawn does not depend on who draws it. worker: the name of this process.
+    Raises SearchError: the first trials failed one after the other.
     """
-
-    def __init__(self, storage: BaseStorage, study: optuna.Study, count: int, sampler: Callable[[int], BaseSampler],
-                 attempts: int = 3, patience: float = 60.0):
-        self.storage, self.study, self.count, self.sampler = storage, study, count, sampler
-        self.attempts, self.patience = attempts, patience
-        self.study_id = storage.get_study_id_from_name(study.study_name)
-        self.seen: dict[int, tuple[Any, float]] = {}
-        self.succeeded, self.failures = 0, 0
-
-    def work(self, evaluate: Evaluate) -> None:
-        """Claim and do trials, and wait for those of others, until all are finished.
-
-        evaluate: gives the score of a trial, and reports that of each epoch on the way. What it raises fails the trial.
-        Raises SearchError: the first trials failed one after the other.
-        """
-        while len(finished(self.study, self.count)) < self.count:
-            self.recover()
-            trial = self.claim()
-            if trial is None:
-                time.sleep(POLL)
-                continue
-            self._do(trial, evaluate)
-
-    def claim(self) -> optuna.Trial | None:
-        """Take the first waiting slot for this process; None where there is none."""
-        for slot, trial in standing(self.study).items():
-            if slot < self.count and trial.state == TrialState.WAITING:
-                identity = self._id(trial.number)
-                with contextlib.suppress(UpdateFinishedTrialError):
-                    if self.storage.set_trial_state_values(identity, TrialState.RUNNING):
-                        self.storage.set_trial_user_attr(identity, "owner", _owner())
-                        self.study.sampler = self.sampler(slot)
-                        return optuna.Trial(self.study, identity)
-        return None
-
-    def recover(self) -> None:
-        """Close the trials whose worker has died, and plan their slots again.
-
-        The new attempt is planned before the old one is closed: a death in between leaves one to close, none to miss.
-        """
-        trials = self.study.get_trials(deepcopy=False)
-        planned = {(trial.user_attrs["slot"], trial.user_attrs["attempt"]) for trial in trials}
-        for trial in trials:
-            if trial.state != TrialState.RUNNING or not self._dead(trial):
-                continue
-            slot, attempt = trial.user_attrs["slot"], trial.user_attrs["attempt"]
-            deaths = trial.user_attrs.get("deaths", 0) + _by_itself(trial.user_attrs.get("owner"))
-            again = deaths < self.attempts
-            if again and (slot, attempt + 1) not in planned:
-                kept = {key: value for key, value in trial.user_attrs.items() if key not in ("owner", "beat")}
-                self.study.enqueue_trial(trial.params or trial.system_attrs["fixed_params"],
-                                         user_attrs=kept | {"attempt": attempt + 1, "deaths": deaths})
-            why = _DIED + ("" if again else f", as in all of {self.attempts} attempts")
-            if self._finish(trial.number, TrialState.FAIL, reason=why):
-                log.get(__name__).warning(f"trial {slot}: {why}" + (", it is done again" if again else ""))
-
-    def _do(self, trial: optuna.Trial, evaluate: Evaluate) -> None:
-        last: list[float] = []
-
-        def report(epoch: int, score: float) -> None:
-            if life.lost.is_set():
-                raise TrialTakenError
-            trial.report(score, epoch)
-            last.append(score)
-            if trial.should_prune():
-                raise optuna.TrialPruned
-
-        number, reason, values = trial.number, None, None
-        with _Life(self.storage, self._id(number)) as life:
-            try:
-                values, state = [float(evaluate(trial, report))], TrialState.COMPLETE
-                if not np.isfinite(values[0]):
-                    values, state, reason = None, TrialState.FAIL, f"the score is {values[0]}"
-            except optuna.TrialPruned:
-                values, state = [max(last)], TrialState.PRUNED
-            except (TrialTakenError, UpdateFinishedTrialError):
-                log.get(__name__).warning(f"trial {trial.user_attrs['slot']}: given to another worker meanwhile")
-                return
-            except Exception as error:
-                # One bad trial is no reason to end a search; what happened stands in its record and in the log.
-                state, reason = TrialState.FAIL, f"{type(error).__name__}: {error}"
-                log.get(__name__).debug(traceback.format_exc())
-        self._finish(number, state, values, reason)
-        self._count(state, trial.user_attrs["slot"], values, reason)
-
-    def _count(self, state: TrialState, slot: int, values: list[float] | None, reason: str | None) -> None:
-        self.failures = self.failures + 1 if state == TrialState.FAIL else 0
-        self.succeeded += state != TrialState.FAIL
-        if reason:
-            log.get(__name__).warning(f"trial {slot} failed: {reason}")
-        else:
-            log.get(__name__).info(f"trial {slot}: {values[0]:.4f}" + (", pruned" * (state == TrialState.PRUNED)))
-        if self.failures >= _GIVE_UP and not self.succeeded:
-            raise SearchError(f"the first {self.failures} trials of this worker all failed, the last one: {reason}")
-
-    def _finish(self, number: int, state: TrialState, values=None, reason: str | None = None) -> bool:
-        """Close a trial; False where another worker has done so."""
+    failures, succeeded, study = 0, False, plan.study
+    while len(plan.finished()) < len(plan.slots):
+        fail_stale_trials(study)
+        plan.fill()
+        if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            time.sleep(POLL)
+            continue
+        trial = study.ask()
+        counting = {one.user_attrs["slot"]: one.number for one in plan.standing()}
+        if counting.get(slot := trial.user_attrs.get("slot")) != trial.number:
+            trial.set_user_attr("spare", True)  # another trial of its slot counts, or the last one was taken meanwhile
+            study.tell(trial, state=TrialState.FAIL)
+            continue
+        trial.set_user_attr("worker", worker)
+        study.sampler = sampler(slot)
         try:
-            if reason:
-                self.storage.set_trial_user_attr(self._id(number), "reason", reason)
-            return self.storage.set_trial_state_values(self._id(number), state, values)
+            reason = _do(study, trial, evaluate)
         except UpdateFinishedTrialError:
-            return False
-
-    def _dead(self, trial: FrozenTrial) -> bool:
-        """Whether the process that runs a trial is gone: asked of this machine, or judged by silence elsewhere.
-
-        Silence is measured with this process's own clock: those of two machines differ.
-        """
-        owner = trial.user_attrs.get("owner")
-        if owner and owner["place"] == _place():
-            return not _lives(owner)
-        beat, now = trial.user_attrs.get("beat"), time.monotonic()
-        before, since = self.seen.get(trial.number, (None, now))
-        if trial.number not in self.seen or beat != before:
-            self.seen[trial.number] = beat, now
-            return False
-        return now - since > self.patience
-
-    def _id(self, number: int) -> int:
-        return self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number)
+            LOG.warning(f"trial {slot}: given to another worker meanwhile")
+            continue
+        failures, succeeded = failures + 1 if reason else 0, succeeded or not reason
+        if failures >= _GIVE_UP and not succeeded:
+            raise SearchError(f"the first {failures} trials of this worker all failed, the last one: {reason}")
 
 
-class _Life:
-    """Writes a sign of life into a trial every few seconds, in a thread, while the `with` block lasts."""
+def _do(study: optuna.Study, trial: optuna.Trial, evaluate: Evaluate) -> str:
+    """Do one trial and close it; gives why it failed. Raises UpdateFinishedTrialError: it was taken for dead."""
 
-    def __init__(self, storage: BaseStorage, identity: int):
-        self.storage, self.identity = storage, identity
-        self.ended, self.lost = threading.Event(), threading.Event()
-        self.thread = threading.Thread(target=self._beat, daemon=True)
+    def report(epoch: int, score: float) -> None:
+        trial.report(score, epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned
 
-    def __enter__(self) -> _Life:
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.ended.set()
-        self.thread.join()
-
-    def _beat(self) -> None:
-        beats = 0
-        while not self.ended.wait(BEAT):
-            beats += 1
-            try:
-                self.storage.set_trial_user_attr(self.identity, "beat", beats)
-            except UpdateFinishedTrialError:
-                self.lost.set()
-                return
-            except Exception as error:  # a file system that is away for a moment; silence is judged by the others
-                log.get(__name__).warning(f"no sign of life could be written: {error}")
-
-
-def _owner() -> dict[str, Any]:
-    """The process that runs a trial, and the command that started it."""
-    mine, command = ({"pid": found.pid, "since": found.create_time()}
-                     for found in (psutil.Process(), psutil.Process(os.getppid())))  # fmt: skip
-    return {"place": _place(), **mine, "command": command}
+    value, reason, slot = None, "", trial.user_attrs["slot"]
+    with get_heartbeat_thread(trial._trial_id, study._storage):
+        try:
+            value, state = float(evaluate(trial, report)), TrialState.COMPLETE
+            if not np.isfinite(value):
+                raise ValueError(f"the score is {value}")
+        except optuna.TrialPruned:
+            state = TrialState.PRUNED  # its value is the last one that it reported
+        except UpdateFinishedTrialError:
+            raise
+        except Exception as error:
+            # One bad trial is no reason to end a search; what happened stands in its record and in the log.
+            value, state, reason = None, TrialState.FAIL, f"{type(error).__name__}: {error}"
+            trial.set_user_attr("reason", reason)
+            LOG.warning(f"trial {slot} failed: {reason}")
+            LOG.debug(traceback.format_exc())
+    told = study.tell(trial, value, state, skip_if_finished=True)
+    if told.state != state:
+        raise UpdateFinishedTrialError
+    if not reason:
+        LOG.info(f"trial {slot}: {told.value:.4f}" + (", pruned" * (told.state == TrialState.PRUNED)))
+    return reason
 
 
-def _by_itself(owner: Mapping[str, Any] | None) -> bool:
-    """Whether a worker that is dead died while its command went on. Of another machine that fell silent it did not:
-    there, a command that lives has closed the trial itself.
-    """
-    return bool(owner) and owner["place"] == _place() and _lives(owner["command"])
+def _without_password(text: str, address: str) -> str:
+    """A driver's message on one line, without the address and the password in it."""
+    password = re.match(r"[^:]+://[^:/]*:(.+)@", address)
+    for hidden in (address, *([password[1], unquote(password[1])] if password else [])):
+        text = text.replace(hidden, "…")
+    return " ".join(text.split())
 
 
-def _place() -> str:
-    """Where process numbers mean the same: a machine, and on Linux a container on it."""
-    try:
-        return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return platform.node()
+def _lock(journal: str, patience: float) -> JournalFileSymlinkLock:
+    """The lock of a journal, which is taken from a process that died while it wrote."""
+    return JournalFileSymlinkLock(journal, round(min(30, max(3, patience))))
 
 
-def _lives(owner: Mapping[str, Any]) -> bool:
-    try:
-        process = psutil.Process(owner["pid"])
-        # A number is given to another process in time, and a dead child keeps its own until its parent has asked.
-        return abs(process.create_time() - owner["since"]) < 5 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _mend(journal: Path) -> None:
+def _mend(journal: Path, patience: float) -> None:
     """Cut off the half line that a machine leaves when it dies while writing: it would spoil the line after it."""
     if not journal.exists() or not journal.stat().st_size:
         return
-    lock = JournalFileSymlinkLock(str(journal))
+    lock = _lock(str(journal), patience)
     lock.acquire()
     try:
         with journal.open("rb+") as file:

@@ -1,6 +1,11 @@
-"""What several notebooks need in the same way, by the stage that it belongs to: clips, features, fits,
-explanations.
+"""What the notebooks call: a module for each of them, and what several of them share.
 
-A later stage opens what an earlier one wrote down in its result file (quarantine, feature stores, jobs),
-so it needs none of that stage's parameters and cannot ask for something else than what was made.
+Notebooks: `audit` (00), `extractors` and `concepts` (01), `fusion` (02), `training` (03), `evaluation` (04),
+`interpretability` (06); 05 compares what `methods` trains and scores, by `loss_terms` and `replicates`.
+Shared: `clips`, `streams` and their stores, `fits` (a training and what is kept of it), `methods`, `baselines`,
+`model`, `words`.
+Measured by commands of their own: `replicates`, `loss_terms`, `search`; `apart` writes their results.
+
+A later notebook opens what an earlier one wrote down in its result file (quarantine, feature stores, fits), so it needs
+none of that notebook's parameters and cannot ask for something else than what was made.
 """

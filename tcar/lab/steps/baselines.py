@@ -14,8 +14,7 @@ from tcar.ground import log
 from tcar.lab import results
 from tcar.lab.plots import label
 from tcar.lab.steps.clips import class_names, healthy_clips
-from tcar.lab.steps.methods import curves
-from tcar.lab.steps.trainings import Fit, device_of, folder_of_task, opened
+from tcar.lab.steps.fits import Fit, curves, device_of, folder_of_task, opened
 from tcar.models.baselines import BASELINES, baseline_cost, find_baseline
 from tcar.train import tracking
 from tcar.train.clip_tasks import BaselineTask, ClipTask

@@ -1,4 +1,4 @@
-"""What one token knows: linear readers of single tokens, against the ground truth of Tabletop at the token's place.
+"""Notebook 01: linear readers of single tokens, against the ground truth of Tabletop at the token's place.
 
 Appearance: how much of the token's cell hands and objects cover, the outline and pattern of an object, whether a hand
 holds something. Motion: flow, its direction, its speed. Readers are fitted on training clips and scored on validation
@@ -22,8 +22,8 @@ from sklearn.preprocessing import StandardScaler
 from tcar.data.video import read_segments
 from tcar.evaluate import ratio_interval
 from tcar.lab import results
-from tcar.lab.steps.features import stream
 from tcar.lab.steps.methods import bootstrap
+from tcar.lab.steps.streams import stream
 from tcar.streams.grids import pool_tokens
 from tcar.streams.packaged import SEEDS, packaged
 from tcar.streams.registry import create_stream, stream_cost
@@ -92,18 +92,16 @@ def concept_probes(run: Params, opened: dict[str, FeatureStore], found: dict[str
             return opened[role].load([clip.id for clip in clips]).astype(np.float32)
         return _tokens(made, clips, opened[role].frames, grids[role])
 
-    threads = torch.get_num_threads()
+    rows, threads = [], torch.get_num_threads()
     torch.set_num_threads(1)  # sums in the same order, whatever the machine; variants run side by side instead
     try:
         with ThreadPoolExecutor(run.workers) as pool:
-            tokens = pool.map(read, work)
-            return [
-                {"stream": role, "variant": name, "concept": concept, "measure": MEASURES[concept], **score, **cost}
-                for (role, name, made), values in zip(work, tokens, strict=True)
-                for cost in [_cost(made, opened[role].frames)]
-                for concept, target in asked[grids[role]].items()
-                for score in [_score(run, values, *target, MEASURES[concept])]
-            ]
+            for (role, name, made), values in zip(work, pool.map(read, work), strict=True):
+                cost = _cost(made, opened[role].frames)
+                for concept, target in asked[grids[role]].items():
+                    about = {"stream": role, "variant": name, "concept": concept, "measure": MEASURES[concept]}
+                    rows.append(about | _score(run, values, target, MEASURES[concept]) | cost)
+            return rows
     finally:
         torch.set_num_threads(threads)
 
@@ -119,9 +117,9 @@ def provenance(run: Params) -> dict[str, dict]:
         told = {path.stem: results.load(path) for path in told if path.is_file()}
         code = training_code(create_stream(name).backbone) if told else {}
         for stem, row in told.items():
-            rows[stem] = {"present code": row["code"] == code} | {
-                key: row[key] for key in ("trained_on", "epochs", "seed", "seconds")
-            } | {key: round(value, 3) for key, value in row["held_out_scores"].items()}
+            kept = {key: row[key] for key in ("trained_on", "epochs", "seed", "seconds")}
+            scores = {key: round(value, 3) for key, value in row["held_out_scores"].items()}
+            rows[stem] = {"present code": row["code"] == code} | kept | scores
     return rows
 
 
@@ -137,9 +135,7 @@ def _cost(made: Stream, frames: int) -> dict:
     return {"parameters": cost["parameters"], "gflops": cost["gflops"]}
 
 
-def _tokens(
-    made: Stream, clips: list[Clip], frames: int, grid: tuple[int, int, int]
-) -> Float[np.ndarray, "clips n d"]:
+def _tokens(made: Stream, clips: list[Clip], frames: int, grid: tuple[int, int, int]) -> Float[np.ndarray, "clips n d"]:
     """Pooled tokens of every clip, eight clips at a time."""
     rows = []
     for start in range(0, len(clips), 8):
@@ -222,9 +218,9 @@ def _pool(values: np.ndarray, grid: tuple[int, int, int]) -> Float[np.ndarray, "
     return F.adaptive_avg_pool3d(volume.movedim(-1, 0)[None], grid)[0].flatten(1).T.numpy()
 
 
-def _score(run: Params, tokens: np.ndarray, where: np.ndarray, true: np.ndarray, fitted: np.ndarray,
-           sets: np.ndarray, measure: str) -> dict:
-    """Fit a linear reader on the fitted rows and score the others, with an interval over their twin sets."""
+def _score(run: Params, tokens: np.ndarray, target: tuple[np.ndarray, ...], measure: str) -> dict:
+    """Fit a linear reader on the fitted rows of a target, and score the others, with an interval over twin sets."""
+    where, true, fitted, sets = target
     features = tokens[where[:, 0], where[:, 1]]
     if measure == "R2":
         reader = make_pipeline(StandardScaler(), Ridge(10.0)).fit(features[fitted], true[fitted])

@@ -1,4 +1,4 @@
-"""The fusion of a run: its configuration at the parameters, and checks of an untrained module."""
+"""Notebook 02: the fusion of a run, its configuration at the parameters, and checks of an untrained module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from tcar.fusion.kinds import FusionConfig
 from tcar.fusion.positions import rotary_table
 from tcar.lab.steps.clips import class_names
-from tcar.lab.steps.features import ROLES, stores
+from tcar.lab.steps.streams import ROLES, stores
 
 if TYPE_CHECKING:
     from tcar.lab.params import Params
@@ -32,9 +32,7 @@ def fusion_config(run: Params, kind: str = "", **changes) -> FusionConfig:
 
 
 def random_tokens(run: Params, clips: int) -> list[Tensor]:
-    """Draw tokens like those of the run's stores: semantic [b n d1], their places [n 3], motion [b m d2],
-    places.
-    """
+    """Draw tokens like those of the run's stores: semantic [b n d1], their places [n 3], motion [b m d2], places."""
     generator = torch.Generator().manual_seed(run.common.seed)
     inputs = []
     for store in stores(run).values():
@@ -44,11 +42,10 @@ def random_tokens(run: Params, clips: int) -> list[Tensor]:
 
 
 def rotary_alignment(run: Params) -> dict[str, tuple[Float[np.ndarray, "n m"], np.ndarray, np.ndarray]]:
-    """Score equal contents at the places of the two grids, along time and along height, the other axes
-    equal.
+    """Score equal contents at the places of the two grids, along time and along height, the other axes equal.
 
-    Gives (scores [semantic, motion], semantic coordinates, motion coordinates) for each axis; a score is
-    the mean over channel pairs of the cosine between two rotations, 1 where the places are the same.
+    Gives (scores [semantic, motion], semantic coordinates, motion coordinates) for each axis; a score is the mean over
+    channel pairs of the cosine between two rotations, 1 where the places are the same.
     """
     heads, grids, scores = run.fusion.heads, {role: store.grid for role, store in stores(run).items()}, {}
     for name, axis in (("time", 0), ("height", 1)):

@@ -20,17 +20,17 @@ import numpy as np
 
 from tcar.evaluate import holm, paired, student
 from tcar.fusion.kinds import FusionConfig
-from tcar.lab import params, results
+from tcar.lab import params
 from tcar.lab.measured import TERMS
 from tcar.lab.params import ParameterError, Params
-from tcar.lab.steps.features import ROLES
+from tcar.lab.steps.apart import packaged_weights, publish
+from tcar.lab.steps.fits import LEARNING, Job, fit_jobs, tokens_of
 from tcar.lab.steps.fusion import fusion_config
-from tcar.lab.steps.trainings import LEARNING, Job, fit_jobs, tokens_of
-from tcar.streams.packaged import packaged
 from tcar.train.tokens import StoredTokens
 
 # What cannot be measured on stored tokens, and why.
 LEFT_OUT = {"order_weight": "needs clips that are played backwards, which stored tokens cannot be: off by default"}
+
 
 def changed(run: Params, term: str) -> Params:
     """The parameters with a term taken away where the recipe has it, else added.
@@ -52,9 +52,7 @@ def measure(
     """
     variants = {"": run} | {term: changed(run, term) for term in run.ablations.loss_terms}
     seeds = run.ablations.loss_term_seeds
-    jobs = [
-        Job(variant, fusion or fusion_config(variant), seed) for variant in variants.values() for seed in seeds
-    ]
+    jobs = [Job(variant, fusion or fusion_config(variant), seed) for variant in variants.values() for seed in seeds]
     fits = iter(fit_jobs(jobs, tokens, run.run_dir))
     rows = {term: [next(fits) for _ in seeds] for term in variants}
     return {
@@ -119,8 +117,4 @@ def build(run: Params) -> Path:
         "alpha": round(1 - run.evaluation.confidence, 6), "scores": scores, **summary(run, scores),
         "left_out": LEFT_OUT,
     }  # fmt: skip
-    weights = [packaged(getattr(run.streams, role)) for role in ROLES if not getattr(run.streams, f"{role}_checkpoint")]
-    inputs = [path for path in weights if path.is_file()]
-    for folder in (run.results_dir, run.root / "paper" / "results")[: 1 + run.common.publish]:
-        written = results.save(folder / TERMS, values, params=run, seeds=run.ablations.loss_term_seeds, inputs=inputs)
-    return written
+    return publish(run, TERMS, values, seeds=run.ablations.loss_term_seeds, inputs=packaged_weights(run))

@@ -1,9 +1,8 @@
-"""The methods and ablations of a run: their configurations, what is written down of them, and their scores."""
+"""The methods and ablations of a run: their configurations, their fits, and the scores of those."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,10 +16,10 @@ from tcar.fusion.kinds import FusionConfig, create_fusion
 from tcar.ground import log
 from tcar.lab import results
 from tcar.lab.steps.clips import class_names, ground_truth
-from tcar.lab.steps.features import ROLES
+from tcar.lab.steps.fits import Fit, Name, device_of, opened
 from tcar.lab.steps.fusion import fusion_config
-from tcar.lab.steps.trainings import Fit, Name, device_of, opened
-from tcar.train.recipe import converged, reproducible
+from tcar.lab.steps.streams import ROLES
+from tcar.train.recipe import reproducible
 from tcar.train.tasks import TokenModel
 
 if TYPE_CHECKING:
@@ -43,43 +42,6 @@ def ablation_configs(run: Params, **sizes: int) -> dict[tuple[str, str], FusionC
     configs |= {("fusion", kind): config(kind) for kind in varied.ablation_fusions}
     configs |= {("window", window): config(window=window) for window in varied.ablation_windows}
     return configs | {("streams", kind): config(kind) for kind in (*ROLES, run.fusion.fusion)}
-
-
-def mean_curve(fits: Sequence[Fit]) -> list[dict]:
-    """Average the validation accuracy of a method's seeds, epoch by epoch: one seed's curve is mostly noise.
-
-    Of trainings that ended early, the epochs that all of them have.
-    """
-    epochs = zip(*(fit.history for fit in fits), strict=False)
-    return [{"validation_top1": sum(row["validation_top1"] for row in rows) / len(fits)} for rows in epochs]
-
-
-def training_record(run: Params, fits: Mapping[str, Sequence[Fit]]) -> dict:
-    """Write down fits as training.json holds them: the recipe, and each method's curves and kept epochs."""
-    methods = {
-        method: {
-            "fusion": asdict(done[0].fusion),
-            "seeds": [fit.seed for fit in done],
-            "epochs": max(len(fit.history) for fit in done),
-            **curves(done),
-        }
-        for method, done in fits.items()
-    }
-    return {"recipe": asdict(run.training), "trainer": asdict(run.trainer), "methods": methods}
-
-
-def curves(done: Sequence[Fit]) -> dict:
-    """Write down the curves of the seeds of one method, without what depends on the machine."""
-    return {
-        "curves": {fit.seed: [{k: v for k, v in row.items() if k != "seconds"} for row in fit.history] for fit in done},
-        "best_epoch": [fit.best_epoch for fit in done],
-        "converged": converged(mean_curve(done)) if done[0].history else None,
-    }
-
-
-def places(fits: Mapping[str, Sequence[Fit]]) -> dict[str, list[str]]:
-    """Give the names of the folders of fits, as training.meta.json holds them."""
-    return {method: [fit.folder.name for fit in done] for method, done in fits.items()}
 
 
 def trained(run: Params) -> dict[str, list[Fit]]:

@@ -13,9 +13,9 @@ from tcar.ground import files, locks
 from tcar.lab import params, results
 from tcar.lab.real_plans import CLASSES, plan_files
 from tcar.lab.steps.clips import class_names
-from tcar.lab.steps.features import ROLES, stores
+from tcar.lab.steps.fits import Fit
 from tcar.lab.steps.fusion import fusion_config
-from tcar.lab.steps.trainings import Fit
+from tcar.lab.steps.streams import ROLES, stores
 from tcar.models.tca import TCA, TCAConfig
 from tcar.streams.weights import CheckpointError
 

@@ -20,14 +20,14 @@ import numpy as np
 from tcar.data.ssv2 import SPLITS, load_labels, load_split
 from tcar.evaluate import Bootstrap, Scoring, annotations, holm, metrics, paired, student
 from tcar.ground import locks, log
-from tcar.lab import results
 from tcar.lab.measured import FILE
 from tcar.lab.params import ParameterError, Params
-from tcar.lab.steps.clips import dataset_folder
-from tcar.lab.steps.features import ROLES, extract
+from tcar.lab.steps.apart import publish
+from tcar.lab.steps.audit import dataset_folder
+from tcar.lab.steps.fits import fit_all
 from tcar.lab.steps.fusion import fusion_config
 from tcar.lab.steps.methods import scored
-from tcar.lab.steps.trainings import fit_all
+from tcar.lab.steps.streams import ROLES, extract
 from tcar.streams.packaged import SEEDS, packaged
 from tcar.tabletop.dataset import load_index
 from tcar.train.tokens import StoredTokens
@@ -166,6 +166,4 @@ def build(run: Params) -> Path:
         **summary(scores, run.fusion.fusion, run.evaluation.confidence),
     }
     inputs = [packaged(getattr(run.streams, role), seed) for role in ROLES for seed in SEEDS]
-    for folder in (run.results_dir, run.root / "paper" / "results")[: 1 + run.common.publish]:
-        written = results.save(folder / FILE, values, params=run, inputs=inputs)
-    return written
+    return publish(run, FILE, values, inputs=inputs)

@@ -19,11 +19,10 @@ from tcar.lab import measured, results
 from tcar.lab.search import Found, Score, search
 from tcar.lab.search.space import SearchSettings, described, load_settings, write_params
 from tcar.lab.search.study import Report, SearchError
+from tcar.lab.steps import apart
 from tcar.lab.steps.clips import class_names
-from tcar.lab.steps.features import ROLES
+from tcar.lab.steps.fits import LEARNING, Job, tokens_of
 from tcar.lab.steps.fusion import fusion_config
-from tcar.lab.steps.trainings import LEARNING, Job, tokens_of
-from tcar.streams.packaged import packaged
 from tcar.train.trainer import train
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def run_search(settings: SearchSettings, workers: int = 1, make_score=token_scor
     """
     data = data or identity(tokens_of(settings.base, *LEARNING))
     record = outcome(settings, search(settings, make_score, data, workers))
-    # Searches share their book; only what comes of it is written by one at a time, after whatever the run is busy with.
+    # Searches share their study; what comes of it is written by one at a time, after whatever the run is busy with.
     with locks.of_run(settings.base.run_dir, SearchError, math.inf):
         file = write_params(settings, record["winner"]["changes"], _remarks(record))
         record["written"] = results.relative(file, settings.base.root)
@@ -103,17 +102,10 @@ def run_search(settings: SearchSettings, workers: int = 1, make_score=token_scor
 
 
 def publish(settings: SearchSettings, record: dict) -> Path:
-    """Write an outcome where notebooks and paper look for it, in the run's results and, if it publishes, in the
-    paper's; gives the path.
-    """
+    """Write an outcome where notebooks and paper look for it, and give the path."""
     base = settings.base
-    stated = {role for role in ROLES if getattr(base.streams, f"{role}_checkpoint")}
-    weights = [packaged(getattr(base.streams, role)) for role in ROLES if role not in stated]
-    inputs = [path for path in weights if path.is_file()]
     with locks.of_run(base.run_dir, SearchError, math.inf):
-        for folder in (base.results_dir, base.root / "paper" / "results")[: 1 + base.common.publish]:
-            written = results.save(folder / measured.SEARCH, record, params=base, seeds=settings.seeds, inputs=inputs)
-    return written
+        return apart.publish(base, measured.SEARCH, record, seeds=settings.seeds, inputs=apart.packaged_weights(base))
 
 
 def published(run: Params) -> dict | None:

@@ -1,4 +1,4 @@
-"""The published streams at full size: what each costs as counted, and some of them measured on clips of the run."""
+"""Notebook 01: the published streams at full size, counted and measured, and linear readers of the run's own tokens."""
 
 from __future__ import annotations
 
@@ -6,26 +6,37 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from jaxtyping import Float, Int
 
 from tcar.data.video import read_segments
 from tcar.data.workers import Failure, isolated_map
+from tcar.evaluate import Scoring, metrics
 from tcar.ground import log
-from tcar.lab.steps.clips import one_per_class
-from tcar.lab.steps.features import describe
+from tcar.lab.steps.clips import class_groups, ground_truth, one_per_class
+from tcar.lab.steps.fits import device_of
+from tcar.lab.steps.methods import bootstrap
+from tcar.lab.steps.streams import describe
 from tcar.streams.published import PACKAGED
 from tcar.streams.registry import create_stream, list_streams, stream_spec
+from tcar.train.linear import Features, Table, fit_linear
 
 if TYPE_CHECKING:
     from tcar.data.ssv2 import Clip
+    from tcar.features import FeatureStore
     from tcar.lab.params import Params
 
 TIME_LIMIT = 1800.0  # seconds for one stream: the largest on a slow machine, and a process that hangs ends
+
+INVERSE_PENALTY = 0.01  # scikit-learn's C
+BATCH = 2**26  # bytes of tokens that are read at once
 
 logger = log.get(__name__)
 
@@ -39,7 +50,7 @@ class _Task:
     device: str
 
 
-def counted(run: Params) -> list[dict]:
+def count_full_size(run: Params) -> list[dict]:
     """Count every registered full-size stream, and what else the parameters name, without weights and without running.
 
     One row a stream as `describe` gives it, for one clip of the stream's own frames and size, and its number of
@@ -56,7 +67,7 @@ def counted(run: Params) -> list[dict]:
     return sorted(rows, key=lambda r: (r["role"] != "semantic", r["name"].partition("_vit")[0], r["parameters"]))
 
 
-def measured(run: Params, found: list[Clip]) -> list[dict]:
+def measure_full_size(run: Params, found: list[Clip]) -> list[dict]:
     """Run the full-size streams that the parameters name, with random weights, on a few clips, each in its own process.
 
     One row a stream. `seconds` is the median over the clips from decoded frames to tokens, one clip at a time, after a
@@ -81,7 +92,7 @@ def measured(run: Params, found: list[Clip]) -> list[dict]:
     return rows
 
 
-def table(counts: list[dict], measurements: list[dict]) -> list[dict]:
+def full_size_table(counts: list[dict], measurements: list[dict]) -> list[dict]:
     """Return a row for each full-size stream, for a notebook: what nobody measured is empty."""
     known = {row["name"]: row for row in measurements}
     rows = []
@@ -105,7 +116,7 @@ def table(counts: list[dict], measurements: list[dict]) -> list[dict]:
     return rows
 
 
-def where(measurements: list[dict]) -> str:
+def measured_where(measurements: list[dict]) -> str:
     """Say on what the streams were measured."""
     found = {(row["device"], row["threads"], row["clips"]) for row in measurements if "seconds" in row}
     if not found:
@@ -154,3 +165,59 @@ def _peak_bytes() -> int:
         return 1024 * int(line.split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def linear_probes(run: Params, opened: dict[str, FeatureStore], found: dict[str, list[Clip]]) -> list[dict]:
+    """Score logistic regressions on pooled tokens, trained on the training clips, on the validation clips.
+
+    One row a stream, pooling and target: `value` with its interval over clips (Tabletop: over twin sets), and
+    `chance`, the share of the largest class. "averaged" pools all tokens, "in order" keeps the moments apart. A target
+    of which training shows one kind alone is left out. Tokens are read once, and pooled to a table in the run's folder
+    that ends with this function: 4 bytes a number and moment.
+    """
+    groups, rows, device = class_groups(run), [], device_of(run)
+    targets = {"class": lambda clip: clip.label} | ({"group": lambda clip: groups[clip.label]} if groups else {})
+    for role, store in opened.items():
+        train, rest = ([clip for clip in found[split] if clip.id in store.places] for split in ("train", "validation"))
+        answers = {target: [np.array([of(clip) for clip in part]) for part in (train, rest)]
+                   for target, of in targets.items()}  # fmt: skip
+        with Table(run.run_dir, store.grid[0] * store.width) as table:
+            for batch in _moments(store, [clip.id for clip in [*train, *rest]], device):
+                table.append(batch)
+            for pooling, blocks in (("averaged", store.grid[0]), ("in order", 1)):
+                features = Features(table, device, run.common.workers, blocks)
+                for target, (known, asked) in answers.items():
+                    if len(set(known.tolist())) < 2:
+                        continue
+                    scored = _probe(run, features, known, asked, _sets(run, rest))
+                    rows.append({"stream": role, "pooling": pooling, "target": target, **scored})
+    return rows
+
+
+def _sets(run: Params, found: list[Clip]) -> list[str] | None:
+    index = ground_truth(run)
+    return [index[clip.id]["set"] for clip in found] if index else None
+
+
+def _moments(store: FeatureStore, ids: Sequence[str], device: torch.device) -> Iterator[Float[np.ndarray, "clips md"]]:
+    """Average over space and put the moments side by side; tokens are ordered by time, then place."""
+    size = max(1, BATCH // (4 * len(store.coordinates) * store.width))
+    starts = range(0, len(ids), size)
+    for start in log.progress(starts, len(starts), f"pooling {store.stream}", "batches"):
+        tokens = torch.from_numpy(store.load(ids[start : start + size])).to(device).float()
+        yield tokens.unflatten(1, (store.grid[0], -1)).mean(2).flatten(1).cpu().numpy()
+
+
+def _probe(run: Params, features: Features, known: Int[np.ndarray, " n"], asked: Int[np.ndarray, " m"],
+           sets: list[str] | None) -> dict:  # fmt: skip
+    """Fit on the first rows of the table, whose answers are known, and score the others."""
+    shown, labels = np.unique(known, return_inverse=True)
+    reader = fit_linear(features, range(len(known)), labels, INVERSE_PENALTY)
+    every, asked = np.unique(np.concatenate([shown, asked]), return_inverse=True)
+    asked = asked[len(shown) :]
+    # A class that training never showed is never named.
+    logits = np.full((len(asked), len(every)), -1e9)
+    rows = range(len(known), len(known) + len(asked))
+    logits[:, np.searchsorted(every, shown)] = reader.log_probabilities(features, rows)
+    scores = metrics(logits, asked, Scoring(sets=sets, bootstrap=bootstrap(run)))
+    return scores["top1"] | {"chance": float(np.bincount(asked).max() / len(asked))}

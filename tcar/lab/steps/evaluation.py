@@ -1,4 +1,4 @@
-"""Scoring by the published protocols: the split of the comparison, and several views of a clip.
+"""Notebook 04: calibration, and scoring by the published protocols with several views of a clip.
 
 One view is scored from the tokens in the store. Of more views nothing is stored: each clip is decoded once, its views
 go through the frozen streams and the fusions of all methods and seeds, and the probabilities of its views are averaged,
@@ -12,39 +12,88 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from tcar.data.loader import Loaded, Loader
 from tcar.data.ssv2 import fingerprint
 from tcar.data.views import PROTOCOLS, ProtocolReader, cut
-from tcar.evaluate import EvaluationError, metrics, over_seeds
+from tcar.evaluate import EvaluationError, Scoring, fit_temperature, metrics, over_seeds
 from tcar.fusion.kinds import create_fusion
 from tcar.ground import files, log, sources
 from tcar.lab import results
-from tcar.lab.steps.clips import healthy_clips
-from tcar.lab.steps.features import ROLES, stores, stream
-from tcar.lab.steps.methods import scoring
-from tcar.lab.steps.trainings import device_of
+from tcar.lab.steps.clips import ground_truth, healthy_clips
+from tcar.lab.steps.fits import device_of
+from tcar.lab.steps.methods import bootstrap, scoring
+from tcar.lab.steps.streams import ROLES, stores, stream
 from tcar.streams.grids import pool_tokens
 from tcar.streams.registry import weights_digest
 
 if TYPE_CHECKING:
     from tcar.data.ssv2 import Clip
     from tcar.lab.params import Params
-    from tcar.lab.steps.trainings import Fit
+    from tcar.lab.steps.fits import Fit
 
-_CODE = ("tcar.lab.steps.protocol", "tcar.fusion.kinds")
+_CODE = ("tcar.lab.steps.evaluation", "tcar.fusion.kinds")
 
 logger = log.get(__name__)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """One temperature for each seed, and the calibration error `before` and `after` on the same rows, with intervals.
+
+    `fitted` counts the validation clips that the temperatures were fitted on.
+    """
+
+    temperatures: list[float]
+    fitted: int
+    rows: Int[np.ndarray, " m"]
+    before: dict
+    after: dict
+
+
+def calibrate(
+    run: Params,
+    scored: Sequence[Float[np.ndarray, "n c"]],
+    labels: Int[np.ndarray, " n"],
+    ids: Sequence[str],
+    known: Sequence[Mapping],
+) -> Calibration:
+    """Calibrate the scored logits, one array a seed, with temperatures of validation clips.
+
+    `known` are those that each training fitted on all of validation (`tcar.evaluate.calibration`). Where the scored
+    clips are themselves those of validation they are not taken: half of the clips, drawn by the run's seed and by whole
+    twin sets, fit the temperatures, and the other half is scored. Raises EvaluationError where there is nothing to
+    halve.
+    """
+    index = ground_truth(run)
+    sets = np.array([index[name]["set"] if index else name for name in ids])
+    rows, fitted = np.arange(len(ids)), known[0]["clips"]
+    temperatures = [one["temperature"] for one in known]
+    if run.evaluation.evaluation_split == "validation":
+        chosen = np.random.default_rng(run.common.seed).permutation(np.unique(sets))
+        if len(chosen) < 2:
+            raise EvaluationError(f"validation has {len(chosen)} independent clips: calibrating and scoring takes two")
+        inside = np.isin(sets, chosen[: len(chosen) // 2])
+        rows, fitted = np.flatnonzero(~inside), int(inside.sum())
+        temperatures = [fit_temperature(one[inside], labels[inside]) for one in scored]
+
+    def error(divisors: Sequence[float]) -> dict:
+        bins, told = run.evaluation.calibration_bins, sets[rows].tolist()
+        settings = Scoring(sets=told, bootstrap=bootstrap(run), calibration_bins=bins)
+        pairs = zip(scored, divisors, strict=True)
+        return over_seeds([metrics(one[rows] / divisor, labels[rows], settings) for one, divisor in pairs])["ece"]
+
+    return Calibration(temperatures, fitted, rows, error([1.0] * len(scored)), error(temperatures))
 
 
 def protocol_rows(
@@ -94,9 +143,7 @@ def scored_views(
     }
     folder = run.run_dir / "views" / f"{views}-{results.digest(made)[:16]}"
     size = run.streams.batch_clips
-    batches = {
-        folder / f"{start:06}.npz": clips[start : start + size] for start in range(0, len(clips), size)
-    }
+    batches = {folder / f"{start:06}.npz": clips[start : start + size] for start in range(0, len(clips), size)}
     if todo := {path: batch for path, batch in batches.items() if not path.is_file()}:
         folder.mkdir(parents=True, exist_ok=True)
         _score(run, models, todo, views)

@@ -26,22 +26,14 @@ ROLES = ("semantic", "motion")
 
 
 def stream(run: Params, role: str) -> Stream:
-    """Create the frozen stream that the parameters name for a role, with its published or packaged
-    weights.
-    """
-    from tcar.streams.registry import (
-        create_stream,  # the libraries of streams take seconds, and most steps read tokens alone
-    )
+    """Create the frozen stream that the parameters name for a role, with its published or packaged weights."""
+    from tcar.streams.registry import create_stream  # takes seconds, and most steps read tokens alone
 
-    return create_stream(
-        getattr(run.streams, role), pretrained=True, checkpoint=run.stream_checkpoints[f"{role}_checkpoint"]
-    )
+    return create_stream(getattr(run.streams, role), True, run.stream_checkpoints[f"{role}_checkpoint"])
 
 
 def describe(made: Stream, frames: int | None = None) -> dict:
-    """Tell a stream's dimensions and cost for one clip; GFLOPs count a multiplication and an addition as
-    two.
-    """
+    """Tell a stream's dimensions and cost for one clip; GFLOPs count a multiplication and an addition as two."""
     from tcar.streams.registry import stream_cost
 
     return {
@@ -97,8 +89,6 @@ def token_grids(
 
 
 def stores(run: Params) -> dict[str, FeatureStore]:
-    """Open the feature stores that the extraction wrote down; raises ResultError or FeatureError without
-    them.
-    """
+    """Open the feature stores that the extraction wrote down; raises ResultError or FeatureError without them."""
     names = results.load(run.results_dir / "extractors.json")["stores"]
     return {role: FeatureStore.open(run.run_dir / "features" / names[role]) for role in ROLES}

@@ -1,27 +1,102 @@
-"""The trainings of a run side by side: what differs between them, how far each came, and what went wrong."""
+"""Notebook 03 and `tcar train`: every training of a run, what is written down of it, and all of them side by side.
+
+How one training is done and kept is in `tcar.lab.steps.fits`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tcar.features.ranks import Ranks
 from tcar.ground.log import interactive  # noqa: F401  which notebook 03 asks
 from tcar.lab import results
 from tcar.lab.params import Common, Params
+from tcar.lab.steps.baselines import baseline_task, train_on_clips
+from tcar.lab.steps.clips import class_names, healthy_clips
+from tcar.lab.steps.fits import LEARNING, Fit, Job, curves, fit_jobs, tokens_of
+from tcar.lab.steps.methods import ablation_configs, method_configs
+from tcar.lab.steps.model import card_facts, save_fit, write_calibration
 from tcar.train import alerts, tracking
 from tcar.train.alerts import Alert
+from tcar.train.clip_tasks import ClipTask, StreamTask
 from tcar.train.settings import WatchSettings
 
 # Where a run is kept and who is told of it makes no difference to what is compared.
-_ASIDE = {f.name for stage in (Common, WatchSettings) for f in fields(stage)} - {"seed"}
-
-
+_ASIDE = {f.name for group in (Common, WatchSettings) for f in fields(group)} - {"seed"}
 RUNNING = "running, or killed"
 MACHINE = {"seconds", "clips_per_second", "data_wait", "memory_mb"}  # what two equal trainings do not share
+
+
+def all_trainings(run: Params, other_code: bool) -> Iterator[tuple[str, Fit]]:
+    """Train what the parameters ask for, those of `task: tokens` as notebooks 03 and 05 do; give it as it ends."""
+    if run.trainer.task == "clips":
+        clips = healthy_clips(run, *LEARNING)
+        for seed in run.training.seeds:
+            task = StreamTask(clips, class_names(run), run, seed)
+            fit = replace(train_on_clips(run, task, seed, other_code), fusion=task.config.fusion)
+            _keep_model(run, task, fit)
+            yield task.name, fit
+    elif run.trainer.task == "baseline":
+        (name,) = run.baselines.baselines
+        for seed in run.training.seeds:
+            task = baseline_task(run, name, seed)
+            fit = train_on_clips(run, task, seed, other_code)
+            _keep_model(run, task, fit)
+            yield name, fit
+    else:
+        tokens = tokens_of(run, *LEARNING)
+        methods, ablations = method_configs(run), ablation_configs(run)
+        jobs = [Job(run, config, seed) for config in methods.values() for seed in run.training.seeds]
+        jobs += [Job(run, config, seed) for config in ablations.values() for seed in run.ablations.ablation_seeds]
+        for job, fit in zip(jobs, fit_jobs(jobs, tokens, run.run_dir, other_code=other_code), strict=True):
+            if job.fusion == methods[run.fusion.fusion] and Ranks.here().rank == 0:
+                save_fit(run, fit, fit.folder / "model")
+            yield job.fusion.kind, fit
+
+
+def _keep_model(run: Params, task: ClipTask, fit: Fit) -> None:
+    """Keep what was trained on clips as a model that opens by itself, where its kind has such a form."""
+    if Ranks.here().rank or not fit.best_epoch:
+        return
+    built = task.build(fit.seed)
+    built.load_state_dict(fit.trained, strict=False)
+    if isinstance(task, StreamTask):
+        built.tca.save_pretrained(fit.folder / "model", card=card_facts(run, fit))
+        write_calibration(fit.folder / "model", fit.calibration)
+    elif hasattr(built, "save_pretrained"):
+        built.save_pretrained(fit.folder / "model")
+
+
+def outcome(fit: Fit) -> str:
+    """How a training ended, in words."""
+    if not fit.best_epoch:
+        return "no epoch was validated"
+    top1 = fit.best["validation_top1"]
+    return f"best of {len(fit.history)} epochs is {fit.best_epoch}, validation top-1 {top1:.4f}"
+
+
+def training_record(run: Params, fits: Mapping[str, Sequence[Fit]]) -> dict:
+    """Write down fits as training.json holds them: the recipe, and each method's curves and kept epochs."""
+    methods = {
+        method: {
+            "fusion": asdict(done[0].fusion),
+            "seeds": [fit.seed for fit in done],
+            "epochs": max(len(fit.history) for fit in done),
+            **curves(done),
+        }
+        for method, done in fits.items()
+    }
+    return {"recipe": asdict(run.training), "trainer": asdict(run.trainer), "methods": methods}
+
+
+def places(fits: Mapping[str, Sequence[Fit]]) -> dict[str, list[str]]:
+    """Give the names of the folders of fits, as training.meta.json holds them."""
+    return {method: [fit.folder.name for fit in done] for method, done in fits.items()}
 
 
 @dataclass(frozen=True)
@@ -98,9 +173,7 @@ def differing(settings: Iterable[Mapping[str, Any]]) -> list[str]:
     """The settings that all have and that are not the same in all of them; where a run is kept does not count."""
     settings = list(settings)
     shared = [key for key in (settings[0] if settings else ()) if all(key in other for other in settings)]
-    return [
-        key for key in shared if key not in _ASIDE and any(other[key] != settings[0][key] for other in settings)
-    ]
+    return [key for key in shared if key not in _ASIDE and any(other[key] != settings[0][key] for other in settings)]
 
 
 def _row(record: Record, names: Sequence[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a trained model looks at, over many clips at once, and how that compares with the ground truth."""
+"""Notebook 06: what a trained model looks at, over many clips at once, and how that compares with the ground truth."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tcar.evaluate import mean_interval
 from tcar.explain import attention_rollout, mass_inside, saliency, temporal_importance
 from tcar.lab.params import ParameterError
 from tcar.lab.steps.clips import ground_truth
-from tcar.lab.steps.features import ROLES, stores
+from tcar.lab.steps.fits import device_of
 from tcar.lab.steps.methods import bootstrap
-from tcar.lab.steps.trainings import device_of
+from tcar.lab.steps.streams import stores
 
 if TYPE_CHECKING:
     from tcar.lab.params import Params
@@ -33,12 +33,11 @@ _COARSE = 5  # masks and attributions are compared and shown at a fifth of the f
 
 
 @dataclass(frozen=True)
-class Look:
+class AttentionMaps:
     """What the fusion did with each clip: readouts, and per stream that it reads maps over its grid that sum to one.
 
-    `received` is the attention that the tokens of a stream get from the other one, over blocks, heads and
-    queries; a stream that the other does not read has none. `rollout` follows the readout's attention back to the
-    tokens.
+    `received` is the attention that the tokens of a stream get from the other one, over blocks, heads and queries; a
+    stream that the other does not read has none. `rollout` follows the readout's attention back to the tokens.
     """
 
     readout: Float[np.ndarray, "n d"]
@@ -53,7 +52,7 @@ def choose(run: Params, tokens: StoredTokens, count: int) -> list[int]:
 
 
 @torch.no_grad()
-def look(run: Params, model: TCA, tokens: StoredTokens, places: list[int]) -> Look:
+def attention_maps(run: Params, model: TCA, tokens: StoredTokens, places: list[int]) -> AttentionMaps:
     """Run the fusion on the cached tokens of some clips and keep what it looked at.
 
     Raises ParameterError for a kind of fusion without attention.
@@ -68,13 +67,9 @@ def look(run: Params, model: TCA, tokens: StoredTokens, places: list[int]) -> Lo
         received = {role: _received(steps, role, grid) for role, grid in grids.items()}
         found = steps["readout"], received, attention_rollout(steps, grids)
         parts.append(tree_map_only(Tensor, Tensor.cpu, found))
-    return Look(
+    return AttentionMaps(
         torch.cat([readout for readout, _, _ in parts]).numpy(),
-        {
-            r: torch.cat([part[r] for _, part, _ in parts]).numpy()
-            for r in grids
-            if parts[0][1][r] is not None
-        },
+        {r: torch.cat([part[r] for _, part, _ in parts]).numpy() for r in grids if parts[0][1][r] is not None},
         {r: torch.cat([part[r] for _, _, part in parts]).numpy() for r in grids},
     )
 
@@ -95,18 +90,15 @@ def _batches(
 
 
 def _received(steps: dict[str, Tensor], role: str, grid: tuple[int, int, int]) -> Tensor | None:
-    weights = [
-        step.mean(dim=(1, 2)) for name, step in steps.items() if name.endswith(f"_from_{role}.weights")
-    ]
+    weights = [step.mean(dim=(1, 2)) for name, step in steps.items() if name.endswith(f"_from_{role}.weights")]
     return torch.stack(weights).mean(dim=0).unflatten(1, grid) if weights else None
 
 
-def on_moving(run: Params, seen: Look, ids: list[str]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Give, per stream, the share of each map that lies on what moves, and the share of the area that it
-    covers.
+def on_moving(run: Params, seen: AttentionMaps, ids: list[str]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Give, per stream, the share of each map that lies on what moves, and the share of the area that it covers.
 
-    Shares are means over the clips in which something moves, with intervals over twin sets. `area` is
-    what an even map would score; `gain` is attention received minus area, clip by clip.
+    Shares are means over the clips in which something moves, with intervals over twin sets. `area` is what an even map
+    would score; `gain` is attention received minus area, clip by clip.
     """
     masks = {place: mask for place, clip in enumerate(ids) if (mask := _moving(run, clip)).any()}
     sets = [ground_truth(run)[ids[place]]["set"] for place in masks]
@@ -131,11 +123,8 @@ def _moving(run: Params, clip: str) -> np.ndarray:
     return np.isin(instances[:, ::_COARSE, ::_COARSE], truth["moving"])
 
 
-def importance_by_group(
-    run: Params, model: TCA, tokens: StoredTokens, places: list[int]
-) -> dict[str, list[dict]]:
-    """Give how far the true class's probability falls without each moment, a row a moment, by group of
-    classes.
+def importance_by_group(run: Params, model: TCA, tokens: StoredTokens, places: list[int]) -> dict[str, list[dict]]:
+    """Give how far the true class's probability falls without each moment, a row a moment, by group of classes.
 
     A dataset without groups is one group, "all". `time` is the moment's middle in [0, 1] of the clip.
     """
@@ -151,9 +140,7 @@ def importance_by_group(
         group: [
             {
                 "time": float(moment),
-                **mean_interval(
-                    falls[groups == group, number].double().numpy(), sets[groups == group], bootstrap(run)
-                ),
+                **mean_interval(falls[groups == group, number].double().numpy(), sets[groups == group], bootstrap(run)),
             }
             for number, moment in enumerate(moments)
         ]
@@ -162,32 +149,22 @@ def importance_by_group(
 
 
 def pixel_saliency(run: Params, model: TCA, clip: Clip) -> dict[str, dict]:
-    """Attribute the logit of a clip's class to the pixels that each stream saw, the other stream's frames
-    as they are.
+    """Attribute the logit of a clip's class to the pixels that each stream saw, the other stream's frames as they are.
 
     Gives, per stream that the fusion reads, `map` [t y x] in coarse cells, and `error`, how far the attributions miss
     the logit's change from a grey clip (integrated gradients' completeness).
     """
     config = model.config
-    frames = {
-        role: torch.from_numpy(
-            read_segments(clip.path, getattr(config, f"{role}_frames"), upright=run.data.upright)
-        )[None] / 255
-        for role in ROLES
-    }
-    paths = {
-        "semantic": lambda x: model(x, frames["motion"]),
-        "motion": lambda x: model(frames["semantic"], x),
-    }
+    counts = {"semantic": config.semantic_frames, "motion": config.motion_frames}
+    clips = {role: read_segments(clip.path, count, upright=run.data.upright) for role, count in counts.items()}
+    frames = {role: torch.from_numpy(one)[None] / 255 for role, one in clips.items()}
+    paths = {"semantic": lambda x: model(x, frames["motion"]), "motion": lambda x: model(frames["semantic"], x)}
     found = {}
     for role in model.fusion.streams:
         made = saliency(
             paths[role], frames[role], clip.label, steps=run.interpretability.attribution_steps, reference=0.5
         )
-        found[role] = {
-            "map": avg_pool2d(made.map, _COARSE)[0].numpy(),
-            "error": float(made.error.abs().max()),
-        }
+        found[role] = {"map": avg_pool2d(made.map, _COARSE)[0].numpy(), "error": float(made.error.abs().max())}
     return found
 
 

@@ -25,10 +25,10 @@ from tcar.fusion.kinds import FusionConfig, fusion_cost
 from tcar.ground import log, processes
 from tcar.lab import results
 from tcar.lab.steps.clips import class_names, healthy_clips
-from tcar.lab.steps.features import stores
+from tcar.lab.steps.streams import stores
 from tcar.train import tracking
 from tcar.train.checkpoints import Checkpoints
-from tcar.train.recipe import epochs_of
+from tcar.train.recipe import converged, epochs_of
 from tcar.train.tasks import Task, TokenTask, code_of, identity
 from tcar.train.tokens import StoredTokens
 from tcar.train.trainer import train_together
@@ -83,8 +83,7 @@ class Fit:
 
     @property
     def trained(self) -> dict[str, Tensor]:
-        """The trained weights of the best epoch, by their names in the model of its task; none of what was only loaded.
-        """
+        """The trained weights of the best epoch, by their names in the task's model; none of what was only loaded."""
         return Checkpoints(self.folder).read_best(self.best_epoch) if self.best_epoch else {}
 
     @property
@@ -141,8 +140,7 @@ def fit_jobs(
 
 
 def folder_of(run_dir: Path, job: Job, tokens: Mapping[str, StoredTokens], other_code: bool = False) -> Path:
-    """Give the folder in which a training is kept; with `other_code` one that other code has begun, where there is any.
-    """
+    """Give the folder of a training; with `other_code` that of one that other code has begun, where there is any."""
     return folder_of_task(run_dir, job.task(tokens), other_code)
 
 
@@ -169,6 +167,24 @@ def opened(folder: Path, fusion: FusionConfig | None, seed: int) -> Fit:
     if not state or not state["ended"]:
         raise TrainingError(f"{folder}: holds no training that has ended; train again")
     return Fit(folder, fusion, seed, state["history"], state["best_epoch"], state["broken"])
+
+
+def mean_curve(fits: Sequence[Fit]) -> list[dict]:
+    """Average the validation accuracy of a method's seeds, epoch by epoch: one seed's curve is mostly noise.
+
+    Of trainings that ended early, the epochs that all of them have.
+    """
+    epochs = zip(*(fit.history for fit in fits), strict=False)
+    return [{"validation_top1": sum(row["validation_top1"] for row in rows) / len(fits)} for rows in epochs]
+
+
+def curves(done: Sequence[Fit]) -> dict:
+    """Write down the curves of the seeds of one method, without what depends on the machine."""
+    return {
+        "curves": {fit.seed: [{k: v for k, v in row.items() if k != "seconds"} for row in fit.history] for fit in done},
+        "best_epoch": [fit.best_epoch for fit in done],
+        "converged": converged(mean_curve(done)) if done[0].history else None,
+    }
 
 
 def device_of(run: Params) -> torch.device:

@@ -1,0 +1,40 @@
+"""What is measured apart from the notebooks, by a command of its own: replicates, loss terms and searches."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tcar.ground import locks, log
+from tcar.lab import params, results
+from tcar.lab.params import ParameterError, Params
+
+
+def write_result(name: str, file: Path, build: Callable[[Params], Path]) -> int:
+    """Build a result for a parameter file and say where it is; gives the exit status. `name` is that of the log."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    run = params.load(file)
+    log.configure(run.common.log_level, run.logs_dir / f"{name}.log")
+    with locks.of_run(run.run_dir, ParameterError):
+        print(f"written: {results.relative(build(run), run.root)}")
+    return 0
+
+
+def publish(run: Params, file: str, values: dict[str, Any], **provenance) -> Path:
+    """Write a result where notebooks and paper look for it, in the run's results and, if it publishes, in the paper's.
+
+    provenance: `seeds` and `inputs`, as `tcar.lab.results.save` takes them. Gives the path.
+    """
+    for folder in (run.results_dir, run.root / "paper" / "results")[: 1 + run.common.publish]:
+        written = results.save(folder / file, values, params=run, **provenance)
+    return written
+
+
+def packaged_weights(run: Params) -> list[Path]:
+    """Give the weights of the run's streams that come with the package, which a result depends on."""
+    from tcar.lab.steps.streams import ROLES
+    from tcar.streams.packaged import packaged
+
+    stated = [role for role in ROLES if getattr(run.streams, f"{role}_checkpoint")]
+    weights = [packaged(getattr(run.streams, role)) for role in ROLES if role not in stated]
+    return [path for path in weights if path.is_file()]
