@@ -4,6 +4,7 @@ On two cores the second process has what the first and this one leave. So the ra
 alone, which others on the machine do not change: reading over reading and loading, times two.
 """
 
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -13,39 +14,41 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tcar.data.clip_reader import ClipReader
 from videos import write_video
 
-from tcar.data.augment import AugmentConfig
 from tcar.data.loader import Loader
 from tcar.data.ssv2 import Clip
+from tcar.data.views import AugmentConfig
 from tcar.ground.processes import usable_cores
 from tcar.train.clip_views import ClipViews
 
 AUGMENTED = AugmentConfig(224, (0.5, 1.0), flip=0.5)
-CASES = {  # frames, width, height, reader, clips in a round
-    "tabletop": (40, 160, 120, ClipReader(8, 112), 256),
-    "ssv2": (48, 432, 240, ClipReader(16, 224), 64),
-    "ssv2, both streams, augmented": (48, 432, 240, ClipViews((8, 16), 224, False, AUGMENTED, {}, 0), 64),
+CASES = {  # frames, width, height, reader, first epoch (0: not varied), clips in a round
+    "tabletop": (40, 160, 120, ClipViews((8,), 112, False, AUGMENTED, {}, 0), 0, 256),
+    "ssv2": (48, 432, 240, ClipViews((16,), 224, False, AUGMENTED, {}, 0), 0, 64),
+    "ssv2, both streams, augmented": (48, 432, 240, ClipViews((8, 16), 224, False, AUGMENTED, {}, 0), 1, 64),
 }
 ROUNDS, BATCH = 5, 16
 
 
 def measure(folder: Path, name: str) -> str:
     """Rounds in turn of two loaders whose processes run already; one line to print."""
-    frames, width, height, read, count = CASES[name]
+    frames, width, height, read, first, count = CASES[name]
     files = [write_video(folder / f"{n}.webm", frames, width=width, height=height) for n in range(8)]
     clips = [Clip(str(n), files[n % 8], 0, "", "", ()) for n in range(count)]
     groups = [clips[start : start + BATCH] for start in range(0, count, BATCH)]
     own, ratios, rates, shares, loads = psutil.Process(), [], {1: [], 2: []}, [], []
     with Loader(read, workers=1, ahead=2 * BATCH) as one, Loader(read, workers=2, ahead=2 * BATCH) as two:
-        for loader in (one, two):
-            list(loader.groups(groups[:2], epoch=1))
+        crews, known = {}, set()
+        for workers, loader in ((1, one), (2, two)):
+            list(loader.groups(groups[:2], epoch=first))
+            crews[workers] = [psutil.Process(child.pid) for child in set(multiprocessing.active_children()) - known]
+            known = set(multiprocessing.active_children())
         for number in range(ROUNDS):
             for workers, loader in ((1, one), (2, two))[:: 1 if number % 2 else -1]:
-                crew = [psutil.Process(process) for process in loader.processes]
+                crew = crews[workers]
                 began, spent = time.perf_counter(), [seconds([own]), seconds(crew)]
-                read_clips = sum(len(loaded.offsets) for loaded in loader.groups(groups, epoch=number + 1))
+                read_clips = sum(len(loaded.offsets) for loaded in loader.groups(groups, epoch=first * (number + 1)))
                 assert read_clips == count, loader.broken
                 rates[workers].append(count / (time.perf_counter() - began))
                 loading, reading = seconds([own]) - spent[0], seconds(crew) - spent[1]
