@@ -19,6 +19,7 @@ from transformers import (
 from tcar.data.ssv2 import DatasetError
 from tcar.lab import params, pipeline, plots, results
 from tcar.lab.paper import tables
+from tcar.lab.params import typed
 from tcar.lab.steps import baselines as stage
 from tcar.lab.steps.training import places
 from tcar.models import settings as names
@@ -52,6 +53,7 @@ def small(monkeypatch):
         monkeypatch.setitem(names.PUBLISHED, name, BASELINES[name].published)
         for key in BASELINES[name].published:
             monkeypatch.setitem(names.BASELINE_CHECKPOINTS, key, name)
+    monkeypatch.setattr(typed, "_Flat", typed.model())
 
 
 def write_timesformer(folder, names=NAMES, seed=1, kind="safetensors"):

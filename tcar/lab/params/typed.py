@@ -5,7 +5,7 @@ import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from tcar.ground.errors import meant, unknown
 from tcar.lab.params.run import HIDDEN
@@ -68,7 +68,14 @@ def _each_once(values: list) -> list:
 
 # Strict: a text is no number, a truth value is none, but a whole number is a float too.
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
-_Flat = create_model("Parameters", __config__=_STRICT, **{key: (_limited(key), None) for key in FIELDS})
+
+
+def model() -> type[BaseModel]:
+    """The pydantic model of all parameters, with the choices that there are now."""
+    return create_model("Parameters", __config__=_STRICT, **{key: (_limited(key), None) for key in FIELDS})
+
+
+_Flat = model()
 
 
 def _errors(values: Mapping[Any, Any]) -> list[dict[str, Any]]:
