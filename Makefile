@@ -1,7 +1,7 @@
 # Every target sets up what it needs, and does nothing twice. `make` alone lists the targets.
 PARAMS ?= params/demo.yaml
 PYTHON ?= python3.11 python3 python
-PYTEST_FLAGS ?= -n logical --maxprocesses 4 --dist loadfile
+PYTEST_FLAGS ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 venv := .venv
 py := $(venv)/bin/python
