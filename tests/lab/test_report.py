@@ -358,3 +358,14 @@ def test_replicates_are_told_by_their_corrected_test():
     assert [table.rows for table in tables.replicate_tables(None, "", "95%")] == [[], []]
     assert sentences.over_replicates({}) == ""
     assert sentences.over_replicates({"replicates": measured}, ("late_concat",)) == late
+
+
+def test_the_abstract_names_both_main_rivals_as_the_replicates_have_them():
+    """Of the paper as it is committed: three seeds may tell a rival that new clips and streams do not."""
+    said = json.loads((PAPER / "tables" / "numbers.json").read_text())["text"]["anew"]
+    measured = json.loads((PAPER / "results" / "replicates.json").read_text())
+    rows = {row["b"]: row for row in measured["comparisons"] if row["metric"] == "twin_accuracy"}
+    for rival, name in (("late_concat", "late concatenation"), ("sum", "the sum of both streams' scores")):
+        told = rows[rival]["holm"] < measured["alpha"]
+        word = "not distinguishable from" if not told else "above" if rows[rival]["difference"] > 0 else "below"
+        assert f"{word} {name} (" in said
