@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -36,6 +37,12 @@ def test_conda_installs_the_same_pins_and_nothing_beside_them():
     assert (python, pip, own) == ("python=3.11", "pip", {"pip": ["-e .[dev]"]})
     assert "dev" in PROJECT["optional-dependencies"]
     assert PROJECT["requires-python"] == ">=3.11"
+
+
+def test_every_name_is_defined_and_the_style_kept():
+    """A name that no import brings is found out only where it is used, which may be late in a long run."""
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "-q", "."], cwd=ROOT, capture_output=True, text=True)
+    assert not done.returncode, done.stdout
 
 
 def test_the_help_of_make_names_every_target_and_no_other():

@@ -44,11 +44,11 @@ class Augment:
     def __call__(
         self,
         clips: Sequence[UInt8[Tensor, "t _ _ 3"]],
-        labels: Int[Tensor, "b"],
+        labels: Int[Tensor, " b"],
         ids: Sequence[str],
         epoch: int,
         view: int = 0,
-    ) -> tuple[UInt8[Tensor, "b t s s 3"], Int[Tensor, "b"]]:
+    ) -> tuple[UInt8[Tensor, "b t s s 3"], Int[Tensor, " b"]]:
         """Return one view of each clip and its class; clips may differ in height and width."""
         if not len(clips) == len(labels) == len(ids):
             raise ValueError(f"{len(clips)} clips, {len(labels)} labels and {len(ids)} ids: as many of each expected")
@@ -125,7 +125,7 @@ class Mix:
         self.num_classes, self.probability, self.seed = num_classes, probability, seed
 
     def __call__(
-        self, frames: UInt8[Tensor, "b t h w 3"], labels: Int[Tensor, "b"], epoch: int, step: int
+        self, frames: UInt8[Tensor, "b t h w 3"], labels: Int[Tensor, " b"], epoch: int, step: int
     ) -> tuple[Float[Tensor, "b t h w 3"], Float[Tensor, "b c"]]:
         """Return float frames in [0, 1] and class probabilities; a batch that is not mixed has whole ones."""
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:

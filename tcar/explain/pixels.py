@@ -17,13 +17,13 @@ class Attribution:
 
     values: Float[Tensor, "b t h w 3"]
     map: Float[Tensor, "b t h w"]
-    error: Float[Tensor, "b"]
+    error: Float[Tensor, " b"]
 
 
 def saliency(
     model: Callable[[Tensor], Tensor],
     frames: Float[Tensor, "b t h w 3"],
-    target: int | Int[Tensor, "b"],
+    target: int | Int[Tensor, " b"],
     *,
     steps: int = 32,
     reference: float | int | Tensor = 0,

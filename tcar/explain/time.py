@@ -12,8 +12,8 @@ def temporal_importance(
     semantic_xyz: Float[Tensor, "n 3"],
     motion: Float[Tensor, "b m d2"],
     motion_xyz: Float[Tensor, "m 3"],
-    target: Int[Tensor, "b"],
-) -> tuple[Float[Tensor, "t"], Float[Tensor, "b t"]]:
+    target: Int[Tensor, " b"],
+) -> tuple[Float[Tensor, " t"], Float[Tensor, "b t"]]:
     """Return the moments, in [0, 1] of the clip, and how far the target's probability falls without the tokens of each.
 
     The moments are those of the coarsest of the streams that the fusion reads; a finer stream's tokens count with the
@@ -25,7 +25,7 @@ def temporal_importance(
     if len(moments) < 2:
         raise ValueError("temporal importance needs at least two moments in every stream it looks at")
 
-    def probability(left: dict[str, Tensor]) -> Float[Tensor, "b"]:
+    def probability(left: dict[str, Tensor]) -> Float[Tensor, " b"]:
         """Return the target's probability with the tokens that are left of each stream."""
         given = [part for s in tokens for part in (tokens[s][:, left[s]], xyz[s][left[s]])]
         return fusion(*given).softmax(dim=-1).gather(1, target[:, None])[:, 0]

@@ -58,7 +58,7 @@ class Fusion(nn.Module):
         raise NotImplementedError
 
 
-def _kept_tokens(tokens: Float[Tensor, "b n d"], drop: float | int) -> Int[Tensor, "kept"]:
+def _kept_tokens(tokens: Float[Tensor, "b n d"], drop: float | int) -> Int[Tensor, " kept"]:
     """Draw the tokens that stay, in their order: the same ones in all clips, which then share their tables."""
     count = tokens.shape[1]
     order = torch.randperm(count, device=tokens.device)

@@ -170,7 +170,7 @@ class Geometry:
         self.tables = CoordinateCache(self._tables)
 
     def __call__(
-        self, xyz: dict[str, Float[Tensor, "_ 3"]], kept: dict[str, Int[Tensor, "_"]]
+        self, xyz: dict[str, Float[Tensor, "_ 3"]], kept: dict[str, Int[Tensor, " _"]]
     ) -> dict[str, dict[str, Tensor | int | None]]:
         """Return tables by stream, of the tokens `kept` if it names any: of those alone, as the whole grids have them.
 

@@ -15,16 +15,16 @@ from torch import Tensor
 from tcar.data.sampling import view_seed
 
 
-def partners(places: Sequence[int]) -> Int[Tensor, "b"]:
+def partners(places: Sequence[int]) -> Int[Tensor, " b"]:
     """Return for each clip, by its place in the total batch, the row of the clip that it is mixed with, or its own."""
     row_of = {place: row for row, place in enumerate(places)}
     return torch.tensor([row_of.get(place ^ 1, row) for row, place in enumerate(places)], dtype=torch.int64)
 
 
 def soft_targets(
-    labels: Int[Tensor, "b"],
-    other_labels: Int[Tensor, "b"],
-    share: float | Float[Tensor, "b"],
+    labels: Int[Tensor, " b"],
+    other_labels: Int[Tensor, " b"],
+    share: float | Float[Tensor, " b"],
     num_classes: int,
 ) -> Float[Tensor, "b c"]:
     """Class probabilities of clips that were mixed of two: share * onehot(label) + (1 - share) * onehot(other).
@@ -40,7 +40,7 @@ def soft_targets(
 
 
 def mix_frames(
-    mix: Callable, frames: Tensor, labels: Int[Tensor, "b"], places: Sequence[int], epoch: int, step: int
+    mix: Callable, frames: Tensor, labels: Int[Tensor, " b"], places: Sequence[int], epoch: int, step: int
 ) -> tuple[Float[Tensor, "b t h w 3"], Float[Tensor, "b c"]]:
     """Mix frames as `tcar.data.augment.Mix` does, but pair by pair; return them in [0, 1], and class probabilities."""
     groups = [sorted({row, other}) for row, other in enumerate(partners(places).tolist()) if row <= other]
@@ -73,7 +73,7 @@ class TokenMix:
         self.probability = probability
 
     def __call__(
-        self, streams: Sequence[Float[Tensor, "b _ _"]], labels: Int[Tensor, "b"], places: Sequence[int], epoch: int,
+        self, streams: Sequence[Float[Tensor, "b _ _"]], labels: Int[Tensor, " b"], places: Sequence[int], epoch: int,
         step: int,
     ) -> tuple[list[Float[Tensor, "b _ _"]], Float[Tensor, "b c"]]:  # fmt: skip
         """Return the mixed tokens of each stream in float32, and class probabilities."""
@@ -94,7 +94,7 @@ class TokenMix:
                 ]
         return streams, soft_targets(labels, labels[others], share, self.num_classes)
 
-    def _inside(self, share: float, centre: np.ndarray) -> list[Bool[Tensor, "_"]]:
+    def _inside(self, share: float, centre: np.ndarray) -> list[Bool[Tensor, " _"]]:
         """Return which tokens of each stream lie in a box around `centre` (y, x) of 1 - share of the frame, cut at its
         edges."""
         reach = (1 - share) ** 0.5 / 2

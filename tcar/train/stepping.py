@@ -19,6 +19,7 @@ from tcar.data.sampling import view_seed
 from tcar.train.checkpoints import Snapshot
 from tcar.train.compiling import checkpoint_blocks, compile_alone
 from tcar.train.losses import Learner
+from tcar.train.processes import Processes
 from tcar.train.recipe import parameter_groups, rate_factor
 from tcar.train.tasks import Batch, Slice, Task
 from tcar.train.watch import LEAST_SCALE, TrainingError
