@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from tcar.data.machine import reason_of
 from tcar.data.ssv2 import Clip
 from tcar.data.video import VideoError
+from tcar.data.views import SegmentView, read_views
 from tcar.features.making import ClipBatch, StoreSpec, one_place_each, weights_of
 from tcar.features.packing import FeatureError, packed, parts_of, unpacked, untyped
 from tcar.features.store import COORDINATES, TOKENS, header
-from tcar.features.views import SegmentView, read_views
 from tcar.ground.files import replace_file
 from tcar.streams.grids import pool_tokens
 

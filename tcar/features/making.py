@@ -18,10 +18,10 @@ import numpy as np
 from jaxtyping import Float
 
 from tcar.data.ssv2 import Clip
+from tcar.data.views import SegmentView
 from tcar.features.packing import FeatureError, row_type
 from tcar.features.settings import ExtractionSettings, TokenSpec
 from tcar.features.store import COORDINATES, DESCRIPTION, LAYOUT, TOKENS, canonical, header, key_of, write_description
-from tcar.features.views import SegmentView
 from tcar.ground.files import sync_folder
 from tcar.streams.stream import Stream
 

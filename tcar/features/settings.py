@@ -6,8 +6,8 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from tcar.data.views import SegmentView
 from tcar.features.packing import FeatureError, TokenType
-from tcar.features.views import SegmentView
 
 Precision = Literal["fp32", "bf16"]
 

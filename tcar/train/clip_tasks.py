@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tcar.data.clip_views import ClipViews
 from tcar.data.frame_cache import FrameCache
 from tcar.data.loader import Loaded, Loader
 from tcar.data.ssv2 import Clip, check_label_order, fingerprint, flip_pairs, without_mirror_image
@@ -24,7 +25,6 @@ from tcar.data.views import AugmentConfig
 from tcar.models.baselines import Built, create_baseline, find_baseline
 from tcar.models.tca import TCA, TCAConfig
 from tcar.streams.registry import stream_spec, weights_digest
-from tcar.train.clip_views import ClipViews
 from tcar.train.mixing import mix_frames
 from tcar.train.recipe import parameter_groups
 from tcar.train.settings import Run

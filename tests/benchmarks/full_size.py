@@ -26,15 +26,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from bright import Brightness  # noqa: E402
 from videos import write_video  # noqa: E402
 
+from tcar.data.clip_views import ClipViews  # noqa: E402
 from tcar.data.loader import Loader  # noqa: E402
 from tcar.data.sampling import view_seed  # noqa: E402
 from tcar.data.ssv2 import Clip, load_labels, load_split  # noqa: E402
+from tcar.data.views import SegmentView  # noqa: E402
 from tcar.features import ExtractionSettings, FeatureStore, TokenSpec, extract, verify  # noqa: E402
-from tcar.features.views import SegmentView  # noqa: E402
 from tcar.ground import log
 from tcar.lab import params  # noqa: E402
 from tcar.train.clip_tasks import BaselineTask  # noqa: E402
-from tcar.train.clip_views import ClipViews  # noqa: E402
 from tcar.train.processes import Processes
 from tcar.train.stepping import Stepper  # noqa: E402
 from tcar.train.tasks import Slice  # noqa: E402

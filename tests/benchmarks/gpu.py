@@ -30,9 +30,9 @@ from tcar.data.health import check_within_limits
 from tcar.data.second_opinion import Comparison
 from tcar.data.ssv2 import Clip
 from tcar.data.video import read_segments
+from tcar.data.views import SegmentView
 from tcar.data.workers import Failure, isolated_map
 from tcar.features import ExtractionSettings, FeatureStore, TokenSpec, extract
-from tcar.features.views import SegmentView
 from tcar.fusion.kinds import FusionConfig
 from tcar.ground import log
 from tcar.lab import params

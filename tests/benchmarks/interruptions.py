@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from bright import FRAMES, GRID, Brightness, clip, contents  # noqa: E402
 from videos import write_video  # noqa: E402
 
+from tcar.data.views import SegmentView  # noqa: E402
 from tcar.features import ExtractionSettings, FeatureStore, TokenSpec, extract, making  # noqa: E402
-from tcar.features.views import SegmentView  # noqa: E402
 
 CLIPS, BATCH = 4000, 4
 

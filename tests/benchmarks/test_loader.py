@@ -16,11 +16,11 @@ import psutil
 import pytest
 from videos import write_video
 
+from tcar.data.clip_views import ClipViews
 from tcar.data.loader import Loader
 from tcar.data.ssv2 import Clip
 from tcar.data.views import AugmentConfig
 from tcar.ground.processes import usable_cores
-from tcar.train.clip_views import ClipViews
 
 AUGMENTED = AugmentConfig(224, (0.5, 1.0), flip=0.5)
 CASES = {  # frames, width, height, reader, first epoch (0: not varied), clips in a round

@@ -20,12 +20,12 @@ from stores import write_store
 from videos import write_video
 
 from tcar.data.ssv2 import Clip
+from tcar.data.views import SegmentView
 from tcar.data.workers import Failure, isolated_map
 from tcar.features.batches import Extractor, Reader, compute
 from tcar.features.buffers import Buffers
 from tcar.features.extraction import _in_this_process
 from tcar.features.making import ClipBatch, StoreSpec, allocate
-from tcar.features.views import SegmentView
 from tcar.streams.grids import Tokens, grid_coordinates
 from tcar.streams.registry import create_stream, weights_digest
 

@@ -18,13 +18,13 @@ from clip_files import coloured_clips
 from crews import BatchedCrew, InlineCrew
 from deadly_reader import Told, same
 
+from tcar.data.clip_views import ClipViews
 from tcar.data.frame_cache import FrameCache
 from tcar.data.loader import Loader
 from tcar.data.ssv2 import Clip
 from tcar.data.video import read_segments, resize
 from tcar.data.views import AugmentConfig
 from tcar.data.workers import Failure, isolated_map
-from tcar.train.clip_views import ClipViews
 
 
 def clips(*numbers: int) -> list[Clip]:

@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 from videos import numbered_frame, write_video
 
+from tcar.data.clip_views import ClipViews
 from tcar.data.frame_cache import FrameCache
 from tcar.data.health import check
 from tcar.data.orientation import Orientation
 from tcar.data.ssv2 import SPLITS, Clip
 from tcar.data.video import probe, read_frames, read_segments, resize
-from tcar.data.views import AugmentConfig
-from tcar.features.views import SegmentView
+from tcar.data.views import AugmentConfig, SegmentView
 from tcar.lab import params, results
 from tcar.lab.steps import streams as steps
-from tcar.train.clip_views import ClipViews
 
 FRAMES = 4
 CODECS = {"a.mp4": "libx264", "a.mov": "mpeg4", "a.mkv": "libx264", "a.webm": "libvpx-vp9"}

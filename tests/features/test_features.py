@@ -15,11 +15,11 @@ from tcar.__main__ import main
 from tcar.data.sampling import segment_indices
 from tcar.data.ssv2 import Clip
 from tcar.data.video import Video, VideoError, read_segments
+from tcar.data.views import SegmentView
 from tcar.data.workers import Failure
 from tcar.features import ExtractionSettings, FeatureError, FeatureStore, TokenSpec, extract
 from tcar.features.batches import Extractor
 from tcar.features.making import records
-from tcar.features.views import SegmentView
 from tcar.streams.grids import Tokens
 
 

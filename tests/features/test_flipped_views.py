@@ -11,8 +11,8 @@ import torch
 from bright import FRAMES, Brightness, extract_one, seven_clips
 
 from tcar.data.ssv2 import Clip
+from tcar.data.views import SegmentView
 from tcar.features import FeatureError, FeatureStore, verify
-from tcar.features.views import SegmentView
 from tcar.fusion.kinds import FusionConfig
 from tcar.lab import params, results
 from tcar.lab.steps import streams as steps

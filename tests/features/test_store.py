@@ -17,11 +17,11 @@ from stores import sparse_store
 from torch import nn
 
 from tcar.__main__ import main
+from tcar.data.views import SegmentView
 from tcar.features import FeatureError, unpacked, verify
 from tcar.features.batches import Frames
 from tcar.features.buffers import KEPT, LARGEST, Buffers
 from tcar.features.packing import packed
-from tcar.features.views import SegmentView
 from tcar.streams.grids import Tokens, pool_tokens
 
 pytestmark = pytest.mark.usefixtures("extraction_inline")

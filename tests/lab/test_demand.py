@@ -13,9 +13,9 @@ from videos import write_video
 from tcar.__main__ import main
 from tcar.data.ssv2 import load_split
 from tcar.data.video import VideoError
+from tcar.data.views import SegmentView
 from tcar.data.workers import Failure
 from tcar.features import FeatureError
-from tcar.features.views import SegmentView
 from tcar.fusion.kinds import create_fusion
 from tcar.lab import params
 from tcar.lab.demand import hours, sizes

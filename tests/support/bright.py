@@ -8,8 +8,8 @@ from torch import nn
 from videos import write_video
 
 from tcar.data.ssv2 import Clip
+from tcar.data.views import SegmentView
 from tcar.features import ExtractionSettings, FeatureStore, TokenSpec, extract
-from tcar.features.views import SegmentView
 from tcar.streams.grids import Tokens
 from tcar.streams.stream import Stream
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from bright import FRAMES, GRID, Brightness, clip, in_this_process
 
+from tcar.data.views import SegmentView
 from tcar.features import ExtractionSettings, FeatureError, FeatureStore, TokenSpec, extract, extraction, ranks
-from tcar.features.views import SegmentView
 from tcar.ground import log
 
 # A moment is just before a file is opened, renamed or deleted.

@@ -16,17 +16,16 @@ from crews import BatchedCrew, InlineCrew
 from token_task import Recorder
 
 from tcar.__main__ import command
+from tcar.data.clip_views import ClipViews
 from tcar.data.frame_cache import FrameCache
 from tcar.data.video import read_segments, resize
-from tcar.data.views import AugmentConfig
-from tcar.features.views import SegmentView
+from tcar.data.views import AugmentConfig, SegmentView
 from tcar.fusion.kinds import FusionConfig
 from tcar.lab import params, results
 from tcar.models.tca import TCA
 from tcar.serve.predict import predict
 from tcar.streams.registry import create_stream
 from tcar.train.clip_tasks import BaselineTask, StreamTask
-from tcar.train.clip_views import ClipViews
 from tcar.train.processes import Processes
 from tcar.train.stepping import Stepper
 from tcar.train.tasks import Slice, TokenTask

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from tcar.data.ssv2 import SPLITS, Clip, load_split
-from tcar.data.views import PROTOCOLS
+from tcar.data.views import PROTOCOLS, SegmentView
 from tcar.data.workers import Failure, isolated_map, worker_count
 from tcar.features.packing import FeatureError
-from tcar.features.views import SegmentView
 from tcar.fusion.kinds import create_fusion
 from tcar.ground import log
 from tcar.ground.sources import PACKAGE

@@ -12,8 +12,8 @@ from jaxtyping import Float
 
 from tcar.data.ssv2 import SPLITS, Clip
 from tcar.data.video import read_segments
+from tcar.data.views import SegmentView
 from tcar.features import ExtractionSettings, FeatureStore, TokenSpec, extraction
-from tcar.features.views import SegmentView
 from tcar.lab import results
 from tcar.lab.params import ParameterError
 from tcar.lab.steps.clips import rotated_clips

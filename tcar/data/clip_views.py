@@ -1,4 +1,4 @@
-"""Views of a clip for trainings that read clips; apart from these, as every worker process imports it."""
+"""Views of a clip for trainings that read clips, in the epochs of a training."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
