@@ -253,7 +253,7 @@ def test_frames_from_files_and_from_the_cache(tmp_path):
     cache = FrameCache.open(tmp_path / "cache", 10**8)
     plain = ClipViews((4,), 24, False, AugmentConfig(24), {}, 0)
     for read in (plain, dataclasses.replace(plain, cache=cache), dataclasses.replace(plain, cache=cache)):
-        with Loader(read, workers=2) as loader:
+        with Loader(read, workers=1) as loader:
             first, second = loader.groups([made[:2], made[2:]])
         assert second.broken == {1: "truncated"} and second.offsets == [0, 2]
         for loaded, some in ((first, made[:2]), (second, [made[2], made[4]])):
