@@ -30,6 +30,8 @@ KEPT = 3
 MANIFEST, STATE = "manifest.json", "state.json"
 WEIGHTS, AVERAGED, OPTIMISER, EPOCH = "weights.safetensors", "averaged.safetensors", "optimiser.pt", "epoch.json"
 FILES = (WEIGHTS, AVERAGED, OPTIMISER, STATE, EPOCH, MANIFEST)
+# A folder beside these has another name, and is not ours: a copy, somebody's best model.
+_STEP, _BEST = f"step-{9 * '[0-9]'}", f"best-{5 * '[0-9]'}"
 
 logger = log.get(__name__)
 
@@ -77,7 +79,7 @@ class Checkpoints:
 
     def clean(self) -> None:
         """Remove what a killed process has left; for the one that is going to write."""
-        for path in [*self.folder.glob("step-*"), *self.root.glob("best-*")]:
+        for path in [*self.folder.glob(_STEP), *self.root.glob(_BEST)]:
             if not (path / MANIFEST).is_file():
                 remove_folder(path, FILES)
 
@@ -124,10 +126,10 @@ class Checkpoints:
         return self.root / f"best-{epoch:05}"
 
     def _all(self) -> list[Path]:
-        return _whole(self.folder, f"step-{9 * '[0-9]'}")  # a copy beside them has another name and is not ours
+        return _whole(self.folder, _STEP)
 
     def _all_best(self) -> list[Path]:
-        return _whole(self.root, f"best-{5 * '[0-9]'}")
+        return _whole(self.root, _BEST)
 
 
 def _whole(folder: Path, pattern: str) -> list[Path]:

@@ -186,8 +186,13 @@ def test_who_only_reads_checkpoints_changes_nothing_and_sees_whole_ones(tmp_path
         checkpoints.write(step, Snapshot({"w": torch.zeros(1)}, {}, {}, {"best_epoch": step}))
         assert checkpoints.newest().name == f"step-{step:09}" and half.is_dir()
     assert len(seen) > 50 and not any(seen)
+    mine = [tmp_path / "best-model" / "weights.safetensors", checkpoints.folder / "step-000000009-copy" / "state.json"]
+    for path in mine:  # names that no training gives
+        path.parent.mkdir()
+        path.write_text("mine")
     checkpoints.clean()
-    assert not half.exists() and len(list(checkpoints.folder.iterdir())) == KEPT
+    assert not half.exists() and len(list(checkpoints.folder.iterdir())) == KEPT + 1
+    assert all(path.read_text() == "mine" for path in mine)
 
 
 def test_what_comes_after_a_resume_is_told_from_there_on(tmp_path, whole):
