@@ -52,11 +52,11 @@ METHODS: dict[str, tuple[str, str]] = {
 }
 SPLITS = {"train": "#4D4D4D", "validation": "#999999", "test": "#D0D0D0"}
 GROUPS = {
-    "direction": "#0072B2",
-    "relation": "#E69F00",
-    "binding": "#009E73",
-    "pretence": "#CC79A7",
-    "camera": "#D55E00",
+    "one frame": "#E69F00",
+    "what and where": "#CC79A7",
+    "motion": "#0072B2",
+    "order of appearance": "#D55E00",
+    "bound": "#009E73",
 }
 SOURCES = {
     "tabletop": "Tabletop (synthetic)", "ssv2": "Something-Something-V2",
