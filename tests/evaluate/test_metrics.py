@@ -140,7 +140,7 @@ def test_a_class_without_clips_has_no_score_and_the_result_is_json():
     logits, labels = predictions()
     kept = labels != 3
     found = metrics(logits[kept], labels[kept], few())
-    assert found["per_class"]["3"] == {"value": None, "low": None, "high": None}
+    assert found["per_class"]["3"] == {"value": None, "low": None, "high": None, "support": 0}
     assert found["twin_accuracy"]["value"] is None
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
