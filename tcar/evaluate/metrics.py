@@ -16,6 +16,8 @@ from tcar.evaluate.tallies import Part, Ratios, Tally
 
 # Weights of one block of resamples stay below this many entries (16 MB), however many clips there are.
 _BLOCK_ENTRIES = 2**21
+# Sums of absolute deviations, which grow with the noise of resampling.
+_DEVIATIONS = (("ece",), ("ece_equal_mass",), ("ece_classwise",))
 MAIN = ("top1", "top5", "twin_accuracy", "ece")
 
 
@@ -234,24 +236,16 @@ def _resample(parts: Sequence[Part], sets: int, bootstrap: Bootstrap, stream: in
     return np.concatenate(blocks)
 
 
-def _intervals(parts: Sequence[Part], sets: int, bootstrap: Bootstrap) -> list[dict]:
-    """Every metric of a part, whose runs differ in their seed."""
-    estimates = zip(_point(parts, sets), _resample(parts, sets, bootstrap).T, parts[0].bearing, strict=True)
-    return [
-        # A sum of absolute deviations grows with resampling noise: its resamples are centred on the value.
-        interval(value, samples, bootstrap.confidence, bearing, centred=parts[0].positive)
-        for value, samples, bearing in estimates
-    ]
-
-
 def _nested(runs: Sequence[Tally], bootstrap: Bootstrap) -> dict:
-    values = {"per_class": {}, "per_group": {}}
-    for parts in zip(*(run.parts for run in runs), strict=True):
-        for path, found in zip(parts[0].paths, _intervals(parts, len(runs[0].sets), bootstrap), strict=True):
-            inside = values
-            for key in path[:-1]:
-                inside = inside.setdefault(key, {})
-            inside[path[-1]] = found
+    sets, values = len(runs[0].sets), {"per_class": {}, "per_group": {}}
+    estimates = zip(
+        runs[0].paths, _point(runs, sets), _resample(runs, sets, bootstrap).T, runs[0].bearing, strict=True
+    )
+    for path, value, samples, bearing in estimates:
+        inside = values
+        for key in path[:-1]:
+            inside = inside.setdefault(key, {})
+        inside[path[-1]] = interval(value, samples, bootstrap.confidence, bearing, centred=path in _DEVIATIONS)
     support = runs[0].classes.counts.sum(axis=0).astype(int).tolist()
     for (_, name), clips in zip(runs[0].classes.names, support, strict=True):
         values["per_class"][name]["support"] = clips

@@ -24,18 +24,15 @@ STEPS = 20  # of the risk-coverage curve
 
 @runtime_checkable
 class Part(Protocol):
-    """Metrics that are made in one go.
-
-    `paths` names them in order, `bearing` counts the sets that bear on each. `positive` says that they are sums of
-    absolute deviations, which grow with the noise of resampling.
-    """
-
-    paths: tuple[Path, ...]
-    positive: bool
+    """Metrics that are made in one go."""
 
     @property
-    def bearing(self) -> Sequence[int]:
-        """How many sets bear on each metric."""
+    def paths(self) -> tuple[Path, ...]:
+        """The keys of each metric."""
+
+    @property
+    def bearing(self) -> list[int]:
+        """The sets that bear on each metric."""
 
     def __call__(self, weights: Float[np.ndarray, "b g"]) -> Float[np.ndarray, "b m"]:
         """Every metric under each row of set weights."""
@@ -49,7 +46,6 @@ class Ratios:
     hits: Float[sparse.csr_array, "g m"]
     counts: Float[sparse.csr_array, "g m"]
     mean: Path = ()
-    positive = False
 
     @classmethod
     def of(
@@ -96,7 +92,6 @@ class Gaps:
     gaps: Float[sparse.csr_array, "g bins"]
     clips: Float[np.ndarray, " g"]
     shared: int = 1
-    positive = True
 
     @property
     def bearing(self) -> list[int]:
@@ -122,7 +117,6 @@ class Selective:
     wrong: Bool[np.ndarray, " n"]
     last: Bool[np.ndarray, " n"]
     sets: int
-    positive = False
 
     @classmethod
     def of(
@@ -156,10 +150,9 @@ class Selective:
         coverage = answered / answered[:, -1:]
         values = [(np.diff(coverage, prepend=0, axis=1) * risk).sum(axis=1)]
         values += [np.where(risk <= most, coverage, 0).max(axis=1) for most in RISKS]
-        for step in range(1, STEPS + 1):
-            first = (coverage >= step / STEPS).argmax(axis=1)
-            values.append(risk[np.arange(len(risk)), first])
-        return np.stack(values, axis=1)
+        wanted = np.arange(1, STEPS + 1) / STEPS
+        first = np.stack([np.searchsorted(row, wanted) for row in coverage])  # of the thresholds that cover as much
+        return np.concatenate([np.stack(values, axis=1), np.take_along_axis(risk, first, axis=1)], axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +172,20 @@ class Tally:
     def parts(self) -> tuple[Part, ...]:
         """Everything that makes metrics."""
         return (self.overall, self.classes, *self.others)
+
+    @cached_property
+    def paths(self) -> tuple[Path, ...]:
+        """The keys of each metric."""
+        return tuple(path for part in self.parts for path in part.paths)
+
+    @property
+    def bearing(self) -> list[int]:
+        """The sets that bear on each metric."""
+        return [sets for part in self.parts for sets in part.bearing]
+
+    def __call__(self, weights: Float[np.ndarray, "b g"]) -> Float[np.ndarray, "b m"]:
+        """Every metric of every part under each row of set weights."""
+        return np.concatenate([part(weights) for part in self.parts], axis=1)
 
     @classmethod
     def of(
