@@ -166,6 +166,19 @@ def paired_difference(
     return {"metric": metric, "difference": found.pop("value"), **found}
 
 
+def rates_over_seeds(runs: Sequence[Metrics], pairs: Sequence[tuple[int, int]]) -> list[dict]:
+    """Return the share of the clips of class t that are taken for p, for pairs (t, p), as the mean over runs.
+
+    The runs differ in their seed; intervals are those of `over_seeds`. Raises EvaluationError as it does.
+    """
+    tallies = _comparable(runs)
+    if not pairs:
+        return []
+    parts, bootstrap, sets = [tally.rates(pairs) for tally in tallies], runs[0].bootstrap, len(tallies[0].sets)
+    estimates = zip(_point(parts, sets), _resample(parts, sets, bootstrap).T, parts[0].bearing, strict=True)
+    return [interval(value, samples, bootstrap.confidence, bearing) for value, samples, bearing in estimates]
+
+
 def confusion(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, "c c"]:
     """Return counts of clips: rows are true classes, columns predicted ones."""
     classes = logits.shape[1]

@@ -187,6 +187,13 @@ class Tally:
         """Every metric of every part under each row of set weights."""
         return np.concatenate([part(weights) for part in self.parts], axis=1)
 
+    def rates(self, pairs: Sequence[tuple[int, int]]) -> Ratios:
+        """How often clips of true class t are taken for p, for pairs (t, p)."""
+        true = [t for t, _ in pairs]
+        columns = [t * len(self.classes.names) + p for t, p in pairs]
+        names = tuple((str(t), str(p)) for t, p in pairs)
+        return Ratios(names, self.predicted[:, columns], self.classes.counts[:, true])
+
     @classmethod
     def of(
         cls, logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"], sets: Sequence[str], bins: int,
