@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
+from scipy import special, stats
 
 Interval = dict[str, float | None]  # "value", "low" and "high"
 
@@ -48,7 +48,7 @@ def interval(
         return {"value": float(value), "low": None, "high": None}
     if centred:
         samples = np.maximum(samples - samples.mean() + value, 0)
-    outside = stats.norm.cdf(-((sets / (sets - 1)) ** 0.5) * stats.t.ppf((1 + confidence) / 2, sets - 1))
+    outside = special.ndtr(-((sets / (sets - 1)) ** 0.5) * special.stdtrit(sets - 1, (1 + confidence) / 2))
     low, high = np.quantile(samples, [outside, 1 - outside])
     return {"value": float(value), "low": float(low), "high": float(high)}
 
