@@ -1,8 +1,7 @@
-"""Metrics with their uncertainty: accuracy, twin accuracy, calibration error, and comparisons of two methods.
+"""Metrics with their uncertainty: accuracies, calibration errors, selective prediction, and two methods compared.
 
-Every metric is a ratio of sums over sets of clips, or the calibration error, which is a sum of absolute sums, so its
-bootstrap over whole sets is a matrix product (`tcar.evaluate.statistics`; a clip without a set is a set of its own). A
-clip counts for one class of 174: what counts is kept as a sparse matrix, whose sums of integers are exact in any order.
+Every metric is made of sums over sets of clips (`tcar.evaluate.tallies`), so that its bootstrap over whole sets is a
+matrix product (`tcar.evaluate.statistics`; a clip without a set is a set of its own).
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,13 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import sparse
 
-from tcar.evaluate.confidence import EvaluationError, check_logits, confidence_bins
+from tcar.evaluate.confidence import EvaluationError, check_logits
 from tcar.evaluate.statistics import Bootstrap, draw_sets, interval
+from tcar.evaluate.tallies import Part, Ratios, Tally
 
 # Weights of one block of resamples stay below this many entries (16 MB), however many clips there are.
 _BLOCK_ENTRIES = 2**21
+# Sums of absolute deviations, which grow with the noise of resampling.
+_DEVIATIONS = (("ece",), ("ece_equal_mass",), ("ece_classwise",))
 MAIN = ("top1", "top5", "twin_accuracy", "ece")
 
 
@@ -34,18 +35,6 @@ class Scoring:
     sets: Sequence[str] | None = None
     bootstrap: Bootstrap = Bootstrap()
     calibration_bins: int = 15
-
-
-@dataclass(frozen=True)
-class Tally:
-    """Sums over each set `g`: all that a resample needs. Column `m` is the metric at `paths[m]`."""
-
-    paths: tuple[tuple[str, ...], ...]
-    hits: Float[sparse.csr_array, "g m"]
-    counts: Float[sparse.csr_array, "g m"]
-    gaps: Float[np.ndarray, "g bins"]  # sum of (confidence - correct) in each confidence bin
-    clips: Float[np.ndarray, " g"]
-    sets: tuple[str, ...]
 
 
 class Metrics(dict):
@@ -84,10 +73,17 @@ def metrics(
 ) -> Metrics:
     """Return every metric of one trained model on one split, with bootstrap intervals over twin sets.
 
-    Gives `top1`, `top5`, `twin_accuracy` (a pair counts when both clips are right), `ece`, `per_class[name]` (top-1),
+    Gives `top1`, `top5`, `twin_accuracy` (a pair counts when both clips are right), `per_class[name]` (top-1, with the
+    number of its clips as `support`), `mean_class_accuracy` over the classes that have clips,
     `per_group[group]["top1"]` and `per_group[group]["twin_accuracy"]`, each {"value", "low", "high"} as fractions, None
     where no clip counts, and without interval where fewer than two sets do; and `confusion`, counts of clips whose rows
-    are the true classes. `ece` is the expected calibration error (Guo et al. 2017, arXiv:1706.04599).
+    are the true classes.
+
+    Of the probabilities there are `brier`, their squared distance from the truth summed over classes, from 0 to 2
+    (Brier 1950); `ece`, the expected calibration error over bins of equal width (Guo et al. 2017, arXiv:1706.04599);
+    `ece_equal_mass`, over bins of equally many clips; `ece_classwise`, the mean over classes of the error of each
+    one's probability (Kull et al. 2019, arXiv:1910.12656); and `selective`, which `tcar.evaluate.tallies.Selective`
+    describes: `aurc`, `coverage_at_risk[risk]` and `risk_at_coverage[coverage]`.
 
     Raises:
         EvaluationError: sizes or labels that do not fit, logits that are not finite, twins in different sets.
@@ -110,7 +106,7 @@ def metrics(
         own, other = sets[apart[0]], sets[twins[apart[0]]]
         raise EvaluationError(f"clip {apart[0]} is in set {own}, its twin in set {other}; one set expected")
     columns = _columns(_rank(logits, labels), labels, groups, twins, names)
-    tally = _tally(columns, logits, labels, sets, scoring.calibration_bins)
+    tally = Tally.of(logits, labels, sets, scoring.calibration_bins, columns)
     values = _nested([tally], scoring.bootstrap)
     values["confusion"] = confusion(logits, labels).tolist()
     return Metrics(values, tally, scoring.bootstrap)
@@ -139,28 +135,48 @@ def paired_difference(
     b: Metrics | Sequence[Metrics],
     metric: str = "twin_accuracy",
     group: str = "",
+    same_seeds: bool = False,
 ) -> dict:
     """Return how much higher `metric` is for method a than for b on the same clips, with its interval.
 
     Both methods answer for the same resampled sets; their seeds are resampled independently, for equal seeds
-    of two methods have nothing in common. `group` restricts it to one group (top1 and twin_accuracy only).
+    of two methods have nothing in common. With `same_seeds` they have: the runs of a and b are two readings of the same
+    trainings, in one order. `group` restricts it to one group (top1 and twin_accuracy only). A metric inside another is
+    named by both, as "selective/aurc".
 
     Raises:
-        EvaluationError: the methods were scored on different clips, or there is no such metric.
+        EvaluationError: the methods were scored on different clips, there is no such metric, or no such seeds.
     """
     a, b = ([runs] if isinstance(runs, Metrics) else list(runs) for runs in (a, b))
     tallies = _comparable([*a, *b])
-    path = ("per_group", group, metric) if group else (metric,)
-    paths = (*tallies[0].paths, ("ece",))
-    if path not in paths:
-        known = ", ".join("/".join(p) for p in paths if p[0] != "per_class")
+    if same_seeds and len(a) != len(b):
+        raise EvaluationError(f"{len(a)} runs of a and {len(b)} of b cannot be of the same seeds")
+    path = ("per_group", group, metric) if group else tuple(metric.split("/"))
+    places = {p: (part, column) for part, of in enumerate(tallies[0].parts) for column, p in enumerate(of.paths)}
+    if path not in places:
+        known = ", ".join("/".join(p) for p in places if p[0] != "per_class")
         raise EvaluationError(f"no metric {'/'.join(path)}; there are {known}")
-    column, bootstrap = paths.index(path), a[0].bootstrap
-    first, second = tallies[: len(a)], tallies[len(a) :]
-    difference = _point(first)[column] - _point(second)[column]
-    samples = _resample(first, bootstrap, 1)[:, column] - _resample(second, bootstrap, 2)[:, column]
-    found = interval(difference, samples, bootstrap.confidence, _sets_that_count(first[0])[column])
+    (place, column), bootstrap = places[path], a[0].bootstrap
+    parts = [tally.parts[place] for tally in tallies]
+    first, second = parts[: len(a)], parts[len(a) :]
+    sets = len(tallies[0].sets)
+    difference = _point(first, sets)[column] - _point(second, sets)[column]
+    samples = _resample(first, sets, bootstrap) - _resample(second, sets, bootstrap, 1 if same_seeds else 2)
+    found = interval(difference, samples[:, column], bootstrap.confidence, first[0].bearing[column])
     return {"metric": metric, "difference": found.pop("value"), **found}
+
+
+def rates_over_seeds(runs: Sequence[Metrics], pairs: Sequence[tuple[int, int]]) -> list[dict]:
+    """Return the share of the clips of class t that are taken for p, for pairs (t, p), as the mean over runs.
+
+    The runs differ in their seed; intervals are those of `over_seeds`. Raises EvaluationError as it does.
+    """
+    tallies = _comparable(runs)
+    if not pairs:
+        return []
+    parts, bootstrap, sets = [tally.rates(pairs) for tally in tallies], runs[0].bootstrap, len(tallies[0].sets)
+    estimates = zip(_point(parts, sets), _resample(parts, sets, bootstrap).T, parts[0].bearing, strict=True)
+    return [interval(value, samples, bootstrap.confidence, bearing) for value, samples, bearing in estimates]
 
 
 def confusion(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, "c c"]:
@@ -198,71 +214,52 @@ def _columns(rank, labels, groups, twins, names) -> dict[tuple, tuple[np.ndarray
     return columns
 
 
-def _tally(columns, logits, labels, sets, bins) -> Tally:
-    unique, set_of = np.unique(np.asarray(sets), return_inverse=True)
-    confidence, correct, bin_of = confidence_bins(logits, labels, bins)
-    gaps = np.zeros((len(unique), bins))
-    np.add.at(gaps, (set_of, bin_of), confidence - correct)
-    of_set = sparse.csr_array((np.ones(len(set_of)), (set_of, np.arange(len(set_of)))))
-    counts, hits = (
-        of_set @ sparse.hstack([sparse.csc_array(column[:, None]) for column in part], format="csr")
-        for part in zip(*columns.values(), strict=True)
-    )
-    clips = np.bincount(set_of).astype(np.float64)
-    return Tally(tuple(columns), hits, counts, gaps, clips, tuple(unique.tolist()))
-
-
 def _comparable(runs: Sequence[Metrics]) -> list[Tally]:
     if not runs:
         raise EvaluationError("there is no run to average")
     tallies = [run.tally for run in runs]
     one = tallies[0]
     for tally in tallies[1:]:
-        same = (tally.sets, tally.paths) == (one.sets, one.paths)
-        if not same or (tally.counts != one.counts).nnz:
+        alike = [(t.sets, t.overall.paths, t.classes.paths) for t in (tally, one)]
+        if alike[0] != alike[1] or _differ(tally.overall, one.overall) or _differ(tally.classes, one.classes):
             raise EvaluationError("the runs were scored on different clips or classes")
     return tallies
 
 
-def _statistics(tally: Tally, weights: Float[np.ndarray, "b g"]) -> Float[np.ndarray, "b m"]:
-    """Every metric under each row of set weights, the calibration error last."""
-    with np.errstate(invalid="ignore"):  # 0/0 where no clip counts: not a number, reported as None
-        ratios = (weights @ tally.hits) / (weights @ tally.counts)
-    ece = np.abs(weights @ tally.gaps).sum(axis=1) / (weights @ tally.clips)
-    return np.concatenate([ratios, ece[:, None]], axis=1)
+def _differ(a: Ratios, b: Ratios) -> bool:
+    return (a.counts != b.counts).nnz > 0
 
 
-def _sets_that_count(tally: Tally) -> list[int]:
-    """How many sets bear on each metric, the calibration error last."""
-    return [*(tally.counts > 0).sum(axis=0).tolist(), len(tally.sets)]
+def _point(parts: Sequence[Part], sets: int) -> Float[np.ndarray, " m"]:
+    return np.mean([part(np.ones((1, sets)))[0] for part in parts], axis=0)
 
 
-def _point(runs: Sequence[Tally]) -> Float[np.ndarray, " m"]:
-    return np.mean([_statistics(run, np.ones((1, len(run.sets))))[0] for run in runs], axis=0)
-
-
-def _resample(runs: Sequence[Tally], bootstrap: Bootstrap, stream: int = 1) -> Float[np.ndarray, "b m"]:
-    """Means over drawn seeds on drawn sets; every `stream` sees the same sets but seeds of its own."""
+def _resample(parts: Sequence[Part], sets: int, bootstrap: Bootstrap, stream: int = 1) -> Float[np.ndarray, "b m"]:
+    """Means over drawn seeds on drawn sets, a part for each seed; every `stream` sees the same sets but seeds of its
+    own."""
     children = np.random.SeedSequence(bootstrap.seed).spawn(stream + 1)
     of_sets, of_seeds = np.random.default_rng(children[0]), np.random.default_rng(children[stream])
-    sets, seeds, blocks = len(runs[0].sets), len(runs), []
+    seeds, blocks = len(parts), []
     for start in range(0, bootstrap.samples, block := max(1, _BLOCK_ENTRIES // sets)):
         size = min(block, bootstrap.samples - start)
         weights = draw_sets(of_sets, sets, size).astype(np.float64)
         shares = draw_sets(of_seeds, seeds, size) / seeds
-        per_seed = np.stack([_statistics(run, weights) for run in runs])
+        per_seed = np.stack([part(weights) for part in parts])
         blocks.append(np.einsum("sbm,bs->bm", per_seed, shares))
     return np.concatenate(blocks)
 
 
 def _nested(runs: Sequence[Tally], bootstrap: Bootstrap) -> dict:
-    paths = (*runs[0].paths, ("ece",))
-    values = {"per_class": {}, "per_group": {}}
-    estimates = zip(paths, _point(runs), _resample(runs, bootstrap).T, _sets_that_count(runs[0]), strict=True)
-    for path, value, samples, sets in estimates:
+    sets, values = len(runs[0].sets), {"per_class": {}, "per_group": {}}
+    estimates = zip(
+        runs[0].paths, _point(runs, sets), _resample(runs, sets, bootstrap).T, runs[0].bearing, strict=True
+    )
+    for path, value, samples, bearing in estimates:
         inside = values
         for key in path[:-1]:
             inside = inside.setdefault(key, {})
-        # A sum of absolute deviations grows with resampling noise: its resamples are centred on the value.
-        inside[path[-1]] = interval(value, samples, bootstrap.confidence, sets, centred=path == ("ece",))
+        inside[path[-1]] = interval(value, samples, bootstrap.confidence, bearing, centred=path in _DEVIATIONS)
+    support = runs[0].classes.counts.sum(axis=0).astype(int).tolist()
+    for (_, name), clips in zip(runs[0].classes.names, support, strict=True):
+        values["per_class"][name]["support"] = clips
     return values

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
+from scipy import special, stats
 
 Interval = dict[str, float | None]  # "value", "low" and "high"
 
@@ -31,7 +31,11 @@ def draw_sets(draw: np.random.Generator, sets: int, samples: int) -> Int[np.ndar
 def interval(
     value: float, samples: Float[np.ndarray, " b"], confidence: float, sets: int, centred: bool = False
 ) -> Interval:
-    """Return `value` with the quantiles of its resamples, `low` and `high`; those that are not a number say nothing.
+    """Return `value` with quantiles of its resamples, `low` and `high`; those that are not a number say nothing.
+
+    The quantiles lie a little further out than `confidence` has them: resamples of few sets vary less than samples do,
+    by sqrt(1 - 1 / sets), and their spread is itself a guess, as in Student's t. This is the expanded percentile
+    interval (Hesterberg 2015, arXiv:1411.5279); of 10 sets it takes 0.86% for 2.5%, of 1000 sets 2.48%.
 
     `sets` counts the sets that bear on the value: fewer than two give no interval, as one says nothing of others.
     All are None where the value itself is not a number. `centred` moves the resamples to the value, and keeps them
@@ -44,7 +48,8 @@ def interval(
         return {"value": float(value), "low": None, "high": None}
     if centred:
         samples = np.maximum(samples - samples.mean() + value, 0)
-    low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
+    outside = special.ndtr(-((sets / (sets - 1)) ** 0.5) * special.stdtrit(sets - 1, (1 + confidence) / 2))
+    low, high = np.quantile(samples, [outside, 1 - outside])
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 

@@ -298,9 +298,9 @@ def test_curves_mark_the_kept_epoch():
     assert kept.get_color() == plots.MOTION
 
 
-def test_confusion_is_a_share_of_the_true_class_in_the_order_of_the_groups():
+def test_confusion_is_a_share_of_the_true_class_in_the_order_that_is_given():
     matrix = [[8, 2, 0], [0, 5, 5], [1, 0, 3]]
-    axis = scores.confusion(matrix, ["a", "b", "c"], ["bound", "motion", "bound"]).axes[0]
+    axis = scores.confusion(matrix, ["a", "b", "c"], [1, 0, 2], ["bound", "motion", "bound"]).axes[0]
     np.testing.assert_allclose(axis.images[0].get_array(), [[0.5, 0, 0.5], [0.2, 0.8, 0], [0, 0.25, 0.75]])
     assert [tick.get_text() for tick in axis.get_yticklabels()] == ["b  1", "a  2", "c  3"]
 
@@ -310,7 +310,7 @@ def test_of_many_classes_the_most_confused_pairs_are_shown():
     matrix = 10 * np.eye(174, dtype=int)
     matrix[5, 3], matrix[5, 5] = 6, 4  # sixty in a hundred, one way
     matrix[7, 8], matrix[8, 7] = 5, 5  # a third of each, both ways
-    axis = scores.confusion(matrix.tolist(), classes).axes[0]
+    axis = scores.confusion(matrix.tolist(), classes, range(174)).axes[0]
     assert [tick.get_text() for tick in axis.get_yticklabels()] == ["class 007\nclass 008", "class 003\nclass 005"]
     upper, lower = ([bar.get_width() for bar in bars] for bars in axis.containers)
     np.testing.assert_allclose(upper, [5 / 15, 0])
@@ -320,7 +320,8 @@ def test_of_many_classes_the_most_confused_pairs_are_shown():
 
 def test_of_many_classes_no_more_than_twenty_pairs_are_shown():
     matrix = np.random.default_rng(0).integers(0, 9, (174, 174))
-    assert len(scores.confusion(matrix, [str(number) for number in range(174)]).axes[0].get_yticklabels()) == 20
+    axis = scores.confusion(matrix, [str(number) for number in range(174)], range(174)).axes[0]
+    assert len(axis.get_yticklabels()) == 20
 
 
 def test_umap_of_many_classes_colours_the_largest_and_leaves_none_out():
@@ -351,6 +352,14 @@ def test_reliability_leaves_out_empty_bins():
     bins = [dict(zip(("share", "confidence", "accuracy"), row, strict=True)) for row in values]
     axis = scores.reliability(bins, bins).axes[0]
     np.testing.assert_allclose(axis.lines[1].get_xydata(), [[0.5, 0.4], [0.9, 1.0]])
+
+
+def test_risk_is_drawn_over_coverage_from_the_surest_clips_on():
+    curve = {"1": entry(0.4), "0.5": entry(0.2), "0.1": {"value": 0.0, "low": None, "high": None}}
+    axis = scores.risk_coverage({"motion": {"risk_at_coverage": curve}}, confidence=0.95).axes[0]
+    np.testing.assert_allclose(axis.lines[0].get_xydata(), [[0.1, 0.0], [0.5, 0.2], [1, 0.4]])
+    (band,) = axis.collections
+    np.testing.assert_allclose(band.get_datalim(axis.transData).extents, [0.5, 0.1, 1, 0.45])
 
 
 def test_ablation_marks_the_mean_over_seeds():

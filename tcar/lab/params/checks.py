@@ -21,7 +21,7 @@ Mistake = tuple[set[str], str]
 
 def mistakes(run: Params) -> Iterator[Mistake]:
     """Each way in which parameters, right one by one, do not fit together."""
-    for rule in (_data, _streams, _fusion, _epochs, _methods, _trainer, _loss_terms):
+    for rule in (_data, _streams, _fusion, _epochs, _methods, _trainer, _evaluation, _loss_terms):
         yield from rule(run)
 
 
@@ -150,6 +150,11 @@ def _trainer(run: Params) -> Iterator[Mistake]:
         yield {"crop_scale"}, f"crop_scale is {trainer.crop_scale}: its first share must not be above its second"
     if trainer.colour_jitter[3] > 0.5:
         yield {"colour_jitter"}, f"colour_jitter is {trainer.colour_jitter}: the hue, its last, is at most 0.5"
+
+
+def _evaluation(run: Params) -> Iterator[Mistake]:
+    if run.evaluation.emap_clips == 1:
+        yield {"emap_clips"}, "emap_clips is 1, but twins are two clips: take 2 or more, or 0 for no projection"
 
 
 def _loss_terms(run: Params) -> Iterator[Mistake]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
@@ -79,17 +81,16 @@ def per_group(values: dict[str, dict[str, dict[str, float | None]]], *, confiden
 
 
 @styled()
-def confusion(matrix, classes: list[str], groups: list[str] | None = None) -> Figure:
+def confusion(matrix, classes: list[str], order: Sequence[int], groups: list[str] | None = None) -> Figure:
     """Show how often each true class (row) was given each name (column), as a share of the row.
 
-    With `groups` (one a class) the classes are ordered by group and lines part the groups. Of more than `NAMED`
-    classes, whose matrix has cells too small to see and no room for names, the pairs that are confused most are shown.
+    `order` has the classes as they are shown, kin beside each other (`tcar.evaluate.kinship_order`); lines part the
+    `groups`, one a class. Of more than `NAMED` classes, whose matrix has cells too small to see and no room for names,
+    the pairs that are confused most are shown.
     """
     counts = np.asarray(matrix, float)
     if len(classes) > NAMED:
         return _confused(counts, classes)
-    rank = list(GROUPS).index
-    order = sorted(range(len(classes)), key=lambda index: (rank(groups[index]) if groups else 0, index))
     counts = counts[np.ix_(order, order)]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     # Long names beside a square do not settle in the plain constrained layout: it would cut them off.
@@ -154,6 +155,27 @@ def reliability(before: list[dict], after: list[dict]) -> Figure:
         )
     axes[0, 0].set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     fig.legend(loc="outside lower center", ncols=2, markerscale=0.6)
+    return fig
+
+
+@styled()
+def risk_coverage(values: dict[str, dict], *, confidence: float) -> Figure:
+    """Show how often each method is wrong where it answers only the clips that it is surest of.
+
+    `values[method]` is what `tcar.evaluate.metrics` gives as `selective`. The band is the `confidence` interval.
+    """
+    fig, axes = canvas(height=2.3)
+    for method, found in _sorted(values):
+        curve = sorted((float(coverage), entry) for coverage, entry in found["risk_at_coverage"].items())
+        coverage = [place for place, _ in curve]
+        axes[0, 0].plot(coverage, [entry["value"] for _, entry in curve], color=colour(method), label=label(method))
+        ends = [(place, entry["low"], entry["high"]) for place, entry in curve if entry["low"] is not None]
+        if ends:
+            axes[0, 0].fill_between(*zip(*ends, strict=True), color=colour(method), alpha=0.15, linewidth=0)
+    axes[0, 0].set(xlabel="share of the clips answered", ylabel="share of these wrong", xlim=(0, 1))
+    axes[0, 0].set_ylim(bottom=0)
+    axes[0, 0].grid(linewidth=0.3)
+    fig.legend(loc="outside lower center", ncols=2, title=f"bands: {confidence_level(confidence)} interval")
     return fig
 
 

@@ -26,11 +26,19 @@ from torch import Tensor, nn
 from tcar.data.loader import Loaded, Loader
 from tcar.data.ssv2 import fingerprint
 from tcar.data.views import PROTOCOLS, ProtocolReader, cut
-from tcar.evaluate import EvaluationError, Scoring, fit_temperature, metrics, over_seeds
+from tcar.evaluate import (
+    EvaluationError,
+    Scoring,
+    class_twins,
+    fit_temperature,
+    kinship_order,
+    metrics,
+    over_seeds,
+)
 from tcar.fusion.kinds import create_fusion
 from tcar.ground import files, log, sources
 from tcar.lab import results
-from tcar.lab.steps.clips import ground_truth, healthy_clips
+from tcar.lab.steps.clips import class_groups, ground_truth, healthy_clips
 from tcar.lab.steps.fits import device_of
 from tcar.lab.steps.methods import bootstrap, scoring
 from tcar.lab.steps.streams import ROLES, stores, stream
@@ -94,6 +102,14 @@ def calibrate(
         return over_seeds([metrics(one[rows] / divisor, labels[rows], settings) for one, divisor in pairs])["ece"]
 
     return Calibration(temperatures, fitted, rows, error([1.0] * len(scored)), error(temperatures))
+
+
+def class_order(
+    run: Params, confusion: Sequence[Sequence[int]], labels: Int[np.ndarray, " n"], settings: Scoring
+) -> list[int]:
+    """Give the classes with kin beside each other: groups and twins where the dataset has them, or what is confused."""
+    twins = None if settings.twins is None else class_twins(labels, settings.twins, len(confusion))
+    return kinship_order(np.array(confusion), class_groups(run), twins).tolist()
 
 
 def protocol_rows(

@@ -66,24 +66,33 @@ def scored(
 ) -> dict[Name, list[Float[np.ndarray, "n c"]]]:
     """Give the logits of fits for every clip of a split, in one pass over its tokens."""
     device, found = device_of(run), {}
-    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
     with reproducible(run.common.seed):
         models = {}
         for fit in (fit for done in fits.values() for fit in done):
             if fit.folder not in models:
-                model = TokenModel(create_fusion(fit.fusion), *tokens.coordinates.values())
-                model.load_state_dict(fit.trained)
-                models[fit.folder] = model.to(device).eval()
+                models[fit.folder] = token_model(fit, tokens).to(device).eval()
                 found[fit.folder] = np.empty((len(tokens), fit.fusion.num_classes), np.float32)
-        lower = torch.autocast(device.type, kinds.get(run.trainer.precision), run.trainer.precision in kinds)
         size = min(run.training.batch_size, SCORED_AT_ONCE)
         batches = log.progress(tokens.batches(size), -(-len(tokens) // size), "scoring", "batches")
         for rows, parts in batches:
             inputs = [unpacked(tuple(part.to(device) for part in stream)) for stream in parts]
             for folder, model in models.items():
-                with lower:
+                with lowered(run, device):
                     found[folder][rows] = model(*inputs).float().cpu().numpy()
     return {name: [found[fit.folder] for fit in done] for name, done in fits.items()}
+
+
+def token_model(fit: Fit, tokens: StoredTokens) -> TokenModel:
+    """Build the fusion of a fit with its trained weights, for tokens of these places."""
+    model = TokenModel(create_fusion(fit.fusion), *tokens.coordinates.values())
+    model.load_state_dict(fit.trained)
+    return model
+
+
+def lowered(run: Params, device: torch.device) -> torch.autocast:
+    """Give the precision that a run's fusions compute in, as a context."""
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(device.type, kinds.get(run.trainer.precision), run.trainer.precision in kinds)
 
 
 def scoring(run: Params, ids: Sequence[str]) -> Scoring:
