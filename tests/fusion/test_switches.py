@@ -8,8 +8,8 @@ from fusion_reference import Reference
 from fusions import APART, GRIDS, SMALL, batch, build
 
 from tcar.explain import attention_rollout
-from tcar.fusion.kinds import list_fusions
-from tcar.fusion.settings import MOTION_ALONE
+from tcar.fusion.kinds import create_fusion, list_fusions
+from tcar.fusion.settings import METHODS, MOTION_ALONE, method_settings
 from tcar.fusion.step import STEPS
 
 CLOSE = {"atol": 1e-9, "rtol": 1e-9}
@@ -94,6 +94,18 @@ def test_means_of_half_precision_tokens_are_summed_in_full():
         fusion(*inputs)
     expected = inputs[0].double().unflatten(1, (4, 4)).mean(dim=1).half()
     assert torch.equal(captured[0][:, :4], expected)
+
+
+@pytest.mark.parametrize("kind", list_fusions())
+def test_what_sees_has_an_averaged_form_under_a_name_of_its_own(kind):
+    with torch.device("meta"):
+        seeing = "semantic" in create_fusion(replace(SMALL, kind=kind)).streams
+    assert (f"{kind}_averaged" in METHODS) == seeing
+    for method in {kind, f"{kind}_averaged"} & set(METHODS):
+        config = replace(SMALL, **method_settings(method))
+        assert (config.kind, config.method) == (kind, method)
+        assert config.appearance == ("ordered" if method == kind else "averaged")
+    assert replace(AVERAGED, kind=kind).method == (f"{kind}_averaged" if seeing else kind)
 
 
 # --- no blocks at the end ----------------------------------------------------------------------------------
