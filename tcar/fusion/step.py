@@ -20,12 +20,13 @@ STEPS = {"semantic_step": "semantic", "motion_step": "motion"}  # kind -> the st
 class StepProbe(nn.Module):
     """A learned embedding of each frame, one class token for the whole clip, one self-attention layer.
 
-    The paper states three changes to self-attentive probing, and all are here: a learned position for each frame and
-    none within it, a single class token over all frames in place of one a frame, and a simplified attention block with
-    a third of the parameters. The block here is the self-attention of a transformer block alone, four of its twelve
-    squares of the width: no feed-forward layer and no skip connection, so the class token leaves as what it read.
+    The paper's abstract states three changes to self-attentive probing, and all are here: a learned position for each
+    frame, a single class token, and a simplified attention block, together with a third of the parameters that other
+    probes train. What the block leaves out is read off that share, not taken from the authors' code: here it is the
+    self-attention of a transformer block alone, four of its twelve squares of the width. There is no feed-forward layer
+    and no skip connection, so the class token leaves as what it read; tokens of a frame have no place within it.
 
-    This project's own are the LayerNorms (of the tokens that come in, before the projections, and before the
+    This project's own are also the LayerNorms (of the tokens that come in, before the projections, and before the
     classifier), the table of frames, which is read at the frames' times (linear between `LEARNED_BINS` cells, so that
     up to that many evenly spread frames have an embedding each), and the linear layer in front where `width` is less
     than that of the stream.
