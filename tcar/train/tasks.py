@@ -119,7 +119,7 @@ class TokenTask:
     partly_used = False
 
     def __init__(self, fusion: FusionConfig, train: StoredTokens, validation: StoredTokens, run: Run, seed: int):
-        self.fusion, self.seed, self.name, self.num_classes = fusion, seed, fusion.kind, fusion.num_classes
+        self.fusion, self.seed, self.name, self.num_classes = fusion, seed, fusion.method, fusion.num_classes
         self.splits = {"train": train, "validation": validation}
         self.labels = {split: tokens.labels for split, tokens in self.splits.items()}
         self.run, self.recipe = run, replace(run.training, epochs=epochs_of(fusion, run.training))

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from tcar.lab import plots
+from tcar.lab import numerals, plots
 from tcar.lab.plots import attention, data, features, scores, training
 
 GROUPS = ["motion", "bound"]
@@ -79,9 +79,16 @@ def test_png_is_small_and_as_large_as_the_column(run):
 
 def test_every_fusion_has_a_name_and_a_colour_of_its_own():
     from tcar.fusion.kinds import list_fusions
+    from tcar.fusion.settings import METHODS
 
     colours = [plots.colour(kind) for kind in list_fusions()]
     assert len(set(colours)) == len(colours)
+    assert len({plots.label(method) for method in METHODS}) == len(METHODS)
+    assert plots.label("sum_averaged") == "Sum of scores (additive), appearance averaged"
+    assert plots.colour("sum_averaged") == plots.colour("sum")
+    assert numerals.readable("sum_averaged") == plots.label("sum_averaged")
+    named = ["sum_averaged", "else", "sum", "semantic_averaged", "joint"]
+    assert plots.in_order(named, plots.METHODS) == ["semantic_averaged", "sum", "sum_averaged", "joint", "else"]
     with pytest.raises(KeyError, match="tcar/lab/plots/__init__.py"):
         plots.label("no_such_method")
 

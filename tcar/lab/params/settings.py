@@ -8,7 +8,7 @@ import typing
 from dataclasses import dataclass
 
 from tcar.data.settings import DataSettings
-from tcar.fusion.settings import FUSIONS, WINDOWS, FusionSettings
+from tcar.fusion.settings import METHODS, WINDOWS, FusionSettings
 from tcar.ground.settings import bounded
 from tcar.models.settings import BaselineSettings
 from tcar.streams.settings import StreamSettings
@@ -75,7 +75,7 @@ class Ablations:
 
     ablation_heads: list[int] = bounded([4, 8, 16], minimum=1, distinct=True)
     ablation_fusions: list[str] = bounded(
-        ["cross_attention", "late_concat", "late_concat_raw"], choices=FUSIONS, distinct=True
+        ["cross_attention", "late_concat", "late_concat_raw"], choices=METHODS, distinct=True
     )
     ablation_windows: list[str] = bounded([], choices=WINDOWS, distinct=True)
     ablation_seeds: list[int] = bounded([0, 1, 2], minimum=0, shortest=1, distinct=True)
@@ -83,7 +83,7 @@ class Ablations:
     replicates: int = bounded(4, minimum=2)
     replicate_methods: list[str] = bounded(
         ["cross_attention", "late_concat", "late_concat_raw", "sum", "semantic", "semantic_bag", "motion"],
-        choices=FUSIONS, distinct=True,
+        choices=METHODS, distinct=True,
     )  # fmt: skip
     # What `tcar terms` measures: each term against its absence, all else as in the recipe. What the recipe has is
     # taken away; what it lacks is added with the value here.
