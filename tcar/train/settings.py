@@ -25,6 +25,8 @@ class Recipe:
     )
     batch_size: int = bounded(24, minimum=1)  # clips
     learning_rate: float = bounded(0.0015, minimum=0.0)
+    # Where a method learns better at another one; a kind's own is that of its averaged form too.
+    learning_rate_by_method: dict[str, float] = bounded({}, minimum=0.0, keys=METHODS)
     weight_decay: float = bounded(0.05, minimum=0.0)
     warmup_epochs: int = bounded(2, minimum=0)
     label_smoothing: float = bounded(0.0, minimum=0.0, maximum=0.95)
@@ -37,8 +39,15 @@ class Recipe:
 
     def epochs_of(self, method: str) -> int:
         """The epochs of a method: those stated for it, else for its kind, else for all."""
-        stated = self.epochs_by_method
-        return stated.get(method, stated.get(method_settings(method)["kind"], self.epochs))
+        return _stated(self.epochs_by_method, method, self.epochs)
+
+    def learning_rate_of(self, method: str) -> float:
+        """The learning rate of a method: that stated for it, else for its kind, else for all."""
+        return _stated(self.learning_rate_by_method, method, self.learning_rate)
+
+
+def _stated(by_method: Mapping[str, Any], method: str, otherwise: Any) -> Any:
+    return by_method.get(method, by_method.get(method_settings(method)["kind"], otherwise))
 
 
 @dataclass(frozen=True)
