@@ -94,9 +94,10 @@ def summary(scores: Sequence[dict[str, Scores]], headline: str, confidence: floa
     """Put the scores of replicates together: means with intervals, and the headline method against each rival.
 
     scores: of each replicate, what `measure` gives. Gives `methods` (each metric {"value", "low", "high", "spread"},
-    and `per_group`, `per_pair`, `per_variant` likewise), `comparisons` (rows of a, b, metric, `part` (a group, a pair or a
-    variant; "" for all clips), `difference`, `low`, `high`, `p`, and `holm`, the p corrected for the number of rivals
-    of a metric and a part) and `by_group` (twin accuracy; group -> rival -> the same).
+    and `per_group`, `per_pair`, `per_variant` likewise), `comparisons` (rows of a, b, metric, `difference`, `low`,
+    `high`, `p`, and `holm`, the p corrected for the number of rivals), `by_part` (the same of the twin accuracy of each
+    `part`: a group, a pair or a variant; only where pairs are counted) and `by_group` (of those the groups: group ->
+    rival -> the same).
     """
     methods = list(scores[0])
     parts = [(kind, part) for kind in PARTS for part in scores[0][headline].get(kind, {})]
@@ -107,7 +108,7 @@ def summary(scores: Sequence[dict[str, Scores]], headline: str, confidence: floa
 
     def compared(metric: str, kind: str = "", part: str = "") -> list[dict]:
         rows = [
-            {"a": headline, "b": b, "metric": metric, "part": part}
+            {"a": headline, "b": b, "metric": metric}
             | paired(of(headline, metric, kind, part), of(b, metric, kind, part), confidence)
             for b in methods
             if b != headline
@@ -116,7 +117,7 @@ def summary(scores: Sequence[dict[str, Scores]], headline: str, confidence: floa
         return [row | {"holm": p} for row, p in zip(rows, corrected, strict=True)]
 
     comparisons = [row for metric in METRICS for row in compared(metric)]
-    by_part = [row for kind, part in parts for row in compared("twin_accuracy", kind, part)
+    by_part = [{"part": part} | row for kind, part in parts for row in compared("twin_accuracy", kind, part)
                if row["difference"] is not None]  # fmt: skip
     groups = scores[0][headline]["per_group"]
     return {
@@ -132,7 +133,8 @@ def summary(scores: Sequence[dict[str, Scores]], headline: str, confidence: floa
             }
             for method in methods
         },
-        "comparisons": comparisons + by_part,
+        "comparisons": comparisons,
+        "by_part": by_part,
         "by_group": {
             group: {row["b"]: {key: row[key] for key in ("difference", "low", "high", "p", "holm")} for row in rows}
             for group in groups
@@ -194,6 +196,6 @@ def check_seal(run: Params) -> Params:
         if results.load(path)["split"] == "test" and not same_parameters(made, opened, FILE):
             raise ParameterError(
                 f"{results.relative(path, run.root)}: the test clips of these seeds were opened with other parameters, "
-                f"at commit {made['commit'][:12]}; another experiment needs another seed and another name"
+                f"at commit {made['commit'] or 'unknown'}; another experiment needs another seed and another name"
             )
     return opened
