@@ -1,0 +1,101 @@
+"""The tests of the hypotheses against hand-made replicates, and the figures of the experiment."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from tcar.lab import measured, params, results
+from tcar.lab.plots import experiment as figures
+from tcar.lab.steps import experiment, replicates
+
+ROOT = Path(__file__).parents[2]
+METHODS = [kind + form for kind in experiment.KINDS for form in ("", "_averaged")]
+# The twin accuracy of each method on the first replicate, on closer/away and on many movers.
+REACHED = dict(zip(METHODS, [0.9, 0.85, 0.6, 0.1, 0.5, 0.05, 0.88, 0.8], strict=True))
+WOBBLE = (0.0, 0.02, -0.01, 0.03)
+
+
+def values(heads: int = 5) -> dict:
+    """Four replicates; all methods move together, but the sum of scores twice as far."""
+    def row(method: str, shift: float) -> dict:
+        reached = REACHED[method] + shift * (2 if method == "sum" else 1)
+        pairs = {pair: {"twin_accuracy": reached, "emap": reached / 2, "train_loss": 0.1} for pair in experiment.PAIRS}
+        movers = {f"{n} movers": {"twin_accuracy": reached - n * (0.01 if method == "cross_attention" else 0.03)}
+                  for n in (3, 5, 9)}  # fmt: skip
+        both = {"top1": reached, "twin_accuracy": reached}
+        return both | {"per_group": {"bound": both}, "per_pair": pairs, "per_variant": movers}
+
+    scores = [{method: row(method, shift) for method in METHODS} for shift in WOBBLE]
+    return {"replicates": scores, "alpha": 0.05, "seeds": [{"heads": list(range(heads))}],
+            **replicates.summary(scores, "cross_attention", 0.95)}  # fmt: skip
+
+
+def test_every_hypothesis_is_tested_as_it_was_written_down():
+    rows = experiment.tests(values())
+    assert [row["hypothesis"] for row in rows] == sorted(row["hypothesis"] for row in rows)
+    found = {(row["hypothesis"], row["part"], row["a"], row["b"]): row for row in rows}
+    assert len(found) == len(rows) == 4 + 1 + 1 + 4 + 4
+    one = found[1, experiment.CLOSER, "cross_attention_averaged", "sum_averaged"]
+    assert one["difference"] == pytest.approx(0.75)
+    order = found[2, experiment.CLOSER, "sum", "sum_averaged"]
+    mine, other = [[REACHED["sum"] + 2 * w for w in WOBBLE], [REACHED["sum_averaged"] + w for w in WOBBLE]]
+    assert order["p"] == order["holm"] == pytest.approx(stats.ttest_rel(mine, other).pvalue)
+    lead = found[3, "9 movers", "lead among 9 movers", "lead among 3 movers"]
+    assert lead["difference"] == pytest.approx(6 * 0.02)
+    kept = found[4, experiment.COVER, "cross_attention", "its additive projection"]
+    assert kept["difference"] == pytest.approx((0.9 + sum(WOBBLE) / 4) / 2)
+    assert found[5, experiment.MANY, "cross_attention", "joint"]["difference"] == pytest.approx(0.02)
+
+
+def test_rivals_of_a_pair_are_corrected_together():
+    rows = [row for row in experiment.tests(values()) if row["hypothesis"] == 1 and row["part"] == experiment.CLOSER]
+    assert [row["holm"] >= row["p"] for row in rows] == [True, True]
+
+
+def test_the_size_with_most_trainings_is_the_main_one():
+    assert experiment.main_size({36: values(1), 120: values(5), 260: values(5), 1000: values(1)}) == 260
+
+
+def test_only_results_of_todays_parameter_files_are_shown(tmp_path):
+    assert experiment.found(replace(params.Params(), root=tmp_path)) == {}
+    (tmp_path / "params").mkdir()
+    file = tmp_path / "params" / "bound_12.yaml"
+    file.write_text("name: bound_12\npublish_as: bound_12\ntrain_sets: 12\nevaluation_split: validation\n")
+    run = replace(params.Params(), root=tmp_path)
+    plan = replace(params.load(file), root=tmp_path)
+    results.save(measured.shared(plan) / measured.FILE, {"split": "validation"}, params=plan)
+    assert experiment.found(run) == {12: {"split": "validation"}}
+    opened = replace(plan, evaluation=replace(plan.evaluation, evaluation_split="test"))
+    results.save(measured.shared(plan) / measured.FILE, {"split": "test"}, params=opened)
+    assert experiment.found(run) == {12: {"split": "test"}}
+    file.write_text(file.read_text().replace("train_sets: 12", "train_sets: 13"))
+    assert experiment.found(run) == {}
+
+
+@pytest.mark.parametrize("sets", [36, 120, 260, 1000])
+def test_the_experiment_s_files_are_of_one_design(sets):
+    """They differ in data, lengths of training and trainings alone, and have what the hypotheses are about."""
+    run = params.load(ROOT / "params" / f"bound_{sets}.yaml")
+    other = params.load(ROOT / "params" / "bound_36.yaml").as_dict()
+    differs = {key for key, value in run.as_dict().items() if value != other[key]}
+    assert differs <= {"name", "publish_as", "train_sets", "epochs", "replicate_seeds"}
+    assert set(run.ablations.replicate_methods) == set(METHODS) and run.tabletop.train_sets == sets
+    assert run.evaluation.evaluation_split == "validation" and run.ablations.replicates == 4
+
+
+def test_figures_show_every_method_where_it_stands():
+    given = values()
+    accuracy, projected = (experiment.cells(given, metric=metric) for metric in ("twin_accuracy", "emap"))
+    drawn = figures.by_pair(accuracy, projected, experiment.KINDS, experiment.PAIRS, confidence=0.95)
+    assert [axis.get_title() for axis in drawn.axes] == list(experiment.PAIRS.values())
+    dots = [line for line in drawn.axes[0].lines if line.get_marker() == "o"]
+    mean = sum(WOBBLE) / 4
+    reached = [100 * (REACHED[m] + mean * (2 if m == "sum" else 1)) for m in METHODS]
+    assert [dot.get_xdata()[0] for dot in dots] == pytest.approx(reached)
+    movers = {part.split()[0]: row for part, row in experiment.cells(given, "per_variant").items()}
+    curve = figures.by_count(movers, experiment.KINDS, axis_label="movers", confidence=0.95)
+    ordered = [line for line in curve.axes[0].lines if line.get_marker() == "o"]
+    assert [list(line.get_xdata()) for line in ordered] == [[3, 5, 9]] * 4
+    assert ordered[0].get_ydata()[2] == pytest.approx(100 * (0.9 + mean - 0.09))
