@@ -21,6 +21,7 @@ VERBS = {
     "paper": "run stale notebooks, draw figures and tables, compile the paper",
     "search": "search for better parameters",
     "replicates": "compare the methods on other clips, streams and trainings",
+    "recipes": "find how long each method trains, and at which learning rate",
     "terms": "compare each loss term and regulariser with its absence",
     "predict": "name the action in a video",
     "tabletop": "render the synthetic benchmark to a folder, in any size",

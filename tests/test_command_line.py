@@ -27,6 +27,7 @@ WRONG = {
     "paper": (["wrong.yaml"], "did you mean 'epochs'"),
     "search": (["nowhere.yaml"], "nowhere.yaml"),
     "replicates": (["wrong.yaml"], "did you mean 'epochs'"),
+    "recipes": (["wrong.yaml"], "did you mean 'epochs'"),
     "terms": (["wrong.yaml"], "did you mean 'epochs'"),
     "predict": (["nowhere.mp4", "--model", "nowhere"], "nowhere"),
     "tabletop": (["folder", "--classes", "3"], "3"),

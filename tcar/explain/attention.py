@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from tcar.fusion.exchange import BOTTLENECK
+from tcar.fusion.exchange import BOTTLENECK, JOINT
 
 Grid = tuple[int, int, int]
 
@@ -24,7 +24,7 @@ def attention_rollout(
     itself. What ends in tokens that lie nowhere (the readout, fusion tokens) counts for no stream. Source: Abnar and
     Zuidema 2020, attention rollout, extended to blocks that read across two streams, or through fusion tokens.
     """
-    shared = {name: w for name, w in intermediates.items() if re.fullmatch(r"self\d+\.weights", name)}
+    shared = {name: w for name, w in intermediates.items() if re.fullmatch(r"(self\d+|mean)\.weights", name)}
     groups = [tuple(grids)] if shared else [(stream,) for stream in grids]
     maps = {}
     for streams in groups:
@@ -46,9 +46,10 @@ def _rollout(intermediates: dict[str, Tensor], grids: dict[str, Grid], suffix: s
                 f"{sum(sizes.values())}"
             )
         relevance = step[:, 0] if relevance is None else torch.einsum("bn,bnm->bm", relevance, step)
-    if relevance is None and f"cross{suffix}.weights" in intermediates:
-        # The query of an attentive probe reads the tokens alone, from outside.
-        relevance = F.pad(intermediates[f"cross{suffix}.weights"].mean(dim=1)[:, 0], (1, 0))
+    for name in (f"cross{suffix}.weights", f"mean{suffix}.weights"):
+        # The query of an attentive probe reads the tokens alone, from outside, and so does a mean of them.
+        if relevance is None and name in intermediates:
+            relevance = F.pad(intermediates[name].mean(dim=1)[:, 0], (1, 0))
     if relevance is None:
         raise ValueError(
             f"no attention of {' and '.join(grids)} among the intermediates {sorted(intermediates)}"
@@ -71,9 +72,10 @@ def _step_back(
     step, middle = torch.eye(count).to(relevance).repeat(len(relevance), 1, 1), count - shared
     for name, weight in weights.items():
         reader, _, read = name.partition("_from_")
-        if reader not in spans:
+        if reader not in spans and reader != JOINT:
             continue
-        mean, own, source = weight.mean(dim=1) / 2, spans[reader], spans[read or reader]
+        own = slice(0, middle) if reader == JOINT else spans[reader]
+        mean, source = weight.mean(dim=1) / 2, spans[read] if read else own
         size = own.stop - own.start
         step[:, own] /= 2
         step[:, own, source] += mean[:, :size, : source.stop - source.start]

@@ -6,19 +6,24 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tcar.fusion.blocks import STREAMS, Embedding, Readout, Record, Tables, Tokens, run_block
+from tcar.fusion.blocks import STREAMS, Embedding, Readout, Record, Tables, Tokens, joined_rotary, run_block
 from tcar.fusion.config import FusionConfig
-from tcar.fusion.positions import Geometry
+from tcar.fusion.positions import CoordinateCache, Geometry, shared_places
 
 
 class Fusion(nn.Module):
-    """Common ground of all kinds: `forward` with or without named intermediates; `streams` are those it reads."""
+    """Common ground of all kinds: `forward` with or without named intermediates; `streams` are those it reads.
+
+    An `appearance` that is averaged takes the order of frames from the semantic tokens before any kind sees them. They
+    stay as many, equal ones at one moment, so that attention over all tokens keeps the balance between the streams.
+    """
 
     streams: tuple[str, ...] = STREAMS
 
     def __init__(self, config: FusionConfig):
         super().__init__()
         self.config = config
+        self.averaging = CoordinateCache(shared_places)
 
     def forward(
         self,
@@ -41,6 +46,9 @@ class Fusion(nn.Module):
                     f"{s} tokens {list(tokens[s].shape)} with coordinates {list(xyz[s].shape)}: "
                     f"[batch, {wanted[0]}, {wanted[1]}] and [{wanted[0]}, 3] expected"
                 )
+        if self.config.appearance == "averaged" and "semantic" in self.streams:
+            first, count, xyz["semantic"] = self.averaging(semantic_xyz)
+            tokens["semantic"] = _means(semantic, first, count)
         record: Record | None = {} if return_intermediates else None
         kept = {}
         if self.training and self.config.token_drop:
@@ -56,6 +64,16 @@ class Fusion(nn.Module):
     ) -> Tensor:
         """Return logits of the tokens; `xyz` are the coordinates of whole grids, of which `kept` is there."""
         raise NotImplementedError
+
+
+def _means(
+    tokens: Float[Tensor, "b n d"], first: Int[Tensor, " n"], count: Float[Tensor, "n 1"]
+) -> Float[Tensor, "b n d"]:
+    """Replace each token by the mean of those that share its `first` one, `count` of them, summed in float32 at
+    least."""
+    precise = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    sums = torch.zeros_like(precise).index_add(1, first, precise)
+    return (sums[:, first] / count.to(precise.dtype)).to(tokens.dtype)
 
 
 def _kept_tokens(tokens: Float[Tensor, "b n d"], drop: float | int) -> Int[Tensor, " kept"]:
@@ -91,10 +109,7 @@ class CrossFusion(Fusion):
         x = self._embedded(tokens, tables)
         for i, block in enumerate(self.blocks):
             x = run_block(block, x, tables, record=record, name=f"block{i}", again=self.config.checkpointing)
-        rotary = None
-        if self.config.positions == "rotary":
-            rotary = torch.cat([tables["rotary"][s] for s in STREAMS])
-        readout = self.readout(torch.cat([x[s] for s in STREAMS], dim=1), rotary, record)
+        readout = self.readout(torch.cat([x[s] for s in STREAMS], dim=1), joined_rotary(tables), record)
         if record is not None:
             record |= x | {"readout": readout}
         return self.head(readout)

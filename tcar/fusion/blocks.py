@@ -209,6 +209,12 @@ class SelfBlock(nn.Module):
         return self.residual(x, self.feed_forward(x))
 
 
+def joined_rotary(tables: Tables) -> Rotary | None:
+    """Return the rotary table of the tokens of both streams one behind the other, None where nothing is turned."""
+    parts = [tables["rotary"][s] for s in STREAMS]
+    return None if parts[0] is None else torch.cat(parts)
+
+
 def run_block(
     block: nn.Module, *inputs: Any, again: bool, record: Record | None, **options: Any
 ) -> Tensor | dict[str, Tensor]:
@@ -225,13 +231,15 @@ def run_block(
 class Readout(nn.Module):
     """The last blocks: all tokens and a learned readout token read one another; only the readout leaves.
 
-    The readout sits at the origin of space and time, so places are absolute to it.
+    The readout sits at the origin of space and time, so places are absolute to it. Without `blocks` there is none, and
+    the mean of the normalised tokens leaves.
     """
 
     def __init__(self, blocks: int, width: int, *, checkpointing: bool = False, **block):
         super().__init__()
         self.checkpointing = checkpointing
-        self.token = nn.Parameter(torch.randn(width) * 0.02)
+        self.token = nn.Parameter(torch.randn(width) * 0.02) if blocks else None
+        self.norm = None if blocks else nn.LayerNorm(width)
         self.blocks = nn.ModuleList(SelfBlock(width, **block) for _ in range(blocks))
 
     def forward(
@@ -241,7 +249,15 @@ class Readout(nn.Module):
         record: Record | None = None,
         suffix: str = "",
     ) -> Float[Tensor, "b d"]:
-        """Return the readout; with a `record`, "self<i><suffix>.weights" [b h 1+n 1+n] are written to it."""
+        """Return the readout; with a `record`, "self<i><suffix>.weights" [b h 1+n 1+n] are written to it.
+
+        Without blocks those are the shares in the mean, "mean<suffix>.weights" [b 1 1 n].
+        """
+        if self.norm is not None:
+            if record is not None:
+                shares = tokens.new_full((tokens.shape[0], 1, 1, tokens.shape[1]), 1 / tokens.shape[1])
+                record[f"mean{suffix}.weights"] = shares
+            return self.norm(tokens).mean(dim=1)
         x = torch.cat([self.token.expand(tokens.shape[0], 1, -1), tokens], dim=1)
         rotary = with_origin(rotary, 1)
         for i, block in enumerate(self.blocks):

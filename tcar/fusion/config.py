@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tcar.fusion.settings import FUSIONS, POSITIONS, WINDOWS
+from tcar.fusion.settings import APPEARANCES, AVERAGED, FUSIONS, MOTION_ALONE, POSITIONS, WINDOWS
 from tcar.ground.errors import unknown
 from tcar.ground.settings import check_whole
 
@@ -12,12 +12,14 @@ class FusionConfig:
     """What a fusion is made of; raises ValueError naming the field that does not fit.
 
     `window` says what the streams may read of each other: all ("joint"), the same place ("time") or the same
-    moment ("space"); "cast" has windows of its own. Within a stream, and with the fusion tokens of
-    "bottleneck", attention is always joint. `cross_width` is the width in which one stream reads the other (0:
-    see `reading_width`), `bottleneck_tokens` counts the fusion tokens. `token_drop` is the share of each
-    stream's tokens that a training step leaves out (PatchDropout, Liu et al. 2023). `checkpointing` computes
-    blocks a second time in the backward pass instead of keeping what is inside them (Chen et al. 2016): the
-    same numbers, less memory.
+    moment ("space"); "cast" has windows of its own. Within a stream, with the fusion tokens of "bottleneck", and
+    among the tokens of the kind "joint", attention is always joint. `cross_width` is the width in which one stream
+    reads the other (0: see `reading_width`), `bottleneck_tokens` counts the fusion tokens. `self_blocks` of 0 makes
+    the readout the mean of the normalised tokens. `appearance` "averaged" takes time from the semantic stream: each of
+    its tokens becomes the mean of those at its place, at the mean of their times; as many parameters are trained.
+    `token_drop` is the share of each stream's tokens that a training step leaves out (PatchDropout, Liu et al. 2023).
+    `checkpointing` computes blocks a second time in the backward pass instead of keeping what is inside them (Chen et
+    al. 2016): the same numbers, less memory.
     """
 
     kind: str = "cross_attention"
@@ -33,14 +35,15 @@ class FusionConfig:
     drop_path: float | int = 0.1
     window: str = "joint"
     positions: str = "rotary"
+    appearance: str = "ordered"
     cross_width: int = 0
     bottleneck_tokens: int = 4
     token_drop: float | int = 0
     checkpointing: bool = False
 
     def __post_init__(self):
-        check_whole(self, semantic_width=1, motion_width=1, num_classes=1, width=1, heads=1, blocks=1, self_blocks=1)
-        check_whole(self, bottleneck_tokens=1, cross_width=0)
+        check_whole(self, semantic_width=1, motion_width=1, num_classes=1, width=1, heads=1, blocks=1)
+        check_whole(self, self_blocks=0, bottleneck_tokens=1, cross_width=0)
         for name in ("width", "cross_width"):
             if (value := getattr(self, name)) % (2 * self.heads):
                 raise ValueError(
@@ -52,9 +55,16 @@ class FusionConfig:
         for name in ("dropout", "drop_path", "token_drop"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"FusionConfig.{name} must lie in [0, 1), got {getattr(self, name)}")
-        for name, known in (("kind", FUSIONS), ("window", WINDOWS), ("positions", POSITIONS)):
+        choices = {"kind": FUSIONS, "window": WINDOWS, "positions": POSITIONS, "appearance": APPEARANCES}
+        for name, known in choices.items():
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"FusionConfig.{name} {value!r}: {unknown(value, known)}")
+
+    @property
+    def method(self) -> str:
+        """The name of the method, as `methods` of a run has it: one that reads motion alone has no appearance."""
+        averaged = self.appearance == "averaged" and self.kind not in MOTION_ALONE
+        return self.kind + AVERAGED if averaged else self.kind
 
     @property
     def reading_width(self) -> int:

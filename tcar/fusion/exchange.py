@@ -20,10 +20,12 @@ from tcar.fusion.blocks import (
     Tables,
     Tokens,
     attend,
+    joined_rotary,
 )
 from tcar.fusion.positions import with_origin
 
 BOTTLENECK = "bottleneck"  # the name under which fusion tokens travel beside the streams
+JOINT = "joint"  # in the names of weights among the tokens of both streams
 
 
 def read_across(
@@ -172,6 +174,22 @@ class StreamBlocks(nn.Module):
         return {
             s: self.blocks[s](tokens[s], tables["rotary"][s], record=record, name=f"{name}.{s}") for s in STREAMS
         }
+
+
+class JointBlock(nn.Module):
+    """A transformer block on the tokens of both streams together: each reads all of them, those of its own stream
+    included."""
+
+    def __init__(self, **sizes: float | int):
+        super().__init__()
+        self.block = SelfBlock(**sizes)
+
+    def forward(self, tokens: Tokens, tables: Tables, *, record: Record | None = None, name: str = "joint") -> Tokens:
+        """Return both streams' tokens after the block; with a `record`, "<name>.joint.weights" [b h n+m n+m], semantic
+        tokens first, are written to it."""
+        x = torch.cat([tokens[s] for s in STREAMS], dim=1)
+        x = self.block(x, joined_rotary(tables), record=record, name=f"{name}.{JOINT}")
+        return dict(zip(STREAMS, x.split([tokens[s].shape[1] for s in STREAMS], dim=1), strict=True))
 
 
 class BottleneckBlock(StreamBlocks):

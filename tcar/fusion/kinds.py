@@ -19,7 +19,15 @@ from tcar.fusion.config import FusionConfig
 from tcar.fusion.exchange import CrossBlock, GatedBlock, NarrowExchange, StreamBlocks
 from tcar.fusion.probe import PROBES, ProbeFusion, probe_hidden
 from tcar.fusion.settings import FUSIONS
-from tcar.fusion.siblings import BottleneckFusion, LateConcat, LateConcatRaw, SingleStream, SumOfScores
+from tcar.fusion.siblings import (
+    BottleneckFusion,
+    JointTransformer,
+    LateConcat,
+    LateConcatRaw,
+    SingleStream,
+    SumOfScores,
+)
+from tcar.fusion.step import STEPS, StepFusion, step_width
 
 
 def _cross_attention(config: FusionConfig, hidden: int, readers: tuple[str, ...] = STREAMS) -> Fusion:
@@ -56,10 +64,12 @@ _KINDS: dict[str, Callable[[FusionConfig, int], Fusion]] = {
     "gated": _gated,
     "bottleneck": BottleneckFusion,
     "cast": _cast,
+    "joint": JointTransformer,
     "semantic": lambda config, hidden: SingleStream(config, hidden, "semantic"),
     "motion": lambda config, hidden: SingleStream(config, hidden, "motion"),
     "semantic_bag": lambda config, hidden: SingleStream(config, hidden, "semantic", timeless=True),
     **dict.fromkeys(PROBES, ProbeFusion),
+    **dict.fromkeys(STEPS, StepFusion),
 }
 
 
@@ -89,7 +99,7 @@ def trained_parameters(module: nn.Module) -> int:
 @lru_cache(maxsize=256)
 def hidden_width(config: FusionConfig) -> int:
     """Return the hidden width of a kind's feed-forward layers, in steps of 8 for siblings (fast matrix
-    products).
+    products); of the kinds in `STEPS`, which have none, the width of their block.
 
     Raises ValueError where no width matches the parameters of `cross_attention`.
     """
@@ -98,6 +108,8 @@ def hidden_width(config: FusionConfig) -> int:
     target = _count(replace(config, kind="cross_attention"), round(config.mlp_ratio * config.width))
     if config.kind in PROBES:
         return probe_hidden(config, target)
+    if config.kind in STEPS:
+        return step_width(config, target)
     # Counts are polynomials of degree two at most in the hidden width, so three of them give all others.
     first, second, third = (_count(config, 8 * steps) for steps in (1, 2, 3))
     bend = (third - 2 * second + first) / 2

@@ -86,6 +86,17 @@ def window_mask(
     return (distance <= nearest_key + tolerance) | (distance <= nearest_query + tolerance)
 
 
+def shared_places(
+    xyz: Float[Tensor, "n 3"],
+) -> tuple[Int[Tensor, " n"], Float[Tensor, "n 1"], Float[Tensor, "n 3"]]:
+    """Return which token is the first at each token's place (y, x), how many are there, and the coordinates with the
+    mean of their times."""
+    same = window_mask(xyz, xyz, "time")
+    count = same.sum(dim=1, keepdim=True).to(xyz.dtype)
+    times = (same * xyz[:, 0]).sum(dim=1, keepdim=True) / count
+    return same.to(torch.uint8).argmax(dim=1), count, torch.cat([times, xyz[:, 1:]], dim=1)
+
+
 def common_places(mask: Bool[Tensor, "n m"] | None) -> int:
     """Return over how many places queries and keys run, moment by moment, if each reads its own alone; else 0.
 

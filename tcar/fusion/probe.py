@@ -5,6 +5,7 @@ Source: Assran et al. 2025 (V-JEPA 2, arXiv:2506.09985) and its released evaluat
 """
 
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -202,20 +203,29 @@ def probe_width_within(
     M) and four do not (49.5 M). Widths are multiples of the heads, and a stream's that is none needs a bottleneck.
     The probe with a bottleneck is this project's variant, not the published one. Raises ValueError where none fits.
     """
-    if stream_width % heads == 0 and _count(ProbeConfig(stream_width, num_classes, depth, heads)) <= budget:
-        return 0
-    widths = range(heads, stream_width, heads)
 
     def size(width: int) -> int:
-        return _count(ProbeConfig(stream_width, num_classes, depth, heads, bottleneck=width))
+        return _count(ProbeConfig(stream_width, num_classes, depth, heads, bottleneck=width % stream_width))
 
-    fitting = bisect_right(widths, budget, key=size)
-    if fitting == 0:
+    found = widest_within(budget, stream_width, heads, size)
+    if not found:
         raise ValueError(
             f"no probe of depth {depth} on tokens of width {stream_width} has at most {budget:,} trained "
             "parameters; lower depth or raise the budget"
         )
-    return widths[fitting - 1]
+    return found % stream_width
+
+
+def widest_within(budget: int, stream_width: int, heads: int, size: Callable[[int], int]) -> int:
+    """Return the largest width of a probe, a multiple of `heads` up to the stream's, whose `size` is within the budget.
+
+    0 where none is. A probe as wide as the stream has no linear layer in front, so a narrower one can be larger.
+    """
+    if stream_width % heads == 0 and size(stream_width) <= budget:
+        return stream_width
+    widths = range(heads, stream_width, heads)
+    fitting = bisect_right(widths, budget, key=size)
+    return widths[fitting - 1] if fitting else 0
 
 
 def _count(config: ProbeConfig) -> int:

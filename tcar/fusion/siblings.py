@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tcar.fusion.base import CrossFusion, Fusion, block_sizes, classifier, embedding, final_blocks, geometry
 from tcar.fusion.blocks import STREAMS, Record, SelfBlock, Tokens, run_block
 from tcar.fusion.config import FusionConfig
-from tcar.fusion.exchange import BOTTLENECK, BottleneckBlock
+from tcar.fusion.exchange import BOTTLENECK, BottleneckBlock, JointBlock
 
 
 class Tower(nn.Module):
@@ -118,6 +118,18 @@ class SingleStream(Fusion):
         if record is not None:
             record["readout"] = readout
         return self.head(readout)
+
+
+class JointTransformer(CrossFusion):
+    """One transformer over the tokens of both streams from the first block on: nothing is said of who reads whom.
+
+    `window` does not hold here, as no attention is across streams alone. Source of one joint sequence of the tokens of
+    all modalities: Chen et al. 2020 (UNITER, arXiv:1909.11740), called early fusion by Nagrani et al. 2021.
+    """
+
+    def __init__(self, config: FusionConfig, hidden: int):
+        windows = "joint", "joint"
+        super().__init__(config, hidden, lambda: JointBlock(**block_sizes(config, hidden)), windows=windows)
 
 
 class BottleneckFusion(CrossFusion):

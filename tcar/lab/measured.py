@@ -1,7 +1,7 @@
 """Where results that take a command of their own are kept, and whether they belong to a run.
 
-`tcar replicates`, `tcar terms` and `tcar search` measure them. This is what the pipeline asks before it loads anything
-heavy.
+`tcar replicates`, `tcar recipes`, `tcar terms` and `tcar search` measure them. This is what the pipeline asks before it
+loads anything heavy.
 """
 
 import dataclasses
@@ -11,11 +11,12 @@ from pathlib import Path
 from tcar.lab import results
 from tcar.lab.params import GROUPS, Params
 
-MEASURED = FILE, TERMS, SEARCH = "replicates.json", "loss_terms.json", "search.json"
+MEASURED = FILE, RECIPES, TERMS, SEARCH = "replicates.json", "recipes.json", "loss_terms.json", "search.json"
 # The parameters that decide the numbers of each, by the groups that they are of: results of others are not shown.
 _GROUPS = ("data", "tabletop", "streams", "fusion", "training")
 _DECISIVE = {
-    FILE: (("seed", "confidence", "replicates", "replicate_methods"), _GROUPS),
+    FILE: (("seed", "confidence", "evaluation_split", "replicates", "replicate_seeds", "replicate_methods"), _GROUPS),
+    RECIPES: (("seed", "replicate_methods", "recipe_learning_rates", "recipe_epochs", "recipe_seeds"), _GROUPS),
     TERMS: (("seed", "confidence", "loss_terms", "loss_term_seeds"), (*_GROUPS, "trainer")),
     SEARCH: (("seed", "confidence"), _GROUPS),
 }
@@ -24,12 +25,27 @@ _DECISIVE = {
 def find(run: Params, file: str = FILE) -> Path | None:
     """Find what was measured with the parameters and the streams of a run, by itself or as published.
 
-    file: `FILE`, `TERMS` or `SEARCH`. None where nothing was, or where the weights of the streams have changed since.
+    file: one of `MEASURED`. None where nothing was, or where the weights of the streams have changed since.
     """
-    for path in (run.results_dir / file, run.root / "paper" / "results" / file):
-        if path.is_file() and _same(results.load(path.with_suffix(".meta.json")), run, decisive(file)):
+    for path in published(run, file):
+        if _same(results.load(path.with_suffix(".meta.json")), run, decisive(file)):
             return path
     return None
+
+
+def published(run: Params, file: str) -> list[Path]:
+    """Where there is such a result, the run's own first, then what is published."""
+    return [path for path in (run.results_dir / file, shared(run) / file) if path.is_file()]
+
+
+def shared(run: Params) -> Path:
+    """The folder of the paper in which a run publishes what is measured apart."""
+    return run.root / "paper" / "results" / run.common.publish_as
+
+
+def same_parameters(made: dict, run: Params, file: str) -> bool:
+    """Whether a result of this provenance has the parameters of a run, as far as they decide its numbers."""
+    return _alike(made, run, decisive(file))
 
 
 def decisive(file: str) -> list[str]:
@@ -39,14 +55,15 @@ def decisive(file: str) -> list[str]:
 
 
 def _same(made: dict, run: Params, keys: Iterable[str]) -> bool:
-    """Whether parameters and input files are those that the provenance of a result lists.
-
-    A parameter that is younger than the result counts as at its default, which is to do nothing.
-    """
-    stated, defaults = run.as_dict(), Params(root=run.root).as_dict()
-    if any(made["parameters"].get(key, defaults[key]) != stated[key] for key in keys):
-        return False
-    return all(
+    """Whether parameters and input files are those that the provenance of a result lists."""
+    return _alike(made, run, keys) and all(
         (file := run.root / name).is_file() and results.digest(file) == digest
         for name, digest in made["inputs"].items()
     )
+
+
+def _alike(made: dict, run: Params, keys: Iterable[str]) -> bool:
+    """Whether parameters are those of a provenance; one that is younger counts as at its default, which is to do
+    nothing."""
+    stated, defaults = run.as_dict(), Params(root=run.root).as_dict()
+    return all(made["parameters"].get(key, defaults[key]) == stated[key] for key in keys)

@@ -71,9 +71,10 @@ def parameter(value: Any) -> str:
 
 def readable(name: Any) -> str:
     """A method as the figures call it; any other key with spaces (`bag_of_frames` -> `bag of frames`)."""
-    from tcar.lab.plots import METHODS
+    from tcar.fusion.settings import AVERAGED
+    from tcar.lab.plots import METHODS, label
 
-    return METHODS[name][0] if name in METHODS else str(name).replace("_", " ")
+    return label(name) if str(name).removesuffix(AVERAGED) in METHODS else str(name).replace("_", " ")
 
 
 def heading(name: Any) -> str:

@@ -44,7 +44,7 @@ def _summary(model: nn.Module) -> str:
             "semantic stream were trained with it. "
         )
     return (
-        f"# {config.semantic} and {config.motion}, fused by {config.fusion.kind}\n\n"
+        f"# {config.semantic} and {config.motion}, fused by {config.fusion.method}\n\n"
         f"Names the action in a video, one of {len(config.class_names)} classes. Two frozen streams turn frames into "
         f"tokens with places in space and time; the fusion, which was trained, reads both. {adapters}This folder holds "
         f"what was trained; the frozen weights of the streams are named by their digests."

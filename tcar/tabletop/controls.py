@@ -11,9 +11,10 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from tcar.tabletop.family import Family
 from tcar.tabletop.scene import REFERENCE_HEIGHT, REFERENCE_WIDTH, Rendering, Scene, render
 from tcar.tabletop.stage import Stage
-from tcar.tabletop.templates import FAMILIES, Family
+from tcar.tabletop.templates import FAMILIES
 
 
 def apply(
@@ -59,7 +60,8 @@ def _conflict(
     scene: Scene, rendering: Rendering, rng: np.random.Generator, family: Family
 ) -> UInt8[np.ndarray, "t h w 3"]:
     """The action before a still of a scene of another group: what stands there speaks for another class."""
-    others = [f for f in FAMILIES.values() if f.group != family.group]
+    own = {pair.group for pair in family.pairs}
+    others = [f for f in FAMILIES.values() if not own & {pair.group for pair in f.pairs}]
     other = others[rng.integers(len(others))]
     scenes = list(other.draw(Stage(scene.background.vocabulary, [int(rng.integers(1 << 30))])).values())
     height, width = rendering.instances.shape[1:]

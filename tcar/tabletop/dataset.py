@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import av  # before decord anywhere in the process: the other way round the VP9 encoder fails with EINVAL
 import numpy as np
@@ -21,15 +20,18 @@ from tcar.ground import files, locks, log, sources
 from tcar.ground.processes import pool
 from tcar.tabletop import folder
 from tcar.tabletop.controls import CONTROLS, apply
+from tcar.tabletop.family import Family
 from tcar.tabletop.folder import DATASHEET, INDEX, TRUTH, VIDEOS
 from tcar.tabletop.scene import Rendering, Scene, render
 from tcar.tabletop.settings import TabletopSettings
 from tcar.tabletop.stage import DIFFICULTY, Stage
-from tcar.tabletop.templates import FAMILIES, LABELS, Family
+from tcar.tabletop.templates import FAMILIES, LABELS
 
 SPLITS = ("train", "validation", "test")
 APPEARANCE = ("width", "height", "frame_rate", "lengths", "difficulty", "control")  # settings of every clip
 STANDARD = TabletopSettings()
+# The modules that decide what a clip shows.
+DRAWING = ("scene", "family", "moving", "meeting", "handling", "templates", "assets", "stage", "controls")
 FLOW_STRIDE = 8  # pixels between the places at which the ground truth keeps the flow
 
 
@@ -59,8 +61,6 @@ def check(drawn: TabletopSettings) -> None:
         raise ValueError(f"difficulty: {drawn.difficulty!r} is not one of {', '.join(DIFFICULTY)}")
     if drawn.control and drawn.control not in CONTROLS:
         raise ValueError(f"control: {drawn.control!r} is not one of {', '.join(CONTROLS)}")
-    if unknown := sorted(set(drawn.train_sets_by_family) - set(FAMILIES)):
-        raise ValueError(f"train_sets_by_family: Tabletop has no family {unknown}; it has {sorted(FAMILIES)}")
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,9 @@ class SetPlan:
     ids: tuple[str, ...]
 
 
-def plan_sets(families: list[Family], counts: dict[str, int], seed: int,
-              train_sets_by_family: Mapping[str, int] = MappingProxyType({})) -> list[SetPlan]:
+def plan_sets(families: list[Family], counts: dict[str, int], seed: int) -> list[SetPlan]:
     """Every set of the dataset with ids that tell nothing: numbered by a seeded shuffle over all clips."""
-    def count(family: Family, split: str) -> int:
-        own = train_sets_by_family if split == "train" else {}
-        return own.get(family.name, counts[split])
-    sets = [(f, split, n) for split in SPLITS for f in families for n in range(count(f, split))]
+    sets = [(f, split, n) for split in SPLITS for f in families for n in range(counts[split])]
     total = sum(len(f.classes) for f, _, _ in sets)
     ids = iter(np.random.default_rng(seed).permutation(total) + 1)
     order = list(FAMILIES)
@@ -122,13 +118,10 @@ def render_dataset(
     counts = dict(zip(SPLITS, (drawn.train_sets, drawn.validation_sets, drawn.test_sets), strict=True))
     families = chosen_families(list(drawn.classes))
     recipe = {"classes": sorted(c for f in families for c in f.classes), "sets": counts,
-              "train_sets_by_family": dict(drawn.train_sets_by_family),
               **{key: getattr(drawn, key) for key in APPEARANCE}, "seed": seed,
-              "code": sources.code_digest("tcar.tabletop.scene", "tcar.tabletop.templates",
-                                          "tcar.tabletop.assets", "tcar.tabletop.stage",
-                                          "tcar.tabletop.controls")}
+              "code": sources.code_digest(*(f"tcar.tabletop.{module}" for module in DRAWING))}
     fingerprint = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
-    plans = plan_sets(families, counts, seed, drawn.train_sets_by_family)
+    plans = plan_sets(families, counts, seed)
     clips = sum(len(p.ids) for p in plans)
     if limit:
         ends = np.cumsum([len(p.ids) for p in plans])
@@ -155,7 +148,8 @@ def _todo(root: Path, plans: list[SetPlan]) -> list[SetPlan]:
 
 def draw(plan: SetPlan, drawn: TabletopSettings = STANDARD) -> dict[int, Scene]:
     """The scenes of one set, class index -> scene."""
-    return FAMILIES[plan.family].draw(Stage(plan.split, list(plan.seed), tuple(drawn.lengths), drawn.difficulty))
+    stage = Stage(plan.split, list(plan.seed), tuple(drawn.lengths), drawn.difficulty, plan.number)
+    return FAMILIES[plan.family].draw(stage)
 
 
 def _render_set(plan: SetPlan, root: Path, drawn: TabletopSettings) -> None:
@@ -163,7 +157,6 @@ def _render_set(plan: SetPlan, root: Path, drawn: TabletopSettings) -> None:
 
     cv2.setNumThreads(1)  # one process a core; OpenCV's own threads would fight them
     family, scenes = FAMILIES[plan.family], draw(plan, drawn)
-    twin = {a: b for pair in family.twins for a, b in (pair, pair[::-1])}
     ids = dict(zip(family.classes, plan.ids, strict=True))
     for index, clip in ids.items():
         scene, size = scenes[index], (drawn.width, drawn.height)
@@ -172,8 +165,9 @@ def _render_set(plan: SetPlan, root: Path, drawn: TabletopSettings) -> None:
         else:
             rendering = render(scene, *size)
         truth = describe(scene, rendering, clip) | {
-            "template": LABELS[index], "class": index, "group": family.group, "family": family.name,
-            "set": f"{plan.split}-{plan.family}-{plan.number}", "twin": ids[twin[index]], "seed": list(plan.seed),
+            "template": LABELS[index], "class": index, "group": family.pair_of(index).group,
+            "family": family.name, "variant": scene.variant, "set": f"{plan.split}-{plan.family}-{plan.number}",
+            "twin": ids[family.twin_of(index)], "seed": list(plan.seed),
         }
         flow = rendering.flow(stride=FLOW_STRIDE).astype(np.float16)
         with files.drafted(root / TRUTH / f"{clip}.npz") as draft:
@@ -218,7 +212,7 @@ def _write_annotations(root: Path, plans: list[SetPlan]) -> None:
             truth = _read(root / TRUTH / f"{clip}.json")
             entries[plan.split].append(entry(clip, truth["template"], truth["placeholders"]))
             index[clip] = {"split": plan.split, "class": truth["template"]}
-            index[clip] |= {key: truth[key] for key in ("group", "set", "twin", "seed")}
+            index[clip] |= {key: truth[key] for key in ("group", "variant", "set", "twin", "seed")}
     write_annotations(root, texts, entries)
     files.write_text(root / DATASHEET, Path(__file__).with_name(DATASHEET).read_text(encoding="utf-8"))
     files.write_text(root / TRUTH / INDEX, json.dumps(index))

@@ -3,8 +3,8 @@
 Each probe is a forest trained on the training clips of one twin family and asked a forced choice on the test clips: of
 a clip's class and its twin's, which? Chance is 50% by construction. A leak probe reads what must not tell (file
 size, bit rate, length, brightness, where the hand is); a ceiling probe reads the ground truth of one kind of evidence
-and says what a perfect method could reach with that evidence alone. `Family.blind` says where theory puts a probe at
-chance.
+and says what a perfect method could reach with that evidence alone. `Pair.blind` says where theory puts a probe at
+chance, and `Pair.sufficient` where it puts it near certainty.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from sklearn.ensemble import ExtraTreesClassifier
 
 from tcar.data import video
@@ -24,31 +24,41 @@ from tcar.evaluate import interval
 from tcar.ground import log
 from tcar.ground.processes import pool
 from tcar.tabletop.dataset import load_flow, load_index, load_truth
+from tcar.tabletop.family import Pair
 from tcar.tabletop.templates import FAMILIES, LABELS
 
 MOMENTS = 8  # frames a clip, the middles of equal segments
 QUANTILES = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)
 ROLES = 7    # two hands, one prop (cloth, box or screen), four objects
-CEILINGS = ("first frame", "single frame", "bag of frames", "true flow", "additive", "oracle")
+MAP = (8, 6)  # columns and rows of the maps of coloured and of grey things
+# "ordered frames" are all frames in their order, in which a thing is known by its looks alone; "additive" adds what a
+# bag of frames says to what the flow says, "ordered additive" what ordered frames say.
+CEILINGS = (
+    "first frame", "single frame", "bag of frames", "ordered frames", "true flow", "additive", "ordered additive",
+    "oracle",
+)  # fmt: skip
+SUMS = {"additive": ("bag of frames", "true flow"), "ordered additive": ("ordered frames", "true flow")}
 LEAKS = ("file size", "bit rate", "length", "brightness", "hand position")
+
+
+def _things(truth: dict) -> list[dict]:
+    """The objects of a clip but its props and what has no part in the action."""
+    return [i for i in truth["instances"] if i["category"] != "hand" and i["shape"] not in ("cloth", "box", "screen")
+            and not i["name"].startswith("distractor")]
 
 
 def _state(truth: dict, shape: tuple[int, int]) -> Float[np.ndarray, "t r 5"]:
     """Visible, x, y, area and nearness of each role in every frame, from boxes and depth order.
 
-    Objects stand in the order of their textures' names, grey ones last and from top to bottom, so that a place in the
-    list tells nothing of the role that a template gave them.
+    Objects stand in the order of their textures' names, so that a place in the list tells nothing of the role that a
+    template gave them. Those that look the same as another have no place: frames do not say which is which.
     """
     hands = [i["id"] for i in truth["instances"] if i["category"] == "hand"]
     props = [i["id"] for i in truth["instances"] if i["shape"] in ("cloth", "box", "screen")]
-    rest = [i for i in truth["instances"] if i["id"] not in hands + props and not i["name"].startswith("distractor")]
-    heights = {}
-    for label in (label for frame in truth["frames"] for label in frame["labels"]):
-        heights.setdefault(label["instance"], label["box2d"]["y1"])
-    named = sorted(
-        rest, key=lambda i: (i["texture"].startswith("plain"), i["texture"], heights.get(i["id"], 0), i["id"])
-    )
-    things = [i["id"] for i in named]
+    rest = _things(truth)
+    worn = [i["texture"] for i in rest]
+    single = [i for i in rest if worn.count(i["texture"]) == 1]
+    things = [i["id"] for i in sorted(single, key=lambda i: (i["texture"].startswith("plain"), i["texture"]))]
     slots = {identity: place for place, identity in (*enumerate(hands[:2]), *enumerate(props[:1], 2),
                                                      *enumerate(things[: ROLES - 3], 3))}
     state = np.zeros((len(truth["frames"]), ROLES, 5), np.float32)
@@ -65,6 +75,37 @@ def _state(truth: dict, shape: tuple[int, int]) -> Float[np.ndarray, "t r 5"]:
     return state
 
 
+def _by_looks(truth: dict) -> tuple[list[int], list[int]]:
+    """The coloured and the grey things of a clip, by their ids."""
+    grey = [i["texture"].startswith("plain") for i in _things(truth)]
+    ids = [i["id"] for i in _things(truth)]
+    return [i for i, g in zip(ids, grey, strict=True) if not g], [i for i, g in zip(ids, grey, strict=True) if g]
+
+
+def _maps(truth: dict, instances: UInt8[np.ndarray, "t h w"]) -> Float[np.ndarray, "t f"]:
+    """How much of each cell of a coarse grid coloured things cover, and grey ones."""
+    masks = [np.isin(instances, ids).astype(np.float32) for ids in _by_looks(truth)]
+    return np.stack([np.concatenate([cv2.resize(mask[t], MAP, interpolation=cv2.INTER_AREA).ravel() for mask in masks])
+                     for t in range(len(instances))])
+
+
+def _ways(truth: dict) -> Float[np.ndarray, " 4"]:
+    """How far coloured things go from frame to frame, and grey ones, as (x, y) in pixels: what a tracker knows."""
+    centres: dict[int, dict[int, np.ndarray]] = {}
+    for t, frame in enumerate(truth["frames"]):
+        for label in frame["labels"]:
+            b = label["box2d"]
+            centre = np.array([b["x1"] + b["x2"], b["y1"] + b["y2"]]) / 2
+            centres.setdefault(label["instance"], {})[t] = centre
+    ways = []
+    for ids in _by_looks(truth):
+        seen = [centres[i] for i in ids if i in centres]
+        steps = [[c[t + 1] - c[t] for t in c if t + 1 in c] for c in seen]
+        medians = [np.median(some, 0) for some in steps if some]
+        ways.append(np.mean(medians, 0) if medians else np.zeros(2))
+    return np.concatenate(ways)
+
+
 def _with_relations(state: Float[np.ndarray, "t r 5"]) -> Float[np.ndarray, "t f"]:
     """The state and the differences between every two roles: a forest cannot subtract for itself."""
     pairs = [(a, b) for a in range(ROLES) for b in range(a)]
@@ -78,7 +119,7 @@ def evidence(clip: str, root: Path) -> dict[str, np.ndarray]:
     truth, instances = load_truth(root, clip)
     frames = len(instances)
     state = _state(truth, instances.shape[1:])
-    every = _with_relations(state)
+    every = np.concatenate([_with_relations(state), _maps(truth, instances)], 1)
     states = every[video.segment_indices(frames, MOMENTS)]
     flow = load_flow(root, clip)
     windows = [np.stack([cv2.resize(np.ascontiguousarray(w.mean(0)), (5, 4), interpolation=cv2.INTER_AREA)])
@@ -87,14 +128,16 @@ def evidence(clip: str, root: Path) -> dict[str, np.ndarray]:
     size, pictures = path.stat().st_size, video.read_frames(path, [0, frames // 2, frames - 1])
     # any moment, drawn anew for every clip: at a fixed one a reversal would show its original's neighbour
     moment = np.random.default_rng(int.from_bytes(hashlib.sha256(clip.encode()).digest()[:8])).integers(frames)
+    ordered = np.concatenate([states.ravel(), (states[-1] - states[0]).ravel(),
+                              (states[MOMENTS // 2:].mean(0) - states[: MOMENTS // 2].mean(0)).ravel()])
     return {
         "first frame": every[0],
         "single frame": every[moment],
         # sorted, so that not even a rounding error tells the order
         "bag of frames": np.concatenate([np.sort(every, 0).mean(0), np.quantile(every, QUANTILES, axis=0).ravel()]),
         "true flow": np.concatenate(windows).ravel(),
-        "oracle": np.concatenate([states.ravel(), (states[-1] - states[0]).ravel(),
-                                  (states[MOMENTS // 2:].mean(0) - states[: MOMENTS // 2].mean(0)).ravel()]),
+        "ordered frames": ordered,
+        "oracle": np.concatenate([ordered, _ways(truth)]),
         "file size": np.array([size]),
         "bit rate": np.array([size / frames]),
         "length": np.array([frames]),
@@ -130,7 +173,8 @@ def _interval(
 def measure(root: Path | str, *, seed: int = 0, trees: int = 200, workers: int = 0, skip: tuple[str, ...] = (),
             confidence: float = 0.95) -> dict[str, dict | list]:
     """Ceilings and leaks of a rendered Tabletop: {"ceilings" | "leaks": {group: {probe: value, low, high}}}, and
-    "twins", a row for each pair of twins and probe with `blind`: whether theory puts it at chance.
+    "twins", a row for each pair of twins and probe, with what theory says of it: `blind`, that it is at chance, and
+    `sufficient`, that it decides.
 
     Values are forced-choice accuracies within twins on test, with intervals over sets of this `confidence`. `skip`
     names clips to leave out (quarantined ones).
@@ -152,26 +196,28 @@ def _measure(root: Path, pool: ProcessPoolExecutor, seed: int, trees: int, skip:
         chosen = {probe: values[[*fit, *ask]] for probe, values in features.items()}
         rows = [index[clips[i]] | {"twin class": index[index[clips[i]]["twin"]]["class"]} for i in (*fit, *ask)]
         jobs.append(pool.submit(_ask, name, chosen, rows, len(fit), trees, seed))
-    asked: dict[str, list[Asked]] = {}
-    for job in log.progress(jobs, description="fitting forests"):
-        answers = job.result()
-        asked.setdefault(FAMILIES[answers.family].group, []).append(answers)
+    pairs = [part for job in log.progress(jobs, description="fitting forests") for part in _by_pair(job.result())]
     out: dict = {"ceilings": {}, "leaks": {}, "twins": []}
-    for group, families in sorted(asked.items()):
+    for group in sorted({pair.group for pair, _ in pairs}):
+        here = [asked for pair, asked in pairs if pair.group == group]
         result = {
-            probe: _interval(np.concatenate([a.correct[probe] for a in families]),
-                             [s for a in families for s in a.sets], seed, confidence)
+            probe: _interval(np.concatenate([a.correct[probe] for a in here]), [s for a in here for s in a.sets], seed,
+                             confidence)
             for probe in (*CEILINGS, *LEAKS)
         }
         out["ceilings"][group] = {p: result[p] for p in CEILINGS}
         out["leaks"][group] = {p: result[p] for p in LEAKS}
-        out["twins"] += [row for a in families for row in _by_pair(a, seed, confidence)]
+    for pair, asked in sorted(pairs, key=lambda one: one[0].group):
+        for probe in (*CEILINGS, *LEAKS):
+            row = {"twins": [LABELS[index] for index in pair.twins], "group": pair.group, "probe": probe,
+                   "blind": probe in pair.blind, "sufficient": probe in pair.sufficient}
+            out["twins"].append(row | _interval(asked.correct[probe], asked.sets, seed, confidence))
     return out
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A family's test clips: their classes and sets, and for each probe how often it was right."""
+    """Test clips of a family or of a pair: their classes and sets, and for each probe how often it was right."""
 
     family: str
     classes: list[str]
@@ -189,22 +235,19 @@ def _ask(
         forest.fit(values[:fitted], known)
         scores[probe] = np.log(forest.predict_proba(values[fitted:]) + 1e-3)
     classes = list(forest.classes_)
-    scores["additive"] = scores["bag of frames"] + scores["true flow"]
+    scores |= {name: scores[one] + scores[other] for name, (one, other) in SUMS.items()}
     own, twin = [row["class"] for row in asked], [row["twin class"] for row in asked]
     correct = {probe: _forced_choice(score, classes, own, twin) for probe, score in scores.items()}
     return Asked(family, own, [row["set"] for row in asked], correct)
 
 
-def _by_pair(asked: Asked, seed: int, confidence: float) -> list[dict]:
-    rows = []
-    family = FAMILIES[asked.family]
-    for pair, blind in zip(family.twins, family.blind, strict=True):
-        names = [LABELS[index] for index in pair]
-        here = [i for i, name in enumerate(asked.classes) if name in names]
-        if not here:  # no clip of either was asked for
-            continue
-        for probe in (*CEILINGS, *LEAKS):
-            found = _interval(asked.correct[probe][here], [asked.sets[i] for i in here], seed, confidence)
-            row = {"twins": names, "group": family.group, "probe": probe, "blind": probe in blind}
-            rows.append(row | found)
-    return rows
+def _by_pair(asked: Asked) -> list[tuple[Pair, Asked]]:
+    """A family's clips, pair by pair; a pair that no clip was asked of is left out."""
+    parts = []
+    for pair in FAMILIES[asked.family].pairs:
+        names = [LABELS[index] for index in pair.twins]
+        if here := [i for i, name in enumerate(asked.classes) if name in names]:
+            correct = {probe: values[here] for probe, values in asked.correct.items()}
+            chosen = [[column[i] for i in here] for column in (asked.classes, asked.sets)]
+            parts.append((pair, Asked(asked.family, *chosen, correct)))
+    return parts

@@ -61,7 +61,8 @@ class Scene:
     """Items before a background, seen by a camera.
 
     `camera` is [T, 3]: shift in x and y (pixels) and zoom; `parallax` says how much more a near layer zooms than the
-    background. `events` are (name, first frame, last frame); `moving` names the instances that act.
+    background. `events` are (name, first frame, last frame); `moving` names the instances that act; `variant` says
+    which of a family's kinds this is, where there are several.
     """
 
     background: assets.Background
@@ -71,6 +72,7 @@ class Scene:
     events: tuple[tuple[str, int, int], ...] = ()
     moving: tuple[str, ...] = ()
     placeholders: tuple[str, ...] = ()
+    variant: str = ""
 
     @property
     def frames(self) -> int:

@@ -10,7 +10,7 @@ FAMILIES = {
     "push_pull": (93, 87, 94, 86), "up_down": (45, 43), "converge": (37, 36), "front_behind": (18, 17),
     "over_next": (20, 19), "closer_away": (42, 40), "cover_uncover": (6, 171), "collide_pass": (38, 39),
     "surface": (109, 47, 74, 68), "box": (106, 148, 72, 82), "turn_camera": (166, 167), "approach": (0, 32),
-    "towards_camera": (44, 41),
+    "towards_camera": (44, 41), "many_movers": (114, 146),
 }  # fmt: skip
 
 
@@ -22,8 +22,6 @@ class TabletopSettings:
     classes: list[int] = bounded([], minimum=0, distinct=True)
     # Twin sets in each twin group; one set shows every class of its group once.
     train_sets: int = bounded(36, minimum=1)
-    # Where a rule needs more examples to be learned than others.
-    train_sets_by_family: dict[str, int] = bounded({"closer_away": 260}, minimum=1, keys=FAMILIES)
     validation_sets: int = bounded(10, minimum=1)
     test_sets: int = bounded(26, minimum=1)
     width: int = bounded(160, minimum=32)  # pixels

@@ -16,14 +16,15 @@ DIFFICULTY = {"easy": (0.0, 0), "standard": (1.0, 0), "hard": (2.0, 2)}
 class Stage:
     """Everything that the classes of one set share: the random stream, the props, the hand and the time line.
 
-    `frames` is the length of the clip, or lengths of which one is drawn. Raises ValueError for an unknown difficulty.
+    `frames` is the length of the clip, or lengths of which one is drawn; `number` that of the set, for what comes in
+    turn. Raises ValueError for an unknown difficulty.
     """
 
     def __init__(self, vocabulary: str, seed: int | list[int], frames: int | Sequence[int] = LENGTHS,
-                 difficulty: str = "standard"):
+                 difficulty: str = "standard", number: int = 0):
         if difficulty not in DIFFICULTY:
             raise ValueError(f"difficulty: {difficulty!r} is not one of {', '.join(DIFFICULTY)}")
-        self.vocabulary = vocabulary
+        self.vocabulary, self.number = vocabulary, number
         self.rng = np.random.default_rng(seed)
         self.frames = frames if isinstance(frames, int) else int(self.rng.choice(frames))
         self.trembling, self.clutter = DIFFICULTY[difficulty]
@@ -34,6 +35,10 @@ class Stage:
         # rest at either end lasts equally long on average, so that a reversal starts no later than its original
         self.start = self.rng.uniform(0.08, 0.2)
         self.end = 1 - self.rng.uniform(0.08, 0.2)
+
+    def rest_longer(self) -> None:
+        """Begin later and end earlier, so that a hand has time to come and to go."""
+        self.start, self.end = self.rng.uniform(0.2, 0.3), 1 - self.rng.uniform(0.2, 0.3)
 
     def u(self, low: float, high: float) -> float:
         return float(self.rng.uniform(low, high))
@@ -60,6 +65,18 @@ class Stage:
 
     def depth(self, value) -> np.ndarray:
         return np.broadcast_to(np.asarray(value, float), self.frames).copy()
+
+    def visit(self, track: np.ndarray) -> np.ndarray:
+        """Let a hand that follows a track from `start` to `end` come from elsewhere and go elsewhere.
+
+        Both places are drawn alike, about the middle of the track: where the hand is at first tells as little of the
+        way as where it is at last.
+        """
+        middle = track[[0, -1], :2].mean(0)
+        before, after = middle + self.rng.normal(0, 12, (2, 2))
+        coming, going = self.ramp(0.0, self.start)[:, None], self.ramp(self.end, 1.0)[:, None]
+        place = track[:, :2] * coming * (1 - going) + before * (1 - coming) + after * going
+        return np.concatenate([place, track[:, 2:]], axis=1)
 
     def rest(self) -> np.ndarray:
         return np.tile([0.0, 0.0, 1.0], (self.frames, 1))
@@ -92,7 +109,7 @@ class Stage:
         return self.hand(self.path(self.u(12, 148) + wobble[:, 0], self.u(106, 112) + wobble[:, 1], 1.0,
                                    self.u(-25, 25)), depth=5.0)
 
-    def scene(self, items, moving, *, camera=None, parallax=0.0, events=None, placeholders=()) -> Scene:
+    def scene(self, items, moving, *, camera=None, parallax=0.0, events=None, placeholders=(), **told) -> Scene:
         first, last = int(self.start * self.frames), int(self.end * self.frames)
         events = (("motion", first, last),) if events is None else events
         if self.distractors is None:
@@ -102,7 +119,7 @@ class Stage:
                 for n in range(self.clutter)
             ]
         return Scene(self.background, (*self.distractors, *items), self.rest() if camera is None else camera, parallax,
-                     tuple(events), tuple(moving), tuple(placeholders))
+                     tuple(events), tuple(moving), tuple(placeholders), **told)
 
 
 def name(item: Item) -> str:

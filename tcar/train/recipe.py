@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def epochs_of(fusion: FusionConfig, recipe: Recipe) -> int:
-    """The recipe's number of epochs for this kind of fusion."""
-    return recipe.epochs_by_method.get(fusion.kind, recipe.epochs)
+    """The recipe's number of epochs for this fusion."""
+    return recipe.epochs_of(fusion.method)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

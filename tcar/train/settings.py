@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from tcar.data.settings import DataSettings
-from tcar.fusion.settings import FUSIONS, FusionSettings
+from tcar.fusion.settings import METHODS, FusionSettings, method_settings
 from tcar.ground.settings import bounded
 from tcar.models.settings import BaselineSettings
 from tcar.streams.settings import StreamSettings
@@ -19,12 +19,14 @@ class Recipe:
     """The recipe of one training."""
 
     epochs: int = bounded(14, minimum=1)
-    # Where a method converges later than `epochs`.
+    # Where a method converges later than `epochs`; a kind's own count is that of its averaged form too.
     epochs_by_method: dict[str, int] = bounded(
-        {"late_concat_raw": 36, "semantic": 32, "semantic_bag": 24, "sum": 24}, minimum=1, keys=FUSIONS
+        {"late_concat_raw": 36, "semantic": 32, "semantic_bag": 24, "sum": 24}, minimum=1, keys=METHODS
     )
     batch_size: int = bounded(24, minimum=1)  # clips
     learning_rate: float = bounded(0.0015, minimum=0.0)
+    # Where a method learns better at another one; a kind's own is that of its averaged form too.
+    learning_rate_by_method: dict[str, float] = bounded({}, minimum=0.0, keys=METHODS)
     weight_decay: float = bounded(0.05, minimum=0.0)
     warmup_epochs: int = bounded(2, minimum=0)
     label_smoothing: float = bounded(0.0, minimum=0.0, maximum=0.95)
@@ -32,8 +34,20 @@ class Recipe:
     seeds: list[int] = bounded([0, 1, 2], minimum=0, shortest=1, distinct=True)
     methods: list[str] = bounded(
         ["cross_attention", "late_concat", "late_concat_raw", "semantic", "motion"],
-        choices=FUSIONS, shortest=1, distinct=True,
+        choices=METHODS, shortest=1, distinct=True,
     )  # fmt: skip
+
+    def epochs_of(self, method: str) -> int:
+        """The epochs of a method: those stated for it, else for its kind, else for all."""
+        return _stated(self.epochs_by_method, method, self.epochs)
+
+    def learning_rate_of(self, method: str) -> float:
+        """The learning rate of a method: that stated for it, else for its kind, else for all."""
+        return _stated(self.learning_rate_by_method, method, self.learning_rate)
+
+
+def _stated(by_method: Mapping[str, Any], method: str, otherwise: Any) -> Any:
+    return by_method.get(method, by_method.get(method_settings(method)["kind"], otherwise))
 
 
 @dataclass(frozen=True)

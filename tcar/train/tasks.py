@@ -119,10 +119,11 @@ class TokenTask:
     partly_used = False
 
     def __init__(self, fusion: FusionConfig, train: StoredTokens, validation: StoredTokens, run: Run, seed: int):
-        self.fusion, self.seed, self.name, self.num_classes = fusion, seed, fusion.kind, fusion.num_classes
+        self.fusion, self.seed, self.name, self.num_classes = fusion, seed, fusion.method, fusion.num_classes
         self.splits = {"train": train, "validation": validation}
         self.labels = {split: tokens.labels for split, tokens in self.splits.items()}
-        self.run, self.recipe = run, replace(run.training, epochs=epochs_of(fusion, run.training))
+        own = {"epochs": epochs_of(fusion, run.training), "learning_rate": run.training.learning_rate_of(fusion.method)}
+        self.run, self.recipe = run, replace(run.training, **own)
         check_labels(self.name, self.num_classes, self.labels)
         for key, found in train.widths.items():
             if (width := getattr(fusion, key)) != found:

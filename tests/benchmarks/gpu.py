@@ -283,7 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
 def rendered(folder: Path, count: int) -> list[Path]:
     """Render clips of the size of the real ones."""
     sets = max(1, count // 32)
-    one = {"validation_sets": 1, "test_sets": 1, "train_sets_by_family": {}}
+    one = {"validation_sets": 1, "test_sets": 1}
     render_dataset(folder, TabletopSettings(train_sets=sets, **one, width=320, height=240), limit=count)
     return sorted((folder / "videos").iterdir())[:count]
 

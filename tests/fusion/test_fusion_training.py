@@ -195,9 +195,13 @@ def test_the_compiler_finds_one_graph_without_a_break(dynamo):
 
 
 # One for each way in which streams meet.
-@pytest.mark.parametrize("kind", ["cross_attention", "gated", "bottleneck", "cast", "late_concat"])
-def test_a_compiled_fusion_gives_the_same_logits(kind, dynamo):
-    fusion, inputs = build(replace(SMALL, kind=kind, window="time", blocks=1)).eval(), batch()
+@pytest.mark.parametrize(("kind", "appearance"), [
+    *((kind, "ordered") for kind in ("cross_attention", "gated", "bottleneck", "cast", "late_concat", "joint")),
+    ("semantic_step", "ordered"), ("cross_attention", "averaged"),
+])  # fmt: skip
+def test_a_compiled_fusion_gives_the_same_logits(kind, appearance, dynamo):
+    fusion = build(replace(SMALL, kind=kind, window="time", blocks=1, appearance=appearance)).eval()
+    inputs = batch()
     compiled = torch.compile(fusion, fullgraph=True, backend="eager")  # a break would be an error
     torch.testing.assert_close(compiled(*inputs), fusion(*inputs), **CLOSE)
 

@@ -8,8 +8,17 @@ import torch
 from fusion_reference import Reference
 from fusions import APART, GRIDS, SMALL, batch, build
 
-from tcar.fusion.kinds import FusionConfig, create_fusion, fusion_cost, list_fusions, trained_parameters
+from tcar.fusion.kinds import (
+    FusionConfig,
+    create_fusion,
+    fusion_cost,
+    hidden_width,
+    list_fusions,
+    trained_parameters,
+)
 from tcar.fusion.probe import PROBES
+from tcar.fusion.settings import MOTION_ALONE
+from tcar.fusion.step import STEPS
 from tcar.streams.grids import grid_coordinates
 
 DEMO = FusionConfig(semantic_width=128, motion_width=96, num_classes=32, width=64)
@@ -37,7 +46,7 @@ def test_cross_attention_is_the_plain_reference(kind, window, heads, positions, 
         torch.testing.assert_close(fusion(*inputs, return_intermediates=True)[0], expected, **CLOSE)
 
 
-@pytest.mark.parametrize(("blocks", "self_blocks"), [(1, 1), (3, 1), (2, 3)])
+@pytest.mark.parametrize(("blocks", "self_blocks"), [(1, 1), (3, 1), (2, 3), (2, 0)])
 def test_depth_is_that_of_the_plain_reference(blocks, self_blocks):
     config = replace(SMALL, blocks=blocks, self_blocks=self_blocks, mlp_ratio=1.5)
     fusion = build(config, shaken=True).eval()
@@ -74,6 +83,16 @@ def test_the_names_of_intermediates_are_stable():
     _, steps = build(replace(SMALL, kind="late_concat")).eval()(*batch(), return_intermediates=True)
     own = {"block0.semantic.weights", "block1.motion.weights", "self0.semantic.weights", "motion.readout"}
     assert own <= steps.keys()
+    _, steps = build(replace(SMALL, kind="joint")).eval()(*batch(), return_intermediates=True)
+    shapes = {name: tuple(step.shape) for name, step in steps.items()}
+    assert shapes == {
+        "block0.joint.weights": (3, 4, 24, 24),
+        "block1.joint.weights": (3, 4, 24, 24),
+        "self0.weights": (3, 4, 25, 25),
+        "semantic": (3, 16, 24),
+        "motion": (3, 8, 24),
+        "readout": (3, 24),
+    }
 
 
 @pytest.mark.parametrize("kind", list_fusions())
@@ -86,7 +105,7 @@ def test_every_parameter_learns_and_only_the_named_streams_matter(kind):
     idle = [name for name, p in fusion.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     # The first block's keys cannot gain from a bias: it shifts all logits of a query alike.
     assert [name for name in idle if not name.endswith("linear.bias")] == []
-    assert (semantic.grad is not None) == (kind not in ("motion", "motion_probe_1", "motion_probe_4"))
+    assert (semantic.grad is not None) == (kind not in MOTION_ALONE)
     assert (motion.grad is not None) == (not kind.startswith("semantic") or kind == "semantic_from_motion")
 
 
@@ -102,15 +121,26 @@ def test_the_full_size_fits_its_budget():
     assert 16.6e6 < total < 17.2e6
 
 
-@pytest.mark.parametrize("config", [DEMO, replace(FULL, positions="learned", heads=16)])
+@pytest.mark.parametrize("config", [
+    DEMO, replace(FULL, positions="learned", heads=16), replace(DEMO, self_blocks=0), replace(FULL, self_blocks=0),
+])  # fmt: skip
 @pytest.mark.parametrize("kind", list_fusions())
 def test_siblings_match_the_reference_in_trained_parameters(kind, config):
     with torch.device("meta"):  # only sizes are wanted
         sizes = [trained_parameters(create_fusion(c)) for c in (config, replace(config, kind=kind))]
-    if kind in PROBES:  # the published head where that is smaller, and never a larger one
+    if kind in PROBES or kind in STEPS:  # the published head where that is smaller, and never a larger one
         assert sizes[1] <= sizes[0]
     else:
         assert abs(sizes[1] / sizes[0] - 1) < 0.02
+
+
+@pytest.mark.parametrize("kind", list_fusions())
+def test_switches_that_change_no_layer_keep_the_hidden_width(kind):
+    config = replace(DEMO, kind=kind)
+    for change in ({"appearance": "averaged"}, {"window": "time"}, {"token_drop": 0.3}):
+        assert hidden_width(replace(config, **change)) == hidden_width(config)
+    whole, averaged = (fusion_cost(replace(config, appearance=a), 8, 8) for a in ("ordered", "averaged"))
+    assert whole == averaged
 
 
 def test_the_counted_cost_is_that_of_the_built_module():
@@ -133,6 +163,18 @@ def test_a_bag_of_frames_has_no_order_and_the_ordered_stream_has(positions):
     assert (ordered(shuffled, *rest) - ordered(semantic, *rest)).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("positions", ["rotary", "learned", "none"])
+@pytest.mark.parametrize("kind", list_fusions())
+def test_every_kind_learns_with_any_positions_and_knows_no_place_without(kind, positions):
+    fusion, inputs = build(replace(SMALL, kind=kind, positions=positions)), batch()
+    fusion(*inputs).square().sum().backward()
+    assert all(p.grad is not None for p in fusion.parameters())
+    if positions == "none" and kind not in ("cast", *STEPS):  # these have windows, and positions, of their own
+        semantic, semantic_xyz, motion, motion_xyz = inputs
+        turned = semantic.flip(1), semantic_xyz, motion.flip(1), motion_xyz
+        torch.testing.assert_close(fusion.eval()(*turned), fusion(*inputs))
+
+
 def test_a_sum_of_scores_is_additive_in_the_streams():
     """Two clips that exchange a stream: what they gain from it together cannot depend on the other stream."""
     fusion = build(replace(SMALL, kind="sum")).eval()
@@ -149,7 +191,7 @@ def test_without_positions_the_cross_attention_is_blind_to_order():
     torch.testing.assert_close(fusion(semantic.flip(1), *rest), fusion(semantic, *rest))
 
 
-@pytest.mark.parametrize("kind", ["late_concat", "semantic", "motion"])
+@pytest.mark.parametrize("kind", ["late_concat", "semantic", "motion", "joint"])
 def test_a_window_holds_across_streams_and_not_within_one(kind):
     inputs = batch()
     first = build(replace(SMALL, kind=kind, window="time")).eval()(*inputs)
@@ -217,6 +259,8 @@ def test_one_grid_and_then_another_through_the_same_module():
         ({"heads": 24}, "even, whole number"),
         ({"dropout": 1.0}, "dropout must lie in"),
         ({"blocks": 0}, "blocks must be a whole number of at least 1"),
+        ({"self_blocks": -1}, "self_blocks must be a whole number of at least 0"),
+        ({"appearance": "averagd"}, "did you mean 'averaged'"),
         ({"mlp_ratio": 0}, "mlp_ratio must be above 0"),
         ({"cross_width": -8}, "cross_width must be a whole number of at least 0"),
         ({"cross_width": 12}, "cross_width 12 over heads 4"),

@@ -8,14 +8,16 @@ from fusion_reference import Reference
 from fusions import APART, GRIDS, SMALL, batch, build
 
 CLOSE = {"atol": 1e-9, "rtol": 1e-9}
-EXCHANGING = ["gated", "bottleneck", "cast"]
+EXCHANGING = ["gated", "bottleneck", "cast", "joint"]
 APART_UNTIL_THE_END = ["late_concat", "late_concat_raw", "sum", "semantic", "motion", "semantic_bag"]
+STEPS = ["semantic_step", "motion_step"]
 EVERY = ["cross_attention", *EXCHANGING, *APART_UNTIL_THE_END]
 
 
 @pytest.mark.parametrize(("kind", "positions"), [
-    *((kind, "rotary") for kind in (*EXCHANGING, *APART_UNTIL_THE_END)),
+    *((kind, "rotary") for kind in (*EXCHANGING, *APART_UNTIL_THE_END, *STEPS)),
     ("bottleneck", "learned"), ("cast", "none"), ("late_concat", "learned"), ("semantic_bag", "learned"),
+    ("joint", "learned"), ("joint", "none"),
 ])  # fmt: skip
 def test_a_sibling_is_the_plain_reference(kind, positions):
     fusion = build(replace(SMALL, kind=kind, positions=positions, width=32), shaken=True).eval()

@@ -21,7 +21,7 @@ from tcar.tabletop.dataset import load_truth
 def run(tmp_path_factory):
     """Clips of putting and taking, and of pushing and pulling: enough of each that a reader can be fitted."""
     folder = tmp_path_factory.mktemp("concepts")
-    sizes = {"train_sets": 12, "train_sets_by_family": {}, "validation_sets": 4, "test_sets": 1}
+    sizes = {"train_sets": 12, "validation_sets": 4, "test_sets": 1}
     made = params.from_values({
         "name": "concepts", "runs": str(folder), "classes": [109, 47, 74, 68, 93, 94, 86, 87], "workers": 2,
         "width": 96, "height": 72, "lengths": [16], "bootstrap_samples": 200, **sizes,

@@ -179,7 +179,7 @@ def disks(run):
 
 def test_a_disk_is_measured_against_what_this_parameter_file_writes(project, free):
     """One gigabyte, the clips, and their tokens, of which the small streams have few."""
-    small = {"classes": [42, 40], "train_sets_by_family": {}, "train_sets": 2, "validation_sets": 2, "test_sets": 2}
+    small = {"classes": [42, 40], "train_sets": 2, "validation_sets": 2, "test_sets": 2}
     run = params.from_values(small)
     clips = sum(len(planned.ids) for planned in dataset.plan_sets(
         dataset.chosen_families([42, 40]), dict.fromkeys(dataset.SPLITS, 2), 0))  # fmt: skip

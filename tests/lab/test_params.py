@@ -38,6 +38,9 @@ def test_other_epochs_are_those_of_every_method_unless_both_are_stated(project):
     assert params.load(file, epochs=5).training.epochs_by_method == {}
     assert params.load(file, epochs=5, epochs_by_method={"sum": 7}).training.epochs_by_method == {"sum": 7}
     assert params.load(file, seed=1).training.epochs_by_method == {"motion": 12}
+    recipe = params.load(file, epochs=5, epochs_by_method={"sum": 7, "gated": 8, "gated_averaged": 9}).training
+    stated = {"motion": 5, "joint_averaged": 5, "sum": 7, "sum_averaged": 7, "gated": 8, "gated_averaged": 9}
+    assert {method: recipe.epochs_of(method) for method in stated} == stated  # an averaged method has those of its kind
     assert params.load(written(project, "epochs: 9")).training.epochs_by_method == {}
     assert params.load(written(project, "seed: 1")).training == params.Params().training
 

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from tcar.lab import plots
+from tcar.lab import numerals, plots
 from tcar.lab.plots import attention, data, features, scores, training
 
-GROUPS = ["direction", "binding"]
+GROUPS = ["motion", "bound"]
 
 
 @pytest.fixture
@@ -79,9 +79,16 @@ def test_png_is_small_and_as_large_as_the_column(run):
 
 def test_every_fusion_has_a_name_and_a_colour_of_its_own():
     from tcar.fusion.kinds import list_fusions
+    from tcar.fusion.settings import METHODS
 
     colours = [plots.colour(kind) for kind in list_fusions()]
     assert len(set(colours)) == len(colours)
+    assert len({plots.label(method) for method in METHODS}) == len(METHODS)
+    assert plots.label("sum_averaged") == "Sum of scores (additive), appearance averaged"
+    assert plots.colour("sum_averaged") == plots.colour("sum")
+    assert numerals.readable("sum_averaged") == plots.label("sum_averaged")
+    named = ["sum_averaged", "else", "sum", "semantic_averaged", "joint"]
+    assert plots.in_order(named, plots.METHODS) == ["semantic_averaged", "sum", "sum_averaged", "joint", "else"]
     with pytest.raises(KeyError, match="tcar/lab/plots/__init__.py"):
         plots.label("no_such_method")
 
@@ -161,12 +168,13 @@ def test_previews_play_every_class_at_once_whatever_its_shape(tmp_path):
 def test_twin_probes_say_every_value_and_frame_what_theory_settles():
     twins = ["Moving something up", "Moving something down"]
     rows = [
-        {"twins": twins, "probe": "first frame", "value": 0.71, "blind": False},
-        {"twins": twins, "probe": "true flow", "value": 1.0, "blind": False},
-        {"twins": twins, "probe": "file size", "value": 0.5, "blind": True},
+        {"twins": twins, "probe": "first frame", "value": 0.71, "blind": False, "sufficient": True, "group": "motion"},
+        {"twins": twins, "probe": "true flow", "value": 1.0, "blind": False, "sufficient": True, "group": "motion"},
+        {"twins": twins, "probe": "file size", "value": 0.5, "blind": True, "sufficient": False, "group": "motion"},
     ]
     axis = data.twin_probes(rows).axes[0]
-    assert [text.get_text() for text in axis.texts] == ["71", "100", "50"]
+    assert [text.get_text() for text in axis.texts] == ["71", "100", "50", "motion"]
+    assert [text.get_fontweight() for text in axis.texts[:3]] == ["bold", "bold", "normal"]
     assert [patch.get_x() for patch in axis.patches] == [pytest.approx(1.54)]
 
 
@@ -264,10 +272,10 @@ def test_every_clip_has_its_strips_whatever_the_columns(count, columns):
 
 def test_figures_list_methods_and_groups_in_their_own_order():
     values = {
-        m: {"direction": entry(0.5), "camera": entry(0.5)} for m in ("motion", "cross_attention", "semantic")
+        m: {"motion": entry(0.5), "bound": entry(0.5)} for m in ("motion", "cross_attention", "semantic")
     }
     axes = scores.per_group(values, confidence=0.95).axes
-    assert [axis.get_title() for axis in axes] == ["direction", "camera"]
+    assert [axis.get_title() for axis in axes] == ["motion", "bound"]
     names = [tick.get_text() for tick in axes[0].get_yticklabels()]
     assert names == ["Semantic stream", "Motion stream", "Cross-attention"]
 
@@ -299,7 +307,7 @@ def test_curves_mark_the_kept_epoch():
 
 def test_confusion_is_a_share_of_the_true_class_in_the_order_that_is_given():
     matrix = [[8, 2, 0], [0, 5, 5], [1, 0, 3]]
-    axis = scores.confusion(matrix, ["a", "b", "c"], [1, 0, 2], ["camera", "direction", "camera"]).axes[0]
+    axis = scores.confusion(matrix, ["a", "b", "c"], [1, 0, 2], ["bound", "motion", "bound"]).axes[0]
     np.testing.assert_allclose(axis.images[0].get_array(), [[0.5, 0, 0.5], [0.2, 0.8, 0], [0, 0.25, 0.75]])
     assert [tick.get_text() for tick in axis.get_yticklabels()] == ["b  1", "a  2", "c  3"]
 
@@ -335,12 +343,12 @@ def test_umap_of_many_classes_colours_the_largest_and_leaves_none_out():
 
 
 def test_umap_of_a_few_classes_numbers_them():
-    figure = attention.umap(np.eye(4)[:, :2], ["up", "up", "down", "down"], ["direction"] * 2 + ["camera"] * 2)
+    figure = attention.umap(np.eye(4)[:, :2], ["up", "up", "down", "down"], ["motion"] * 2 + ["bound"] * 2)
     assert [text.get_text() for text in figure.axes[0].texts] == ["1", "2", "1 down\n2 up"]
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["direction", "camera"]
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["motion", "bound"]
 
 
-@pytest.mark.parametrize("groups", [["all"], ["direction", "camera"]])
+@pytest.mark.parametrize("groups", [["all"], ["motion", "bound"]])
 def test_one_group_needs_no_legend(groups):
     moments = [{"time": t, "value": 0.1, "low": 0.0, "high": 0.2} for t in (0.25, 0.75)]
     assert len(attention.temporal_importance(dict.fromkeys(groups, moments)).legends) == (len(groups) > 1)

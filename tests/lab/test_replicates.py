@@ -11,8 +11,10 @@ from tcar.lab.steps import replicates
 
 def scores(replicate: int) -> dict:
     def row(value):
-        groups = {"binding": {"top1": value, "twin_accuracy": value / 2}}
-        return {"top1": value, "twin_accuracy": value - 0.1, "per_group": groups, "epochs": 3, "best_epoch": 2}
+        groups = {"bound": {"top1": value, "twin_accuracy": value / 2}}
+        pairs = {"up / down": {"twin_accuracy": value / 4, "emap": value / 8, "train_loss": 0.2}}
+        parts = {"per_group": groups, "per_pair": pairs, "per_variant": {"9 movers": {"twin_accuracy": value / 5}}}
+        return {"top1": value, "twin_accuracy": value - 0.1, **parts, "epochs": 3, "best_epoch": 2}
 
     return {"cross_attention": row(0.8 + 0.01 * replicate), "motion": row(0.5 - 0.01 * replicate)}
 
@@ -23,7 +25,11 @@ def test_summary_puts_equal_replicates_against_each_other():
     row = next(r for r in made["comparisons"] if r["metric"] == "top1")
     assert (row["a"], row["b"]) == ("cross_attention", "motion")
     assert row["difference"] == pytest.approx(0.33) and row["low"] > 0.25 and row["holm"] == row["p"]
-    assert made["by_group"]["binding"]["motion"]["difference"] == pytest.approx(0.165)
+    assert made["by_group"]["bound"]["motion"]["difference"] == pytest.approx(0.165)
+    assert {row["part"]: row["difference"] for row in made["by_part"]} == pytest.approx(
+        {"bound": 0.165, "up / down": 0.0825, "9 movers": 0.066})
+    pair = made["methods"]["motion"]["per_pair"]["up / down"]
+    assert [pair[metric]["value"] for metric in ("emap", "train_loss")] == pytest.approx([0.485 / 8, 0.2])
 
 
 def test_a_group_without_pairs_is_unknown_and_not_compared():
@@ -34,7 +40,7 @@ def test_a_group_without_pairs_is_unknown_and_not_compared():
     made = replicates.summary(rows, "cross_attention", 0.95)
     entry = made["methods"]["motion"]["per_group"]["relation"]
     assert entry["twin_accuracy"]["value"] is None and entry["top1"]["value"] == 0.5
-    assert list(made["by_group"]) == ["binding"]
+    assert list(made["by_group"]) == ["bound"]
 
 
 def test_every_replicate_has_its_own_seed_folder_and_streams():
@@ -45,6 +51,26 @@ def test_every_replicate_has_its_own_seed_folder_and_streams():
     used = [made.streams.semantic_checkpoint for made in (run, *drawn)]
     assert len(set(used)) == len(replicates.SEEDS) and used[0] == used[len(replicates.SEEDS)] == ""
     assert all(made.training == run.training and made.data == run.data for made in drawn)
+
+
+def test_trainings_of_all_replicates_have_seeds_of_their_own():
+    run = params.from_values({"replicates": 3, "replicate_seeds": 5, "seeds": [2]})
+    seeds = [seed for number in range(3) for seed in replicates.head_seeds(run, number)]
+    assert len(set(seeds)) == len(seeds) == 15 and replicates.head_seeds(run, 1)[0] == 3
+
+
+def test_sealed_clips_are_opened_once(tmp_path):
+    run = params.from_values({"evaluation_split": "validation", "publish_as": "apart"})
+    run = replace(run, root=tmp_path)
+    opened = replicates.check_seal(run)
+    assert opened.evaluation.evaluation_split == "test" and opened.training == run.training
+    results.save(measured.shared(run) / measured.FILE, {"split": "test"}, params=opened)
+    assert replicates.check_seal(run) == opened  # the same again gives the same
+    other = replace(run, training=replace(run.training, learning_rate=0.1))
+    with pytest.raises(params.ParameterError, match="apart/replicates.json: the test clips .* were opened"):
+        replicates.check_seal(other)
+    with pytest.raises(params.ParameterError, match="no seal"):
+        replicates.check_seal(opened)
 
 
 def test_only_results_of_the_same_parameters_are_shown(tmp_path):

@@ -155,12 +155,38 @@ def test_one_factor_changes_at_a_time(run, tmp_path, monkeypatch):
         assert str(getattr(config, name)) == level
 
 
+def test_a_method_may_be_a_kind_whose_appearance_is_averaged(run):
+    widths = {"semantic_width": 4, "motion_width": 4, "num_classes": 2}
+    named = replace(run.training, methods=["sum_averaged", "cross_attention", "cross_attention_averaged"])
+    varied = replace(run.ablations, ablation_fusions=["joint", "joint_averaged"])
+    run = replace(run, training=named, ablations=varied)
+    configs = methods.method_configs(run, **widths)
+    assert [*configs] == ["cross_attention", "sum_averaged", "cross_attention_averaged"]
+    assert [(c.kind, c.appearance) for c in configs.values()] == [
+        ("cross_attention", "ordered"), ("sum", "averaged"), ("cross_attention", "averaged")
+    ]  # fmt: skip
+    levels = methods.ablation_configs(run, **widths)
+    assert levels["fusion", "joint_averaged"] == replace(levels["fusion", "joint"], appearance="averaged")
+    whole = replace(run, fusion=replace(run.fusion, appearance="averaged"))
+    assert fusion.fusion_config(whole, "sum", **widths) == configs["sum_averaged"]
+
+
 def test_received_attention_is_a_mean_over_blocks_heads_and_queries():
     weights = torch.rand(2, 2, 3, 5, 8).softmax(dim=-1)  # blocks, clips, heads, queries, keys
     steps = {f"block{i}.motion_from_semantic.weights": block for i, block in enumerate(weights)}
-    found = interpretability._received(steps, "semantic", (2, 2, 2))
+    grids = {"semantic": (2, 2, 2), "motion": (5, 1, 1)}
+    found = interpretability._received(steps, "semantic", grids)
     torch.testing.assert_close(found.flatten(1), weights.mean(dim=(0, 2, 3)))
-    assert interpretability._received(steps, "motion", (2, 2, 2)) is None
+    assert interpretability._received(steps, "motion", grids) is None
+
+
+def test_received_attention_among_all_tokens_is_what_comes_from_the_other_stream():
+    """Two semantic tokens and one of motion: what they pay to their own stream makes no difference."""
+    weights = torch.tensor([[0.6, 0.2, 0.2], [0.1, 0.5, 0.4], [0.1, 0.3, 0.6]]).expand(1, 1, 3, 3)
+    steps, grids = {"block0.joint.weights": weights}, {"semantic": (2, 1, 1), "motion": (1, 1, 1)}
+    found = interpretability._received(steps, "semantic", grids)
+    torch.testing.assert_close(found.flatten(), torch.tensor([0.25, 0.75]))
+    torch.testing.assert_close(interpretability._received(steps, "motion", grids).flatten(), torch.ones(1))
 
 
 GRIDS = {"semantic": (4, 2, 2), "motion": (2, 2, 2)}
@@ -185,20 +211,23 @@ def looked_at(kind: str, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "read"),
     [("cross_attention", set(GRIDS)), ("late_concat", set(GRIDS)), ("semantic", {"semantic"}),
-     ("motion_probe_1", {"motion"}), ("motion_probe_4", {"motion"})],
+     ("motion_probe_1", {"motion"}), ("motion_probe_4", {"motion"}), ("joint", set(GRIDS)),
+     ("semantic_step", {"semantic"})],
 )  # fmt: skip
 def test_only_what_the_headline_model_reads_is_looked_at(run, monkeypatch, kind, read):
     model, tokens = looked_at(kind, monkeypatch)
     looked = interpretability.attention_maps(run, model, tokens, list(range(6)))
     assert set(looked.rollout) == read
-    assert set(looked.received) == (read if kind == "cross_attention" else set())
+    assert set(looked.received) == (read if kind in ("cross_attention", "joint") else set())
     assert len(looked.readout) == 6
     for role, maps in looked.rollout.items():
         assert maps.shape == (6, *GRIDS[role])
+    for maps in looked.received.values():
+        np.testing.assert_allclose(maps.sum(axis=(1, 2, 3)), 1, rtol=1e-5)
     together = sum(maps.sum(axis=(1, 2, 3)) for maps in looked.rollout.values())
     np.testing.assert_allclose(together, 2 if kind == "late_concat" else 1, rtol=1e-5)
     (rows,) = interpretability.importance_by_group(run, model, tokens, list(range(6))).values()
-    assert [row["time"] for row in rows] == ([0.125, 0.375, 0.625, 0.875] if kind == "semantic" else [0.25, 0.75])
+    assert [row["time"] for row in rows] == ([0.125, 0.375, 0.625, 0.875] if read == {"semantic"} else [0.25, 0.75])
 
 
 def test_a_headline_without_attention_is_an_error_that_says_so(run, monkeypatch):

@@ -286,18 +286,18 @@ def test_a_cache_that_lacks_the_weights_is_no_model(hub, cache, model):
 def test_every_field_of_a_fusion_can_be_set_by_a_parameter():
     values = {
         "fusion": "bottleneck", "fusion_width": 48, "heads": 2, "fusion_blocks": 3, "self_blocks": 2, "mlp_ratio": 1.5,
-        "window": "space", "positions": "learned", "cross_width": 16, "bottleneck_tokens": 7, "dropout": 0.25,
-        "drop_path": 0.125, "token_drop": 0.5, "fusion_checkpointing": True, "semantic_adapters": 1, "adapter_width": 9,
-        "max_trained_parameters": 30_000_000, "task": "clips", "methods": ["bottleneck", "cross_attention"],
-        "ablation_heads": [2],
+        "window": "space", "positions": "learned", "appearance": "averaged", "cross_width": 16, "bottleneck_tokens": 7,
+        "dropout": 0.25, "drop_path": 0.125, "token_drop": 0.5, "fusion_checkpointing": True, "semantic_adapters": 1,
+        "adapter_width": 9, "max_trained_parameters": 30_000_000, "task": "clips", "ablation_heads": [2],
+        "methods": ["bottleneck", "cross_attention"],
     }  # fmt: skip
     run = params.from_values(values)
     config = TCAConfig.of(run.streams, run.fusion, ["a", "b"])
     widths = {"semantic_width": 128, "motion_width": 128, "num_classes": 2}
     assert asdict(config.fusion) == widths | {
         "kind": "bottleneck", "width": 48, "heads": 2, "blocks": 3, "self_blocks": 2, "mlp_ratio": 1.5,
-        "window": "space", "positions": "learned", "cross_width": 16, "bottleneck_tokens": 7, "dropout": 0.25,
-        "drop_path": 0.125, "token_drop": 0.5, "checkpointing": True,
+        "window": "space", "positions": "learned", "appearance": "averaged", "cross_width": 16, "bottleneck_tokens": 7,
+        "dropout": 0.25, "drop_path": 0.125, "token_drop": 0.5, "checkpointing": True,
     }  # fmt: skip
     default = asdict(FusionConfig())
     changed = {key for key, value in asdict(config.fusion).items() if value != default[key]}

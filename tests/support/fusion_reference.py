@@ -65,6 +65,16 @@ def allowed(queries: np.ndarray, keys: np.ndarray, window: str) -> np.ndarray:
     return (apart < apart.min(axis=1, keepdims=True) + 1e-6) | (apart < apart.min(axis=0, keepdims=True) + 1e-6)
 
 
+def averaged(tokens: np.ndarray, xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each token and its time as the mean over all tokens at its place."""
+    found, places = np.zeros_like(tokens), xyz.copy()
+    for n, (_, y, x) in enumerate(xyz):
+        there = [m for m, (_, y2, x2) in enumerate(xyz) if (y, x) == (y2, x2)]
+        found[:, n] = sum(tokens[:, m] for m in there) / len(there)
+        places[n, 0] = sum(xyz[m, 0] for m in there) / len(there)
+    return found, places
+
+
 def read(q, k, v, heads: int, q_xyz, k_xyz, mask) -> np.ndarray:
     """Return what queries [b n d] read of keys and values [b m d] at their places; None: nothing is turned."""
     size, out = q.shape[-1] // heads, np.zeros_like(q)
@@ -94,6 +104,8 @@ class Reference:
     def __call__(self, semantic, semantic_xyz, motion, motion_xyz, kept: dict | None = None) -> np.ndarray:
         tokens = {"semantic": semantic.numpy(), "motion": motion.numpy()}
         whole = {"semantic": semantic_xyz.double().numpy(), "motion": motion_xyz.double().numpy()}
+        if self.config.appearance == "averaged":
+            tokens["semantic"], whole["semantic"] = averaged(tokens["semantic"], whole["semantic"])
         kept = {s: np.arange(len(whole[s])) for s in STREAMS} | {s: k.numpy() for s, k in (kept or {}).items()}
         self.places = {s: whole[s][kept[s]] for s in STREAMS}
         windows = dict.fromkeys(STREAMS, self.config.window)
@@ -112,6 +124,8 @@ class Reference:
                 return sum(self.scores(self.weights["head"][s], ends[s]) for s in STREAMS)
             head, both = self.weights["head"], np.concatenate([ends["semantic"], ends["motion"]], axis=-1)
             return head[4].linear(gelu(head[1].linear(head[0].norm(both))))
+        if kind.endswith("_step"):
+            return self.step(tokens, kind.removesuffix("_step"))
         if kind in ("semantic", "motion", "semantic_bag"):
             stream = kind.removesuffix("_bag")
             if kind == "semantic_bag":
@@ -128,15 +142,32 @@ class Reference:
         hidden = gelu(self.weights["hidden"][0].linear(np.concatenate(pooled, axis=-1)))
         return self.weights["head"].linear(gelu(self.weights["hidden"][3].linear(hidden)))
 
+    def step(self, tokens: dict, stream: str) -> np.ndarray:
+        """A token for each place and a class token in front: one self-attention, of which the latter leaves."""
+        at = self.weights["probe"]
+        x = at["norm"].norm(tokens[stream])
+        if at["reduce"].array("weight") is not None:
+            x = at["reduce"].linear(x)
+        x = x + self.on_axis(at["position"].array("weight").T, self.places[stream][:, 0])
+        x = np.concatenate([np.broadcast_to(at.array("token"), (len(x), 1, x.shape[-1])), x], axis=1)
+        q, k, v = np.split(at["project"]["linear"].linear(at["project"]["norm"].norm(x)), 3, axis=-1)
+        found = read(q, k, v, self.config.heads, None, None, np.ones((x.shape[1], x.shape[1])))
+        return self.scores(self.weights["head"], at["out"].linear(found)[:, 0])
+
+    def on_axis(self, table: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Read a table of 16 cells of an axis at places in [0, 1], linear in between."""
+        found = np.zeros((len(places), table.shape[1]))
+        for n, place in enumerate(places):
+            cell = np.clip(place * 16 - 0.5, 0, 15)
+            low = min(int(cell), 14)
+            found[n] = (1 - cell + low) * table[low] + (cell - low) * table[low + 1]
+        return found
+
     def embed(self, at: Weights, tokens: np.ndarray, xyz: np.ndarray) -> np.ndarray:
         x = at["project"].linear(at["norm"].norm(tokens)) + at.array("stream")
         if self.config.positions == "learned":
             table = at["position"].array("weight").T.reshape(3, 16, -1)
-            for n, place in enumerate(xyz):
-                for axis in range(3):
-                    cell = np.clip(place[axis] * 16 - 0.5, 0, 15)
-                    low = min(int(cell), 14)
-                    x[:, n] += (1 - cell + low) * table[axis, low] + (cell - low) * table[axis, low + 1]
+            x = x + sum(self.on_axis(table[axis], xyz[:, axis]) for axis in range(3))
         return x
 
     def turned(self, xyz: np.ndarray) -> np.ndarray | None:
@@ -151,6 +182,8 @@ class Reference:
         return x + at["feed_forward"].feed_forward(x)
 
     def end(self, at: Weights, x: np.ndarray, xyz: np.ndarray) -> np.ndarray:
+        if self.config.self_blocks == 0:
+            return np.mean([at["norm"].norm(x[:, n]) for n in range(x.shape[1])], axis=0)
         token = np.broadcast_to(at.array("token"), (len(x), 1, x.shape[-1]))
         x, xyz = np.concatenate([token, x], axis=1), np.concatenate([np.zeros((1, 3)), xyz])
         for i in range(self.config.self_blocks):
@@ -174,6 +207,11 @@ class Reference:
                 x = self.narrow(self.weights["blocks"][2 * i], x)
                 within = self.weights["blocks"][2 * i + 1]["blocks"]
                 x = {s: self.among_themselves(within[s], x[s], self.places[s]) for s in STREAMS}
+            elif kind == "joint":
+                both, xyz = (np.concatenate([part[s] for s in STREAMS], axis=-2) for part in (x, self.places))
+                both = self.among_themselves(self.weights["blocks"][i]["block"], both, xyz)
+                count = len(self.places["semantic"])
+                x = {"semantic": both[:, :count], "motion": both[:, count:]}
             else:
                 step = {"gated": self.gated, "bottleneck": self.through_few}.get(kind, self.across)
                 x = step(self.weights["blocks"][i], x)

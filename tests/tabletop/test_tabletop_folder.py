@@ -17,7 +17,7 @@ from tcar.tabletop.settings import TabletopSettings
 
 PROJECT = Path(__file__).parents[2]
 TWO = TabletopSettings(
-    classes=[45, 43], train_sets=1, validation_sets=1, test_sets=1, train_sets_by_family={}, lengths=[16]
+    classes=[45, 43], train_sets=1, validation_sets=1, test_sets=1, lengths=[16]
 )
 # Renders, and dies at its n-th write, before the file gets its name: with half of it or all of it in the draft.
 DOOMED = """

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where to, how much of it, and what the clips look like."""
     parser.add_argument("folder", type=Path)
     parser.add_argument("--clips", type=int, default=2000, help="about how many, over all splits")
-    parser.add_argument("--classes", type=int, nargs="*", default=[], help="of the real list; all 32 if left out")
+    parser.add_argument("--classes", type=int, nargs="*", default=[], help="of the real list; all 34 if left out")
     parser.add_argument("--width", type=int, default=160, help="pixels; the height follows (4:3)")
     parser.add_argument("--frame-rate", type=int, default=12)
     parser.add_argument("--lengths", type=int, nargs="+", default=TabletopSettings().lengths, help="frames, even")
@@ -39,7 +39,7 @@ def run(asked: argparse.Namespace) -> int:
     try:
         counts = {f"{split}_sets": count for split, count in sets_for(asked.clips, asked.classes).items()}
         drawn = TabletopSettings(
-            classes=asked.classes, **counts, train_sets_by_family={}, width=asked.width, height=asked.width * 3 // 4,
+            classes=asked.classes, **counts, width=asked.width, height=asked.width * 3 // 4,
             frame_rate=asked.frame_rate, lengths=asked.lengths, difficulty=asked.difficulty, control=asked.control,
         )  # fmt: skip
         check(drawn)

@@ -219,8 +219,8 @@ def _measured_rate(run: Params, planned: PlannedTraining) -> tuple[float, str]:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         spent.append(time.perf_counter() - began)
-    speed, kind = batch / sorted(spent)[len(spent) // 2], planned.fusion.kind
-    return planned.gflops * speed, f"{speed:.1f} clips/s of {kind} measured here on {device}, with tokens in memory"
+    speed, method = batch / sorted(spent)[len(spent) // 2], planned.fusion.method
+    return planned.gflops * speed, f"{speed:.1f} clips/s of {method} measured here on {device}, with tokens in memory"
 
 
 def _decoding_rate(run: Params, frames: int) -> float:

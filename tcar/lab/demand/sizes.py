@@ -45,7 +45,7 @@ def clip_counts(run: Params) -> dict[str, int]:
     drawn = run.tabletop
     if run.data.dataset == "tabletop":
         counts = dict(zip(SPLITS, (drawn.train_sets, drawn.validation_sets, drawn.test_sets), strict=True))
-        sets = plan_sets(chosen_families(list(drawn.classes)), counts, run.common.seed, drawn.train_sets_by_family)
+        sets = plan_sets(chosen_families(list(drawn.classes)), counts, run.common.seed)
         return {split: sum(len(made.ids) for made in sets if made.split == split) for split in SPLITS}
     try:
         return {split: sum(clip.label is not None for clip in load_split(run.data_root, split)) for split in SPLITS}

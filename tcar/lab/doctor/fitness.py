@@ -63,7 +63,7 @@ def check_fusions(run: Params) -> Iterator[Finding]:
 
     planned, allowed = sizes.trainings(run), run.fusion.max_trained_parameters
     largest = max(planned, key=lambda each: each.parameters)
-    detail = f"{len(planned)} configurations, up to {largest.parameters:,} trained parameters ({largest.fusion.kind})"
+    detail = f"{len(planned)} configurations, up to {largest.parameters:,} trained parameters ({largest.fusion.method})"
     fine = largest.parameters <= allowed
     fix = "lower fusion_width, cross_width, fusion_blocks or mlp_ratio, or raise max_trained_parameters"
     yield judged("fusions", fine, detail if fine else f"{detail}, max_trained_parameters is {allowed:,}", fix)

@@ -70,7 +70,7 @@ def numbers(results: dict, params: "Params", figures: list[str], captions: dict[
         "streams": {role: getattr(streams, role) for role in ("semantic", "motion")},
         "packaged": all(getattr(streams, role) in PACKAGED and not getattr(streams, f"{role}_checkpoint")
                         for role in ("semantic", "motion")),
-        "text": sentences(results, round(1 - params.evaluation.confidence, 6)), "figures": figures,
+        "text": sentences(results), "figures": figures,
         "parameters": {key: parameter(value) for key, value in shown(params.as_dict()).items()},
     }
 

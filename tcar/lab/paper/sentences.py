@@ -2,6 +2,7 @@
 
 from tcar.lab.numerals import interval, level_name, outcome, percent, readable, significant
 from tcar.lab.paper.tables import methods_of, need, twins_measured
+from tcar.lab.steps.words import blind_probes
 
 HEADLINE = "cross_attention"
 LEAST_EPOCHS = 8  # of a training whose last quarter can show a plateau
@@ -79,11 +80,8 @@ def plateaus(results: dict) -> str:
     return "; ".join(parts)
 
 
-def sentences(results: dict, alpha: float) -> dict[str, str]:
-    """Every sentence that states an outcome, computed so that it says no more than the numbers bear.
-
-    alpha: the share of intervals that exclude the truth by chance.
-    """
+def sentences(results: dict) -> dict[str, str]:
+    """Every sentence that states an outcome, computed so that it says no more than the numbers bear."""
     headline = need(results, "evaluation", "methods", HEADLINE)
     metric = "twin_accuracy" if twins_measured(results) else "top1"
     name = METRIC_WORDS[metric]
@@ -96,10 +94,10 @@ def sentences(results: dict, alpha: float) -> dict[str, str]:
         "attention": ("The moving object receives {}.", attention_gains(results)),
         "converged": ("By this criterion, {}.", plateaus(results)),
     }
-    blind = [row for row in need(results, "audit", "twins") if row["blind"] and row["low"] is not None]
-    excluded = sum(not row["low"] <= 0.5 <= row["high"] for row in blind)
-    said["blind"] = ("Of {}", f"{len(blind)} such intervals {excluded} exclude 50%, where chance alone would "
-                     f"exclude about {alpha * len(blind):.0f}." if blind else "")
+    blind = blind_probes(need(results, "audit", "twins"))
+    said["blind"] = ("{}", "Of {probes} such probes of single pairs, {same} see the same in both twins; of the "
+                     "intervals of the other {measured}, {excluded} exclude 50%.".format(**blind)
+                     if blind["probes"] else "")
     summary = need(results, "ablations", "summary")
     for factor in ("heads", "fusion", "window", "streams"):
         levels = {level_name(factor, row["level"]): row.get(metric) for row in summary if row["factor"] == factor}

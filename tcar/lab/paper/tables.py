@@ -73,10 +73,10 @@ def need(results: dict[str, dict], stage: str, *keys: str) -> Any:
 
 def methods_of(results: dict) -> dict[str, dict]:
     """The evaluated methods, in the order of the figures."""
-    from tcar.lab.plots import METHODS
+    from tcar.lab.plots import METHODS, in_order
 
     methods = need(results, "evaluation", "methods")
-    return {m: methods[m] for m in sorted(methods, key=[*METHODS, *methods].index)}
+    return {m: methods[m] for m in in_order(methods, METHODS)}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tcar.fusion.settings import EXCHANGING, WITHOUT_ATTENTION
+from tcar.fusion.settings import AVERAGED, EXCHANGING, WITHOUT_ATTENTION
 from tcar.ground.errors import unknown
 from tcar.lab.params.run import Params
 from tcar.lab.params.settings import FIELDS, HEADLINE
@@ -107,6 +107,16 @@ def _fusion(run: Params) -> Iterator[Mistake]:
     if fusion.fusion in WITHOUT_ATTENTION:
         text = f"fusion is {fusion.fusion}, which has no attention for notebook 06 to look at: take another kind"
         yield {"fusion"}, text
+    named = {
+        "methods": run.training.methods, "ablation_fusions": run.ablations.ablation_fusions,
+        "replicate_methods": run.ablations.replicate_methods,
+    }  # fmt: skip
+    for key, methods in named.items():
+        twice = [method for method in methods if method.endswith(AVERAGED)]
+        if twice and fusion.appearance == "averaged":
+            yield {key, "appearance"}, (
+                f"appearance is averaged, which every method then is, and {key} has {twice}: set appearance to ordered"
+            )
     losses = {key: getattr(run.trainer, key) for key in ("contrastive_weight", "order_weight")}
     exchanging = run.trainer.task != "baseline" and fusion.fusion in EXCHANGING
     for key, weight in losses.items():

@@ -8,7 +8,7 @@ import typing
 from dataclasses import dataclass
 
 from tcar.data.settings import DataSettings
-from tcar.fusion.settings import FUSIONS, WINDOWS, FusionSettings
+from tcar.fusion.settings import METHODS, WINDOWS, FusionSettings
 from tcar.ground.settings import bounded
 from tcar.models.settings import BaselineSettings
 from tcar.streams.settings import StreamSettings
@@ -37,6 +37,8 @@ class Common:
     runs: str = "runs"
     figures: str = "figures"
     publish: bool = False  # copy tables, numbers and PDF into paper/
+    # "" = none; a folder of paper/results/ for what is measured apart, as an experiment beside the paper's own run.
+    publish_as: str = bounded("", pattern=r"|\w[\w.-]*", expected="a folder's name: letters, digits, _ - and . only")
 
 
 @dataclass(frozen=True)
@@ -75,16 +77,22 @@ class Ablations:
 
     ablation_heads: list[int] = bounded([4, 8, 16], minimum=1, distinct=True)
     ablation_fusions: list[str] = bounded(
-        ["cross_attention", "late_concat", "late_concat_raw"], choices=FUSIONS, distinct=True
+        ["cross_attention", "late_concat", "late_concat_raw"], choices=METHODS, distinct=True
     )
     ablation_windows: list[str] = bounded([], choices=WINDOWS, distinct=True)
     ablation_seeds: list[int] = bounded([0, 1, 2], minimum=0, shortest=1, distinct=True)
     # What `tcar replicates` measures: each replicate has clips, streams and trainings of its own.
     replicates: int = bounded(4, minimum=2)
+    replicate_seeds: int = bounded(1, minimum=1)  # trainings of a method in each replicate
     replicate_methods: list[str] = bounded(
         ["cross_attention", "late_concat", "late_concat_raw", "sum", "semantic", "semantic_bag", "motion"],
-        choices=FUSIONS, distinct=True,
+        choices=METHODS, distinct=True,
     )  # fmt: skip
+    # What `tcar recipes` tries of each of these methods, on validation: learning rates at the shortest length, then
+    # longer and longer trainings at the best of them.
+    recipe_learning_rates: list[float] = bounded([0.0007, 0.0015, 0.003], minimum=0.0, shortest=1, distinct=True)
+    recipe_epochs: list[int] = bounded([12, 24, 48, 96], minimum=1, shortest=2, distinct=True)
+    recipe_seeds: list[int] = bounded([100], minimum=0, shortest=1, distinct=True)
     # What `tcar terms` measures: each term against its absence, all else as in the recipe. What the recipe has is
     # taken away; what it lacks is added with the value here.
     loss_terms: dict[str, float] = bounded({

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tueplots import figsizes, fontsizes
 
+from tcar.fusion.settings import AVERAGED
 from tcar.ground import files
 
 # Okabe and Ito (2008), readable with every common colour blindness; those of methods beyond them were searched for,
@@ -37,6 +38,8 @@ METHODS: dict[str, tuple[str, str]] = {
     "semantic_probe_4": ("Semantic probe, 4 blocks", "#122B3C"),
     "motion_probe_1": ("Motion probe, 1 block", "#91553E"),
     "motion_probe_4": ("Motion probe, 4 blocks", "#591404"),
+    "semantic_step": ("Semantic STEP probe", "#90E0F8"),
+    "motion_step": ("Motion STEP probe", "#A83008"),
     "late_concat_raw": ("Late concatenation, raw", "#E69F00"),
     "late_concat": ("Late concatenation", "#CC79A7"),
     "semantic_from_motion": ("Semantic reads motion", "#93DFCD"),
@@ -46,17 +49,18 @@ METHODS: dict[str, tuple[str, str]] = {
     "gated": ("Gated", "#FBD17A"),
     "bottleneck": ("Bottleneck tokens", "#1F4BC2"),
     "cast": ("CAST-style exchange", "#AAD099"),
+    "joint": ("Joint transformer", "#A8A058"),
     "timesformer_vitb16": ("TimeSformer (end to end)", "#0E21EC"),
     "cast_b16": ("CAST-B/16 (end to end)", "#000000"),
     "cast_tiny": ("CAST, tiny (end to end)", "#505051"),
 }
 SPLITS = {"train": "#4D4D4D", "validation": "#999999", "test": "#D0D0D0"}
 GROUPS = {
-    "direction": "#0072B2",
-    "relation": "#E69F00",
-    "binding": "#009E73",
-    "pretence": "#CC79A7",
-    "camera": "#D55E00",
+    "one frame": "#E69F00",
+    "what and where": "#CC79A7",
+    "motion": "#0072B2",
+    "order of appearance": "#D55E00",
+    "bound": "#009E73",
 }
 SOURCES = {
     "tabletop": "Tabletop (synthetic)", "ssv2": "Something-Something-V2",
@@ -105,12 +109,16 @@ def canvas(rows: int = 1, columns: int = 1, *, width: str = "half", height: floa
 
 def label(method: str) -> str:
     """Name a method (or stream) as the paper does; raises KeyError naming the missing entry."""
-    return _entry(method)[0]
+    kind = method.removesuffix(AVERAGED)
+    return _entry(kind)[0] + (", appearance averaged" if kind != method else "")
 
 
 def colour(method: str) -> str:
-    """Give the one colour of a method (or stream); raises KeyError naming the missing entry."""
-    return _entry(method)[1]
+    """Give the one colour of a method (or stream); raises KeyError naming the missing entry.
+
+    A method whose appearance is averaged has the colour of its kind: figures name each method beside its marks.
+    """
+    return _entry(method.removesuffix(AVERAGED))[1]
 
 
 def _entry(method: str) -> tuple[str, str]:
@@ -121,10 +129,10 @@ def _entry(method: str) -> tuple[str, str]:
 
 def in_order(names: Iterable[str], known: Iterable[str]) -> list[str]:
     """Sort names as a list of known ones has them, the others behind: JSON files keep no order of their
-    own.
+    own. A method whose appearance is averaged follows its kind.
     """
     rank = {name: position for position, name in enumerate(known)}
-    return sorted(names, key=lambda name: (rank.get(name, len(rank)), name))
+    return sorted(names, key=lambda name: (rank.get(name.removesuffix(AVERAGED), len(rank)), name))
 
 
 def group_colour(group: str) -> str:

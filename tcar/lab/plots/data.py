@@ -15,7 +15,19 @@ from matplotlib.ticker import LogFormatter
 from PIL import Image
 
 from tcar.lab.numerals import confidence_level
-from tcar.lab.plots import GROUPS, MOTION, NAMED, SEMANTIC, SPLITS, canvas, in_order, side_label, styled, wrap
+from tcar.lab.plots import (
+    GROUPS,
+    MOTION,
+    NAMED,
+    SEMANTIC,
+    SPLITS,
+    canvas,
+    group_colour,
+    in_order,
+    side_label,
+    styled,
+    wrap,
+)  # fmt: skip
 
 
 @styled()
@@ -201,24 +213,34 @@ def probes(
 
 @styled()
 def twin_probes(rows: list[dict]) -> Figure:
-    """Show what every probe reaches on every pair of twins, `rows` of {twins, probe, value, blind}; a frame marks
-    where theory puts it at one half."""
-    pairs = list(dict.fromkeys(tuple(row["twins"]) for row in rows))
+    """Show what every probe reaches on every pair of twins, `rows` of {twins, group, probe, value, blind, sufficient},
+    group by group: a thin frame marks where theory puts a probe at one half, a bold number where it says that the
+    probe decides the pair."""
+    rows = sorted(rows, key=lambda row: in_order({row["group"] for row in rows}, GROUPS).index(row["group"]))
+    pairs = list(dict.fromkeys((row["group"], tuple(row["twins"])) for row in rows))
     names = list(dict.fromkeys(row["probe"] for row in rows))
-    fig, axes = canvas(width="full", height=1.0 + 0.2 * len(pairs))
+    fig, axes = canvas(width="full", height=1.0 + 0.21 * len(pairs))
     axis, table = axes[0, 0], np.full((len(pairs), len(names)), np.nan)
     for row in rows:
-        y, x = pairs.index(tuple(row["twins"])), names.index(row["probe"])
+        y, x = pairs.index((row["group"], tuple(row["twins"]))), names.index(row["probe"])
         table[y, x] = row["value"]
-        axis.text(x, y, f"{100 * row['value']:.0f}", ha="center", va="center", fontsize=6)
+        weight = "bold" if row["sufficient"] else "normal"
+        axis.text(x, y, f"{100 * row['value']:.0f}", ha="center", va="center", fontsize=6, fontweight=weight)
         if row["blind"]:
             place = (x - 0.46, y - 0.42)
             axis.add_patch(mpl.patches.Rectangle(place, 0.92, 0.84, fill=False, linewidth=0.9))
     image = axis.imshow(table, cmap="RdBu_r", vmin=0, vmax=1, alpha=0.75, aspect="auto")
     axis.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names], fontsize=5.5)
-    axis.set_yticks(range(len(pairs)), ["\n".join(pair) for pair in pairs], fontsize=4.5)
+    axis.set_yticks(range(len(pairs)), ["\n".join(pair) for _, pair in pairs], fontsize=4.5)
     axis.tick_params(length=0)
-    fig.colorbar(image, ax=axis, label="forced choice within twins")
+    groups = [group for group, _ in pairs]
+    for place in [i for i in range(1, len(groups)) if groups[i] != groups[i - 1]]:
+        axis.axhline(place - 0.5, color="white", linewidth=2.5)
+    for group in dict.fromkeys(groups):
+        middle = groups.index(group) + (groups.count(group) - 1) / 2
+        axis.text(len(names) - 0.4, middle, group.replace(" ", "\n"), color=group_colour(group), fontsize=5.5,
+                  va="center", ha="left", fontweight="bold")
+    fig.colorbar(image, ax=axis, label="forced choice within twins", pad=0.12)
     return fig
 
 

@@ -92,7 +92,7 @@ def growth(rehearsal: Rehearsal) -> dict[str, float]:
 
 def _epochs(run: Params) -> int:
     """The epochs of all methods together."""
-    return sum(run.training.epochs_by_method.get(method, run.training.epochs) for method in run.training.methods)
+    return sum(run.training.epochs_of(method) for method in run.training.methods)
 
 
 def growing_seconds(rehearsal: Rehearsal, name: str) -> dict[str, float]:

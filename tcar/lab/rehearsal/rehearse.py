@@ -57,7 +57,7 @@ def begin(file: Path, folder: Path, clips: int, seed: int, changes: Mapping[str,
     short, full = run.as_dict(), whole.as_dict()
     reduced = (
         f"{clips:,} clips of {ALL_CLIPS:,}, {len(shown)} of {CLASSES} classes among those of training",
-        "pictures: rendered; labels: arbitrary but for the 32 classes that Tabletop draws",
+        "pictures: rendered; labels: arbitrary but for the 34 classes that Tabletop draws",
         f"weights: random, {', '.join(weights.imitate(run, seed)) or 'but for the streams of the package'}",
         *(f"{key}: {short[key]}, not {full[key]}" for key in SHORT if short[key] != full[key]),
     )

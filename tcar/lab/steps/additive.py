@@ -31,7 +31,9 @@ ALL = "all"  # pairs together
 Pair = tuple[int, int]  # of classes, the smaller index first
 
 
-def emap_rows(run: Params, fits: Mapping[str, Sequence[Fit]], tokens: StoredTokens) -> list[dict]:
+def emap_rows(
+    run: Params, fits: Mapping[str, Sequence[Fit]], tokens: StoredTokens, names: Sequence[str] | None = None
+) -> list[dict]:
     """Give the twin accuracy of each method and of its additive projection, for each pair of twin classes and for all.
 
     A row has the `pair` (the names of its classes, or "all"), its `group`, the `method`, the `streams` that this reads,
@@ -40,7 +42,8 @@ def emap_rows(run: Params, fits: Mapping[str, Sequence[Fit]], tokens: StoredToke
     over seeds with its interval over sets and seeds. A method that reads one stream is its own projection, and none is
     made.
 
-    There are no rows without twins (the real dataset names none), or where `emap_clips` is 0.
+    `names` are those of the classes, which the audit of the run has found if they are not given. There are no rows
+    without twins (the real dataset names none), or where `emap_clips` is 0.
     """
     facts = annotations(tokens.ids, ground_truth(run))
     chosen = twin_pairs(tokens.labels, facts["twins"], run.evaluation.emap_clips, run.common.seed) if facts else {}
@@ -48,7 +51,7 @@ def emap_rows(run: Params, fits: Mapping[str, Sequence[Fit]], tokens: StoredToke
         return []
     shown = log.progress(fits.items(), len(fits), "additive projections", "methods")
     both = {method: _both(run, done, tokens, list(chosen.values())) for method, done in shown}
-    names, places = class_names(run), np.concatenate(list(chosen.values()))
+    names, places = names or class_names(run), np.concatenate(list(chosen.values()))
     where = {place: position for position, place in enumerate(places.tolist())}
     settings = Scoring(
         names=names,

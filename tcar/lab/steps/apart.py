@@ -7,6 +7,7 @@ from typing import Any
 
 from tcar.ground import locks, log
 from tcar.lab import params, results
+from tcar.lab.measured import shared
 from tcar.lab.params import ParameterError, Params
 
 
@@ -25,7 +26,8 @@ def publish(run: Params, file: str, values: dict[str, Any], **provenance) -> Pat
 
     provenance: `seeds` and `inputs`, as `tcar.lab.results.save` takes them. Gives the path.
     """
-    for folder in (run.results_dir, run.root / "paper" / "results")[: 1 + run.common.publish]:
+    publishes = run.common.publish or bool(run.common.publish_as)
+    for folder in (run.results_dir, shared(run))[: 1 + publishes]:
         written = results.save(folder / file, values, params=run, **provenance)
     return written
 

@@ -247,7 +247,7 @@ def _side_by_side(
     jobs = {folder: job for one in passes for folder, job in one.items()}
     folders = {folder: epochs_of(job.fusion, job.run.training) for folder, job in jobs.items()}
     if follow and followed in jobs:
-        follow.start({"name": f"{jobs[followed].fusion.kind}, seed {jobs[followed].seed}"})
+        follow.start({"name": f"{jobs[followed].fusion.method}, seed {jobs[followed].seed}"})
     with processes.pool(min(workers, len(passes)), lifeline) as pool:
         try:
             waiting = {pool.submit(_work, one, tokens) for one in passes}

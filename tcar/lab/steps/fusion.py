@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tcar.fusion.kinds import FusionConfig
 from tcar.fusion.positions import rotary_table
+from tcar.fusion.settings import method_settings
 from tcar.lab.steps.clips import class_names
 from tcar.lab.steps.streams import ROLES, stores
 
@@ -18,16 +19,16 @@ if TYPE_CHECKING:
     from tcar.lab.params import Params
 
 
-def fusion_config(run: Params, kind: str = "", **changes) -> FusionConfig:
-    """Give the configuration of a fusion at the parameters of the run; `changes` are fields of
-    FusionConfig. Widths and classes that are not among them are read from the run's stores and audit.
+def fusion_config(run: Params, method: str = "", **changes) -> FusionConfig:
+    """Give the configuration of a method, or of the run's own fusion, at the parameters of the run; `changes` are
+    fields of FusionConfig. Widths and classes that are not among them are read from the run's stores and audit.
     """
     settings = dict(changes)
     if not {"semantic_width", "motion_width"} <= settings.keys():
         settings = {f"{role}_width": store.width for role, store in stores(run).items()} | settings
     if "num_classes" not in settings:
         settings["num_classes"] = len(class_names(run))
-    chosen = run.fusion.settings | ({"kind": kind} if kind else {})
+    chosen = run.fusion.settings | (method_settings(method) if method else {})
     return FusionConfig(**chosen | settings)
 
 

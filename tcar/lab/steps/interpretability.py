@@ -17,6 +17,7 @@ from tcar.data.ssv2 import Clip
 from tcar.data.video import read_segments
 from tcar.evaluate import mean_interval
 from tcar.explain import attention_rollout, mass_inside, saliency, temporal_importance
+from tcar.fusion.exchange import JOINT
 from tcar.lab.params import ParameterError
 from tcar.lab.steps.clips import ground_truth
 from tcar.lab.steps.fits import device_of
@@ -37,7 +38,8 @@ class AttentionMaps:
     """What the fusion did with each clip: readouts, and per stream that it reads maps over its grid that sum to one.
 
     `received` is the attention that the tokens of a stream get from the other one, over blocks, heads and queries; a
-    stream that the other does not read has none. `rollout` follows the readout's attention back to the tokens.
+    stream that the other does not read has none. Among the tokens of both streams ("joint") that is the other stream's
+    part, made to sum to one. `rollout` follows the readout's attention back to the tokens.
     """
 
     readout: Float[np.ndarray, "n d"]
@@ -64,7 +66,7 @@ def attention_maps(run: Params, model: TCA, tokens: StoredTokens, places: list[i
         if not any(name.endswith(".weights") for name in steps):
             kind = model.config.fusion.kind
             raise ParameterError(f"fusion is {kind}, which has no attention to look at; train another kind as headline")
-        received = {role: _received(steps, role, grid) for role, grid in grids.items()}
+        received = {role: _received(steps, role, grids) for role in grids}
         found = steps["readout"], received, attention_rollout(steps, grids)
         parts.append(tree_map_only(Tensor, Tensor.cpu, found))
     return AttentionMaps(
@@ -89,9 +91,15 @@ def _batches(
         model.fusion.to("cpu")
 
 
-def _received(steps: dict[str, Tensor], role: str, grid: tuple[int, int, int]) -> Tensor | None:
-    weights = [step.mean(dim=(1, 2)) for name, step in steps.items() if name.endswith(f"_from_{role}.weights")]
-    return torch.stack(weights).mean(dim=0).unflatten(1, grid) if weights else None
+def _received(steps: dict[str, Tensor], role: str, grids: dict[str, tuple[int, int, int]]) -> Tensor | None:
+    maps = [step.mean(dim=(1, 2)) for name, step in steps.items() if name.endswith(f"_from_{role}.weights")]
+    joint = [step for name, step in steps.items() if name.endswith(f".{JOINT}.weights")]
+    if joint:
+        count = int(np.prod(grids["semantic"]))  # whose tokens come first
+        own, other = (slice(count), slice(count, None)) if role == "semantic" else (slice(count, None), slice(count))
+        parts = [step[:, :, other, own].mean(dim=(1, 2)) for step in joint]
+        maps = [part / part.sum(dim=1, keepdim=True) for part in parts]
+    return torch.stack(maps).mean(dim=0).unflatten(1, grids[role]) if maps else None
 
 
 def on_moving(run: Params, seen: AttentionMaps, ids: list[str]) -> dict[str, dict[str, dict[str, float | None]]]:

@@ -39,7 +39,7 @@ def ablation_configs(run: Params, **sizes: int) -> dict[tuple[str, str], FusionC
     """Give the configuration of every (factor, level): one factor changes, all else is as in the headline model."""
     varied, config = run.ablations, partial(fusion_config, run, **sizes)
     configs = {("heads", str(heads)): config(heads=heads) for heads in varied.ablation_heads}
-    configs |= {("fusion", kind): config(kind) for kind in varied.ablation_fusions}
+    configs |= {("fusion", method): config(method) for method in varied.ablation_fusions}
     configs |= {("window", window): config(window=window) for window in varied.ablation_windows}
     return configs | {("streams", kind): config(kind) for kind in (*ROLES, run.fusion.fusion)}
 

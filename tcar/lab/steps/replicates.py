@@ -6,34 +6,40 @@ A replicate draws everything anew: the clips of all splits, the weights of the s
 come with the package), and the start and order of each training. The first replicate is the run itself. What is there
 already, after a kill too, is not made again.
 
-Replicates are the unit of the statistics: means have Student's interval over replicates, and two methods are compared
-by the paired t-test on the same replicates, corrected for the number of rivals (Holm 1979). Both take replicates as
-independent; those whose streams are of the same training share that.
+Replicates are the unit of the statistics: the scores of a replicate are means over its trainings, means over replicates
+have Student's interval, and two methods are compared by the paired t-test on the same replicates, corrected for the
+number of rivals (Holm 1979). Both take replicates as independent; those whose streams are of the same training share
+that.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tcar.data.ssv2 import SPLITS, load_labels, load_split
-from tcar.evaluate import Bootstrap, Scoring, annotations, holm, metrics, paired, student
+from tcar.evaluate import holm, paired, student
 from tcar.ground import locks, log
-from tcar.lab.measured import FILE
+from tcar.lab import results
+from tcar.lab.measured import FILE, published, same_parameters
 from tcar.lab.params import ParameterError, Params
 from tcar.lab.steps.apart import publish
 from tcar.lab.steps.audit import dataset_folder
 from tcar.lab.steps.fits import fit_all
 from tcar.lab.steps.fusion import fusion_config
-from tcar.lab.steps.methods import scored
+from tcar.lab.steps.parts import part_scores
 from tcar.lab.steps.streams import ROLES, extract
 from tcar.streams.packaged import SEEDS, packaged
-from tcar.tabletop.dataset import load_index
 from tcar.train.tokens import StoredTokens
 
 METRICS = ("top1", "twin_accuracy")
+# What is said of a replicate part by part: groups, pairs of twins, and the variants of those that come in several.
+PARTS = {"per_group": METRICS, "per_pair": ("twin_accuracy", "emap", "train_loss"), "per_variant": ("twin_accuracy",)}
+HYPOTHESES = "hypotheses.md"  # what was written down before, in paper/
 LOG = log.get("replicates")
+Scores = dict[str, Any]
 
 
 def replicate(run: Params, number: int) -> Params:
@@ -53,11 +59,18 @@ def stream_seed(number: int) -> int:
     return SEEDS[number % len(SEEDS)]
 
 
-def measure(run: Params, number: int) -> dict[str, dict]:
-    """Score every method, trained once, on the test clips of one replicate.
+def head_seeds(run: Params, number: int) -> list[int]:
+    """Give the seeds of the trainings of a replicate, which no other replicate has."""
+    varied, first = run.ablations, run.training.seeds[0] + number
+    return [first + varied.replicates * again for again in range(varied.replicate_seeds)]
 
-    Gives method -> `top1`, `twin_accuracy` (fractions) and `per_group` -> group -> the same, and `best_epoch` of
-    `epochs`. Raises DatasetError, FeatureError, TrainingError.
+
+def measure(run: Params, number: int) -> dict[str, Scores]:
+    """Score every method on the clips of one replicate, those of the split that the run evaluates on.
+
+    Gives method -> `top1`, `twin_accuracy` (fractions, means over the trainings), `per_group`, `per_pair` and
+    `per_variant` (see `part_scores`), and `best_epoch` of `epochs` of the first training. Raises DatasetError,
+    FeatureError, TrainingError.
     """
     here = replicate(run, number)
     folder = dataset_folder(here)
@@ -69,76 +82,75 @@ def measure(run: Params, number: int) -> dict[str, dict]:
     configs = {
         method: fusion_config(here, method, num_classes=len(names), **tokens["train"].widths) for method in methods
     }
-    fits = fit_all(here, configs, [run.training.seeds[0] + number], tokens)
-    predicted = scored(here, fits, tokens["test"])
+    fits = fit_all(here, configs, head_seeds(run, number), tokens)
+    scores = part_scores(here, fits, tokens, names)
     return {
-        method: _scores(predicted[method][0], tokens["test"], folder, names)
-        | {"best_epoch": fit.best_epoch, "epochs": len(fit.history)}
-        for method, (fit,) in fits.items()
+        method: scores[method] | {"best_epoch": done[0].best_epoch, "epochs": len(done[0].history)}
+        for method, done in fits.items()
     }
 
 
-def _scores(predicted: np.ndarray, tokens: StoredTokens, folder: Path, names: list[str]) -> dict:
-    known = annotations(tokens.ids, load_index(folder))
-    scored = metrics(predicted, tokens.labels, Scoring(names, bootstrap=Bootstrap(samples=1), **known))
-    groups = {
-        group: {metric: entry[metric]["value"] for metric in METRICS} for group, entry in scored["per_group"].items()
-    }
-    return {metric: scored[metric]["value"] for metric in METRICS} | {"per_group": groups}
-
-
-def summary(scores: Sequence[dict[str, dict]], headline: str, confidence: float) -> dict:
+def summary(scores: Sequence[dict[str, Scores]], headline: str, confidence: float) -> dict:
     """Put the scores of replicates together: means with intervals, and the headline method against each rival.
 
     scores: of each replicate, what `measure` gives. Gives `methods` (each metric {"value", "low", "high", "spread"},
-    `per_group` likewise), `comparisons` (rows of a, b, metric, `difference`, `low`, `high`, `p`, and `holm`, the p
-    corrected for the number of rivals) and `by_group` (twin accuracy; group -> rival -> the same, uncorrected; only
-    groups that have pairs).
+    and `per_group`, `per_pair`, `per_variant` likewise), `comparisons` (rows of a, b, metric, `difference`, `low`,
+    `high`, `p`, and `holm`, the p corrected for the number of rivals), `by_part` (the same of the twin accuracy of each
+    `part`: a group, a pair or a variant; only where pairs are counted) and `by_group` (of those the groups: group ->
+    rival -> the same).
     """
-    methods, groups = list(scores[0]), list(scores[0][headline]["per_group"])
-    rivals = [method for method in methods if method != headline]
+    methods = list(scores[0])
+    parts = [(kind, part) for kind in PARTS for part in scores[0][headline].get(kind, {})]
 
-    def of(method: str, metric: str, group: str = "") -> np.ndarray:
-        entries = [row[method]["per_group"][group] if group else row[method] for row in scores]
-        return np.array([entry[metric] for entry in entries], float)  # None, where no pair counts, becomes NaN
+    def of(method: str, metric: str, kind: str = "", part: str = "") -> np.ndarray:
+        entries = [row[method][kind].get(part, {}) if kind else row[method] for row in scores]
+        return np.array([entry.get(metric) for entry in entries], float)  # None, where nothing counts, becomes NaN
 
-    comparisons = []
-    for metric in METRICS:
+    def compared(metric: str, kind: str = "", part: str = "") -> list[dict]:
         rows = [
-            {"a": headline, "b": b, "metric": metric} | paired(of(headline, metric), of(b, metric), confidence)
-            for b in rivals
+            {"a": headline, "b": b, "metric": metric}
+            | paired(of(headline, metric, kind, part), of(b, metric, kind, part), confidence)
+            for b in methods
+            if b != headline
         ]
-        for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
-            row["holm"] = corrected
-        comparisons += rows
+        corrected = holm([row["p"] for row in rows])
+        return [row | {"holm": p} for row, p in zip(rows, corrected, strict=True)]
+
+    comparisons = [row for metric in METRICS for row in compared(metric)]
+    by_part = [{"part": part} | row for kind, part in parts for row in compared("twin_accuracy", kind, part)
+               if row["difference"] is not None]  # fmt: skip
+    groups = scores[0][headline]["per_group"]
     return {
         "methods": {
             method: {metric: student(of(method, metric), confidence) for metric in METRICS}
             | {
-                "per_group": {
-                    group: {metric: student(of(method, metric, group), confidence) for metric in METRICS}
-                    for group in groups
+                kind: {
+                    part: {metric: student(of(method, metric, kind, part), confidence) for metric in PARTS[kind]}
+                    for one, part in parts
+                    if one == kind
                 }
+                for kind in PARTS
             }
             for method in methods
         },
         "comparisons": comparisons,
+        "by_part": by_part,
         "by_group": {
-            group: {
-                b: paired(of(headline, "twin_accuracy", group), of(b, "twin_accuracy", group), confidence)
-                for b in rivals
-            }
+            group: {row["b"]: {key: row[key] for key in ("difference", "low", "high", "p", "holm")} for row in rows}
             for group in groups
-            if not np.isnan(of(headline, "twin_accuracy", group)).any()
+            if (rows := [row for row in by_part if row["part"] == group])
         },
     }
 
 
-def build(run: Params) -> Path:
+def build(run: Params, unseal: bool = False) -> Path:
     """Measure the methods over replicates and write `replicates.json`; gives its path.
 
-    Raises ParameterError for another dataset than Tabletop, or streams that do not come with the package.
+    Where the run evaluates on validation, `unseal` scores its test clips instead, once: see `check_seal`. Raises
+    ParameterError for another dataset than Tabletop, or streams that do not come with the package.
     """
+    if unseal:
+        run = check_seal(run)
     if run.data.dataset != "tabletop":
         raise ParameterError(f"dataset is {run.data.dataset!r}: only Tabletop can be drawn anew")
     if run.fusion.fusion not in (methods := run.ablations.replicate_methods):
@@ -159,11 +171,31 @@ def build(run: Params) -> Path:
     values = {
         "headline": run.fusion.fusion,
         "alpha": round(1 - run.evaluation.confidence, 6),
+        "split": run.evaluation.evaluation_split,
+        "hypotheses": results.digest(path) if (path := run.root / "paper" / HYPOTHESES).is_file() else None,
         "seeds": [
-            {"data": run.common.seed + n, "streams": stream_seed(n), "head": run.training.seeds[0] + n} for n in numbers
+            {"data": run.common.seed + n, "streams": stream_seed(n), "heads": head_seeds(run, n)} for n in numbers
         ],
         "replicates": scores,
         **summary(scores, run.fusion.fusion, run.evaluation.confidence),
     }
     inputs = [packaged(getattr(run.streams, role), seed) for role in ROLES for seed in SEEDS]
     return publish(run, FILE, values, inputs=inputs)
+
+
+def check_seal(run: Params) -> Params:
+    """Give the parameters that open the test clips of a run which evaluates on validation.
+
+    What has been opened once is not opened with other parameters. Raises ParameterError.
+    """
+    if run.evaluation.evaluation_split != "validation":
+        raise ParameterError("evaluation_split is 'test': there is no seal to open; it is for runs on validation")
+    opened = replace(run, evaluation=replace(run.evaluation, evaluation_split="test"))
+    for path in published(run, FILE):
+        made = results.load(path.with_suffix(".meta.json"))
+        if results.load(path)["split"] == "test" and not same_parameters(made, opened, FILE):
+            raise ParameterError(
+                f"{results.relative(path, run.root)}: the test clips of these seeds were opened with other parameters, "
+                f"at commit {made['commit'] or 'unknown'}; another experiment needs another seed and another name"
+            )
+    return opened

@@ -56,7 +56,7 @@ def all_trainings(run: Params, other_code: bool) -> Iterator[tuple[str, Fit]]:
         for job, fit in zip(jobs, fit_jobs(jobs, tokens, run.run_dir, other_code=other_code), strict=True):
             if job.fusion == methods[run.fusion.fusion] and Ranks.here().rank == 0:
                 save_fit(run, fit, fit.folder / "model")
-            yield job.fusion.kind, fit
+            yield job.fusion.method, fit
 
 
 def _keep_model(run: Params, task: ClipTask, fit: Fit) -> None:

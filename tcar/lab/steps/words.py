@@ -62,3 +62,16 @@ def group_sentence(group: str, reached: dict[str, float | None], differences: di
         f"{said[rival]} {label(rival).lower()} ({shown(row, '+')})" for rival, row in differences.items()
     )
     return f"**{group}**: twin accuracy {shown(reached)}, {rivals}. So {meaning}."
+
+
+def blind_probes(rows: list[dict]) -> dict[str, int]:
+    """Count the probes of twin pairs that theory puts at one half.
+
+    Gives `probes`, `same` (which see exactly the same in both twins, so that one half is no measurement), `measured`,
+    the others that have an interval, and `excluded`, of those whose interval leaves one half out.
+    """
+    blind = [row for row in rows if row["blind"]]
+    same = [row for row in blind if row["low"] == row["high"] == 0.5]
+    measured = [row for row in blind if row["low"] is not None and row not in same]
+    excluded = sum(not row["low"] <= 0.5 <= row["high"] for row in measured)
+    return {"probes": len(blind), "same": len(same), "measured": len(measured), "excluded": excluded}
