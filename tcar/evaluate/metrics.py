@@ -4,15 +4,15 @@ Every metric is made of sums over sets of clips (`tcar.evaluate.tallies`), so th
 matrix product (`tcar.evaluate.statistics`; a clip without a set is a set of its own).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from tcar.evaluate.confidence import EvaluationError, check_logits
-from tcar.evaluate.statistics import Bootstrap, draw_sets, interval
-from tcar.evaluate.tallies import Part, Ratios, Tally
+from tcar.evaluate.statistics import Bootstrap, Interval, draw_sets, interval, widened
+from tcar.evaluate.tallies import Part, Path, Ratios, Tally
 
 # Weights of one block of resamples stay below this many entries (16 MB), however many clips there are.
 _BLOCK_ENTRIES = 2**21
@@ -117,8 +117,8 @@ def over_seeds(runs: Sequence[Metrics]) -> dict:
 
     Every resample draws sets and seeds, and all drawn seeds answer for the same drawn sets, as they did in
     truth (the crossed bootstrap of Owen 2007, arXiv:0712.1111): what is common to all seeds does not average
-    away. The keys are those of `metrics` (confusion matrices are summed), with `per_seed` values of the main
-    ones.
+    away. Intervals are as wide as so few seeds demand (`tcar.evaluate.statistics.widened`). The keys are those of
+    `metrics` (confusion matrices are summed), with `per_seed` values of the main ones.
 
     Raises:
         EvaluationError: no run, or runs over different clips.
@@ -159,10 +159,14 @@ def paired_difference(
     (place, column), bootstrap = places[path], a[0].bootstrap
     parts = [tally.parts[place] for tally in tallies]
     first, second = parts[: len(a)], parts[len(a) :]
-    sets = len(tallies[0].sets)
-    difference = _point(first, sets)[column] - _point(second, sets)[column]
+    sets, most = len(tallies[0].sets), _most(path)
+    of_a, of_b = _by_seed(first, sets), _by_seed(second, sets)
+    difference = of_a.mean(axis=0) - of_b.mean(axis=0)
     samples = _resample(first, sets, bootstrap) - _resample(second, sets, bootstrap, 1 if same_seeds else 2)
-    found = interval(difference, samples[:, column], bootstrap.confidence, first[0].bearing[column])
+    seeds = [of_a - of_b] if same_seeds else [of_a, of_b]
+    bearing = np.array(first[0].bearing)
+    samples = widened(samples, difference, seeds, bearing, bootstrap.confidence)[:, column].clip(-most, most)
+    found = interval(difference[column], samples, bootstrap.confidence, int(bearing[column]))
     return {"metric": metric, "difference": found.pop("value"), **found}
 
 
@@ -174,9 +178,8 @@ def rates_over_seeds(runs: Sequence[Metrics], pairs: Sequence[tuple[int, int]]) 
     tallies = _comparable(runs)
     if not pairs:
         return []
-    parts, bootstrap, sets = [tally.rates(pairs) for tally in tallies], runs[0].bootstrap, len(tallies[0].sets)
-    estimates = zip(_point(parts, sets), _resample(parts, sets, bootstrap).T, parts[0].bearing, strict=True)
-    return [interval(value, samples, bootstrap.confidence, bearing) for value, samples, bearing in estimates]
+    parts = [tally.rates(pairs) for tally in tallies]
+    return [found for _, found in _intervals(parts, len(tallies[0].sets), runs[0].bootstrap)]
 
 
 def confusion(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, "c c"]:
@@ -230,8 +233,13 @@ def _differ(a: Ratios, b: Ratios) -> bool:
     return (a.counts != b.counts).nnz > 0
 
 
-def _point(parts: Sequence[Part], sets: int) -> Float[np.ndarray, " m"]:
-    return np.mean([part(np.ones((1, sets)))[0] for part in parts], axis=0)
+def _by_seed(parts: Sequence[Part], sets: int) -> Float[np.ndarray, "s m"]:
+    return np.concatenate([part(np.ones((1, sets))) for part in parts])
+
+
+def _most(path: Path) -> float:
+    """The largest value that a metric can have."""
+    return 2.0 if path == ("brier",) else 1.0
 
 
 def _resample(parts: Sequence[Part], sets: int, bootstrap: Bootstrap, stream: int = 1) -> Float[np.ndarray, "b m"]:
@@ -249,16 +257,24 @@ def _resample(parts: Sequence[Part], sets: int, bootstrap: Bootstrap, stream: in
     return np.concatenate(blocks)
 
 
+def _intervals(parts: Sequence[Part], sets: int, bootstrap: Bootstrap) -> Iterator[tuple[Path, Interval]]:
+    """Every metric of a part, which is given for each seed."""
+    by_seed, bearing = _by_seed(parts, sets), parts[0].bearing
+    values = by_seed.mean(axis=0)
+    samples = _resample(parts, sets, bootstrap)
+    samples = widened(samples, values, [by_seed], np.array(bearing), bootstrap.confidence).T
+    for path, value, drawn, there in zip(parts[0].paths, values, samples, bearing, strict=True):
+        within = drawn.clip(0, _most(path))
+        yield path, interval(value, within, bootstrap.confidence, there, centred=path in _DEVIATIONS)
+
+
 def _nested(runs: Sequence[Tally], bootstrap: Bootstrap) -> dict:
-    sets, values = len(runs[0].sets), {"per_class": {}, "per_group": {}}
-    estimates = zip(
-        runs[0].paths, _point(runs, sets), _resample(runs, sets, bootstrap).T, runs[0].bearing, strict=True
-    )
-    for path, value, samples, bearing in estimates:
+    values = {"per_class": {}, "per_group": {}}
+    for path, found in _intervals(runs, len(runs[0].sets), bootstrap):
         inside = values
         for key in path[:-1]:
             inside = inside.setdefault(key, {})
-        inside[path[-1]] = interval(value, samples, bootstrap.confidence, bearing, centred=path in _DEVIATIONS)
+        inside[path[-1]] = found
     support = runs[0].classes.counts.sum(axis=0).astype(int).tolist()
     for (_, name), clips in zip(runs[0].classes.names, support, strict=True):
         values["per_class"][name]["support"] = clips

@@ -53,6 +53,35 @@ def interval(
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 
+def widened(
+    samples: Float[np.ndarray, "b m"], value: Float[np.ndarray, " m"], seeds: Sequence[Float[np.ndarray, "_ m"]],
+    sets: Int[np.ndarray, " m"], confidence: float,
+) -> Float[np.ndarray, "b m"]:  # fmt: skip
+    """Return resamples over sets and seeds as far from the `value` as so few seeds demand; each column is one metric.
+
+    Resamples of s seeds vary by (s - 1) / s of what seeds do, and how much these do is a guess from s values. The
+    distance grows by what is missing, and by Student's t of the degrees of freedom of sets and seeds together (Welch
+    1947, Satterthwaite 1946) over that of the sets, which `interval` sees to. `seeds` has the values of each seed, one
+    array for each independent draw of seeds, as the resamples have; of one seed alone nothing is known.
+    """
+    several = [values for values in seeds if len(values) > 1]
+    if not several:
+        return samples
+    errors = [values.var(axis=0, ddof=1) / len(values) for values in several]
+    known = ~np.isnan(samples)
+    distance = np.where(known, samples - value, 0)
+    count = np.maximum(known.sum(axis=0), 1)
+    seen = (distance**2).sum(axis=0) / count - (distance.sum(axis=0) / count) ** 2
+    whole = seen + sum(error / len(values) for error, values in zip(errors, several, strict=True))
+    of_sets = np.maximum(whole - sum(errors), 0)
+    with np.errstate(divide="ignore", invalid="ignore"):  # where nothing varies, nothing grows
+        of_seeds = sum(error**2 / (len(values) - 1) for error, values in zip(errors, several, strict=True))
+        degrees = whole**2 / (of_sets**2 / (sets - 1) + of_seeds)
+        upper = (1 + confidence) / 2
+        factor = np.sqrt(whole / seen) * special.stdtrit(degrees, upper) / special.stdtrit(sets - 1, upper)
+    return value + (samples - value) * np.where(np.isfinite(factor), np.maximum(factor, 1), 1)
+
+
 def ratio_interval(
     hits: Float[np.ndarray, " n"],
     counts: Float[np.ndarray, " n"],

@@ -5,7 +5,8 @@ import pytest
 from known_truth import World, coverage
 from scipy.special import ndtri, stdtrit
 
-from tcar.evaluate import interval
+from tcar.evaluate import interval, student
+from tcar.evaluate.statistics import draw_sets, widened
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +39,45 @@ def test_an_interval_is_as_wide_as_that_of_student(sets):
     found = interval(0.0, resamples, 0.95, sets)
     half = stdtrit(sets - 1, 0.975) * error
     assert (found["low"], found["high"]) == pytest.approx((-half, half), rel=0.01)
+
+
+def held_over_seeds(seeds: int, spread: float, datasets: int = 500) -> dict[str, float]:
+    """How often intervals hold 0, of values that add up one of each of 100 sets and one of each seed, all normal."""
+    rng, sets, found = np.random.default_rng(0), 100, {"as drawn": 0, "widened": 0}
+    for _ in range(datasets):
+        of_sets, of_seeds = rng.normal(size=sets), rng.normal(size=seeds) * spread
+        drawn = [draw_sets(rng, count, 500) / count for count in (sets, seeds)]
+        samples = (drawn[0] @ of_sets + drawn[1] @ of_seeds)[:, None]
+        values = of_sets.mean() + of_seeds[:, None]
+        value = values.mean(axis=0)
+        wide = widened(samples, value, [values], np.array([sets]), 0.95)
+        for name, resamples in {"as drawn": samples, "widened": wide}.items():
+            made = interval(float(value[0]), resamples[:, 0], 0.95, sets)
+            found[name] += made["low"] <= 0 <= made["high"]
+    return {name: count / datasets for name, count in found.items()}
+
+
+@pytest.mark.parametrize(("seeds", "spread"), [(3, 0.3), (5, 0.3), (3, 0.0)])
+def test_few_seeds_that_differ_are_allowed_for(seeds, spread):
+    """Where seeds differ three times as much as the mean over sets is unsure, few of them say little."""
+    found = held_over_seeds(seeds, spread)
+    assert 0.93 <= found["widened"] <= 0.975
+    assert (found["as drawn"] < 0.93) == (spread > 0)
+
+
+def test_where_only_seeds_differ_the_interval_is_about_that_of_student():
+    values, rng = np.random.default_rng(1).uniform(0.4, 0.6, (20, 1)), np.random.default_rng(2)
+    samples = (draw_sets(rng, 20, 5000) / 20) @ values
+    sets = np.array([100_000])
+    made = interval(0.0, widened(samples, values.mean(axis=0), [values], sets, 0.95)[:, 0], 0.95, 100_000)
+    reference = student(values[:, 0], 0.95)
+    assert (made["low"], made["high"]) == pytest.approx((reference["low"], reference["high"]), abs=0.004)
+
+
+def test_one_seed_and_seeds_that_agree_widen_nothing():
+    samples = np.random.default_rng(0).normal(size=(300, 2))
+    value, sets = np.zeros(2), np.array([40, 40])
+    assert widened(samples, value, [np.zeros((1, 2))], sets, 0.95) is samples
+    np.testing.assert_allclose(widened(samples, value, [np.zeros((3, 2))], sets, 0.95), samples)
+    unknown = np.full((3, 2), np.nan)
+    np.testing.assert_array_equal(widened(samples, value, [unknown], sets, 0.95), samples)

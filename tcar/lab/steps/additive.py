@@ -49,7 +49,8 @@ def emap_rows(
     chosen = twin_pairs(tokens.labels, facts["twins"], run.evaluation.emap_clips, run.common.seed) if facts else {}
     if not chosen:
         return []
-    both = {method: _both(run, done, tokens, list(chosen.values())) for method, done in fits.items()}
+    shown = log.progress(fits.items(), len(fits), "additive projections", "methods")
+    both = {method: _both(run, done, tokens, list(chosen.values())) for method, done in shown}
     names, places = names or class_names(run), np.concatenate(list(chosen.values()))
     where = {place: position for position, place in enumerate(places.tolist())}
     settings = Scoring(
@@ -107,7 +108,7 @@ def _both(
     with reproducible(run.common.seed), lowered(run, device):
         models = [token_model(fit, tokens).to(device).eval() for fit in done]
         found: list[list] = [[] for _ in models]
-        for places in log.progress(pairs, len(pairs), f"EMAP of {done[0].fusion.kind}", "pairs"):
+        for places in pairs:
             parts = tokens.read(places.tolist())
             streams = [unpacked(tuple(part.to(device) for part in stream)) for stream in parts]
             for model, rows in zip(models, found, strict=True):
