@@ -121,8 +121,8 @@ def render_dataset(
     Sets are counted per twin family; each renders every class of its family once. What the folder already holds of the
     dataset of these settings and this code is kept; clips of another are deleted, and nothing else is. `workers` 0
     means all cores; the result does not depend on it. `limit` above 0 stops after so many clips: the videos and their
-    ground truth are there, the annotation files come when a later call without a limit completes the set. `part` renders
-    no more than that of the dataset, each clip as it is in the whole; splits without a clip have empty files.
+    ground truth are there, the annotation files come when a later call without a limit completes the set. `part`
+    renders no more than that of the dataset, each clip as it is in the whole; splits without a clip have empty files.
 
     Raises ValueError for settings that cannot be drawn, DatasetError for a folder that holds other things or that
     another command renders into.

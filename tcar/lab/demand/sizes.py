@@ -12,7 +12,8 @@ from tcar.features.packing import row_type
 from tcar.fusion.kinds import FusionConfig, create_fusion, fusion_cost
 from tcar.lab import real_plans
 from tcar.lab.params import Params
-from tcar.lab.steps.methods import ablation_configs, method_configs
+from tcar.lab.steps.ablations import Variant, variants
+from tcar.lab.steps.methods import method_configs
 from tcar.lab.steps.streams import ROLES
 from tcar.streams.grids import grid_coordinates
 from tcar.streams.registry import count_stream, create_stream, stream_spec
@@ -113,14 +114,15 @@ def trainings(run: Params) -> list[PlannedTraining]:
     Raises ValueError for a stream or a fusion that cannot be made.
     """
     sizes = {f"{role}_width": width(run, role) for role in ROLES} | {"num_classes": class_count(run)}
-    seeds: dict[FusionConfig, set[int]] = {}
+    seeds: dict[Variant, set[int]] = {}
     for fusion in method_configs(run, **sizes).values():
-        seeds.setdefault(fusion, set()).update(run.training.seeds)
-    for fusion in ablation_configs(run, **sizes).values():
-        seeds.setdefault(fusion, set()).update(run.ablations.ablation_seeds)
+        seeds.setdefault(Variant(fusion), set()).update(run.training.seeds)
+    for variant in variants(run, **sizes).values():
+        seeds.setdefault(variant, set()).update(run.ablations.ablation_seeds)
     found = []
-    for fusion, drawn in seeds.items():
-        cost = _cost(fusion, *(prod(grid(run, role)) for role in ROLES))
+    for variant, drawn in seeds.items():
+        fusion, coarser = variant.fusion, dict(variant.source.grids)
+        cost = _cost(fusion, *(prod(coarser.get(role, grid(run, role))) for role in ROLES))
         epochs = epochs_of(fusion, run.training)
         found.append(PlannedTraining(fusion, epochs, len(drawn), cost["trained_parameters"], cost["gflops"]))
     return found

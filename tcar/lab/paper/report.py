@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 FIGURES = (
     "contact_sheet", "class_balance", "ceilings", "twin_probes", "stream_probes", "concepts", "attention_sanity",
-    "training_curves", "methods", "per_group", "confusion", "reliability", "ablation_heads", "ablation_fusions",
-    "ablation_windows", "replicates", "loss_terms", "umap", "attention_spacetime", "saliency", "temporal_importance",
+    "training_curves", "methods", "per_group", "confusion", "reliability", "ablations", "controls", "replicates",
+    "loss_terms", "umap", "attention_spacetime", "saliency", "temporal_importance",
 )
 
 
