@@ -12,7 +12,7 @@ from tcar.data.ssv2 import Clip
 from tcar.evaluate import Bootstrap, Scoring, metrics
 from tcar.lab import params
 from tcar.lab.steps import ablations, fusion, streams, training
-from tcar.lab.steps.ablations import OWN, Source, Variant, variants
+from tcar.lab.steps.ablations import OWN, Scores, Source, Variant, variants
 from tcar.lab.steps.words import factor_sentence
 from tcar.streams.grids import grid_coordinates
 
@@ -112,14 +112,15 @@ def test_a_model_of_timm_takes_the_place_of_the_semantic_stream_alone(run, tmp_p
     assert variant.fusion.semantic_width == 512 and variant.source == Source(streams="timm:resnet18")
 
 
-def scored(right: np.ndarray, seed: int = 0) -> metrics:
-    """Metrics of clips in sets of four, twins side by side, whose class is named rightly where `right`."""
-    labels = np.arange(len(right)) % 2
-    logits = np.where(right[:, None] == (np.arange(2) == labels[:, None]), 1.0, 0.0)
-    sets = [f"set-{n // 4}" for n in range(len(right))]
-    twins = np.arange(len(right)) ^ 1
-    return metrics(logits, labels, Scoring(groups=["g"] * len(right), sets=sets, twins=twins,
-                                           bootstrap=Bootstrap(200, seed)))  # fmt: skip
+def scored(right: np.ndarray) -> Scores:
+    """The scores of clips in sets of four, twins side by side, whose class each seed (row) names where `right`."""
+    count = right.shape[1]
+    labels = np.arange(count) % 2
+    known = Scoring(groups=["g"] * count, sets=[f"set-{n // 4}" for n in range(count)],
+                    twins=np.where(np.arange(count) ^ 1 < count, np.arange(count) ^ 1, -1),
+                    bootstrap=Bootstrap(200))  # fmt: skip
+    logits = [np.where(one[:, None] == (np.arange(2) == labels[:, None]), 1.0, 0.0) for one in right]
+    return Scores([metrics(one, labels, known) for one in logits], right, known)
 
 
 def test_comparisons_are_of_the_same_clips_and_corrected_for_the_configurations(run):
@@ -130,10 +131,9 @@ def test_comparisons_are_of_the_same_clips_and_corrected_for_the_configurations(
              ("fusion", "late_concat"): named["fusion", "late_concat"], ("fusion", "cross_attention"): headline,
              ("again", "late_concat"): named["fusion", "late_concat"], ("streams", "cross_attention"): headline,
              ("again", "cross_attention"): headline}  # fmt: skip
-    right = {headline: [draw.random(80) < 0.9 for _ in range(2)],
-             named["heads", "4"]: [draw.random(80) < 0.9 for _ in range(2)],
-             named["fusion", "late_concat"]: [draw.random(80) < 0.4 for _ in range(2)]}  # fmt: skip
-    scores = {variant: [scored(one) for one in seeds] for variant, seeds in right.items()}
+    right = {headline: draw.random((2, 80)) < 0.9, named["heads", "4"]: draw.random((2, 80)) < 0.9,
+             named["fusion", "late_concat"]: draw.random((2, 80)) < 0.4}  # fmt: skip
+    scores = {variant: scored(seeds) for variant, seeds in right.items()}
     rows = ablations.comparisons(asked, scores)
     assert [(row["factor"], row["level"], row["against"]) for row in rows if row["metric"] == "top1"] == [
         ("heads", "4", "2"), ("fusion", "late_concat", "cross_attention"), ("again", "late_concat", "cross_attention")
@@ -142,7 +142,7 @@ def test_comparisons_are_of_the_same_clips_and_corrected_for_the_configurations(
         ours, theirs = (np.mean([one if row["metric"] == "top1" else one[::2] & one[1::2] for one in right[variant]])
                         for variant in (asked[row["factor"], row["level"]], headline))  # fmt: skip
         assert row["difference"] == pytest.approx(ours - theirs)
-    for metric in ablations.METRICS:
+    for metric in ablations.SCORES:
         few, many, again = (row for row in rows if row["metric"] == metric)
         assert many["low"] < many["high"] < 0 and many["p"] < 1e-4
         assert few["low"] < 0 < few["high"] and few["p"] > 0.05
@@ -154,13 +154,16 @@ def test_comparisons_are_of_the_same_clips_and_corrected_for_the_configurations(
 
 
 def test_what_is_compared_over_sets_has_the_metric_as_its_mean():
-    right = np.random.default_rng(2).random(39) < 0.6  # the last set has fewer clips than the others
-    labels = np.arange(39) % 2
-    logits = np.where(right[:, None] == (np.arange(2) == labels[:, None]), 1.0, 0.0)
-    twins = np.append(np.arange(38) ^ 1, -1)
-    found = metrics(logits, labels, Scoring(sets=[str(n // 4) for n in range(39)], twins=twins))
-    for metric in ablations.METRICS:
-        assert ablations._by_set([found], metric).mean() == pytest.approx(found[metric]["value"])
+    scores = scored(np.random.default_rng(2).random((3, 39)) < 0.6)  # the last set has fewer clips than the others
+    for metric in ablations.SCORES:
+        mean = np.mean([one[metric]["value"] for one in scores.metrics])
+        assert scores.by_set(metric).mean() == pytest.approx(mean) and len(scores.by_set(metric)) == 10
+
+
+def test_clips_without_sets_are_compared_one_by_one():
+    scores = replace(scored(np.array([[True, False, True]])), known=Scoring())
+    np.testing.assert_array_equal(scores.by_set("top1"), [1, 0, 1])
+    assert not len(scores.by_set("twin_accuracy"))
 
 
 def test_what_is_trained_on_other_tokens_is_kept_apart_and_scored_on_them(run, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from tcar.train.tasks import TokenModel
 from tcar.train.tokens import StoredTokens
 
 TINY = {"name": "t", "classes": [45, 43], "train_sets": 1, "validation_sets": 1, "test_sets": 3, "lengths": [16],
-        "train_sets_by_family": {}, "control_sets": 2, "bootstrap_samples": 20, "workers": 1,
+        "control_sets": 2, "bootstrap_samples": 20, "workers": 1,
         "device": "cpu"}  # fmt: skip
 
 

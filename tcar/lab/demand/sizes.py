@@ -18,7 +18,7 @@ from tcar.lab.steps.streams import ROLES
 from tcar.streams.grids import grid_coordinates
 from tcar.streams.registry import count_stream, create_stream, stream_spec
 from tcar.tabletop.dataset import chosen_families, plan_sets
-from tcar.tabletop.settings import FAMILIES
+from tcar.tabletop.settings import CONTROLS, FAMILIES
 from tcar.train.checkpoints import KEPT
 from tcar.train.recipe import epochs_of
 
@@ -54,6 +54,15 @@ def clip_counts(run: Params) -> dict[str, int]:
         return real_plans.CLIPS
 
 
+def control_clips(run: Params) -> int:
+    """How many clips notebook 05 renders under all controls of Tabletop."""
+    if run.data.dataset != "tabletop" or run.tabletop.control:
+        return 0
+    scored = getattr(run.tabletop, f"{run.evaluation.evaluation_split}_sets")
+    families = chosen_families(list(run.tabletop.classes))
+    return len(CONTROLS) * min(scored, run.ablations.control_sets) * sum(len(family.classes) for family in families)
+
+
 def grid(run: Params, role: str) -> tuple[int, int, int]:
     """The token grid (time, rows, columns) of a stream."""
     return tuple(getattr(run.streams, f"{role}_grid"))
@@ -85,8 +94,10 @@ def disk(run: Params) -> dict[str, int]:
     """
     counts, own = clip_counts(run), run.data.dataset == "tabletop" and not run.data.data_root
     clips, share = sum(counts.values()), run.tabletop.width * run.tabletop.height / (160 * 120)
+    controlled = control_clips(run)
     return {
         "data": int(own * clips * CLIP * share),
+        "controls": int(controlled * CLIP * share) + sum(token_bytes(run, role, controlled) for role in ROLES),
         "features": sum(token_bytes(run, role, clips) for role in ROLES),
         "frames": int(1e9 * run.trainer.frame_cache_gb),
         "trainings": checkpoint_bytes(run),

@@ -108,7 +108,7 @@ def sentences(results: dict) -> dict[str, str]:
 
 
 def ablations_told(measured: dict, metric: str) -> str:
-    """`joint window is below time window (-2.1 points [-3.0, -1.2]); no difference can be told of the other 12`."""
+    """`joint window is below time window (-2.1 points [-3.0, -1.2]); no difference can be told of the others`."""
     rows = [row for row in measured.get("comparisons", []) if row["metric"] == metric]
     parts = []
     for row in rows:
@@ -117,7 +117,7 @@ def ablations_told(measured: dict, metric: str) -> str:
             level, own = (level_name(row["factor"], row[key]) for key in ("level", "against"))
             parts.append(f"{level} is {word} {own} ({percent(row['difference'], '+')} points {interval(row)})")
     if len(parts) < len(rows):
-        those = f"the other {len(rows) - len(parts)} levels" if parts else "any level"
+        those = "the others" if parts else "any level"
         parts.append(f"no difference from the headline can be told of {those}")
     return "; ".join(parts)
 

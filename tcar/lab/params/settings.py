@@ -91,12 +91,12 @@ class Ablations:
     ablation_directions: list[str] = bounded(list(DIRECTIONS), choices=DIRECTIONS, distinct=True)
     ablation_windows: list[str] = bounded(list(WINDOWS), choices=WINDOWS, distinct=True)
     ablation_positions: list[str] = bounded(list(POSITIONS), choices=POSITIONS, distinct=True)
-    ablation_fusion_blocks: list[int] = bounded([1, 2, 3], minimum=1, distinct=True)
+    ablation_fusion_blocks: list[int] = bounded([1, 2], minimum=1, distinct=True)
     ablation_self_blocks: list[int] = bounded([1], minimum=_least("self_blocks"), distinct=True)
-    ablation_heads: list[int] = bounded([4, 8, 16], minimum=1, distinct=True)
+    ablation_heads: list[int] = bounded([4, 16], minimum=1, distinct=True)
     # Coarser grids, time x rows x columns, to which the stored tokens of one stream are averaged.
     ablation_semantic_grids: list[str] = bounded(["4x2x2", "1x4x4"], distinct=True, **_GRID)
-    ablation_motion_grids: list[str] = bounded(["2x2x2", "1x4x4"], distinct=True, **_GRID)
+    ablation_motion_grids: list[str] = bounded(["1x4x4"], distinct=True, **_GRID)
     # Other streams, whose tokens are extracted anew: seed1 (the package's other training of both), untrained (both with
     # random weights), timm:MODEL (in the place of the semantic stream, with random weights).
     ablation_streams: list[str] = bounded(

@@ -230,7 +230,8 @@ def controls(rows: list[dict]) -> Figure:
 
     `rows` are those of a method in ablations.json; a frame marks changes whose interval excludes 0.
     """
-    names, groups = (list(dict.fromkeys(row[key] for row in rows)) for key in ("control", "group"))
+    names = list(dict.fromkeys(row["control"] for row in rows))
+    groups = in_order({row["group"] for row in rows}, ("all", *GROUPS))
     table = np.full((len(names), len(groups)), np.nan)
     fig, axes = canvas(width="full", height=0.9 + 0.24 * len(names))
     axis = axes[0, 0]
@@ -243,7 +244,7 @@ def controls(rows: list[dict]) -> Figure:
         if change["low"] is not None and (change["low"] > 0 or change["high"] < 0):
             axis.add_patch(Rectangle((x - 0.46, y - 0.42), 0.92, 0.84, fill=False, linewidth=0.9))
     image = axis.imshow(table, cmap="RdBu", vmin=-100, vmax=100, alpha=0.75, aspect="auto")
-    axis.set_xticks(range(len(groups)), [wrap(group, 12, 3) for group in groups], fontsize=5.5)
+    axis.set_xticks(range(len(groups)), [wrap(group, 14, 2) for group in groups])
     axis.set_yticks(range(len(names)), names)
     axis.tick_params(length=0)
     fig.colorbar(image, ax=axis, label="change, points")

@@ -12,9 +12,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-from tcar.evaluate import Metrics, holm, metrics, over_seeds, paired, paired_difference
+from tcar.evaluate import Metrics, Scoring, holm, metrics, over_seeds, paired, paired_difference
 from tcar.features.pooled import PooledStore
 from tcar.fusion.kinds import FusionConfig, fusion_cost
 from tcar.lab.steps.clips import class_names, healthy_clips
@@ -22,23 +22,24 @@ from tcar.lab.steps.fits import Fit, fit_all
 from tcar.lab.steps.fusion import fusion_config
 from tcar.lab.steps.methods import scored, scoring
 from tcar.lab.steps.streams import ROLES, extract, stores, with_packaged
+from tcar.lab.steps.units import by_set, clip_units, right, shares, twin_units
 from tcar.streams.packaged import SEEDS
 from tcar.train.tokens import StoredTokens
 
 if TYPE_CHECKING:
     from tcar.lab.params import Params
 
-# The factors of the fusion: the parameter that has the levels, the field of the configuration that they change.
+# The factors whose levels are methods, and the parameters that have them.
+KINDS = {"fusion": "ablation_fusions", "direction": "ablation_directions"}
+# The other factors of the fusion: the parameter that has the levels, the field of the configuration that they change.
 FACTORS = {
-    "fusion": ("ablation_fusions", "kind"),
-    "direction": ("ablation_directions", "kind"),
     "window": ("ablation_windows", "window"),
     "positions": ("ablation_positions", "positions"),
     "fusion_blocks": ("ablation_fusion_blocks", "blocks"),
     "self_blocks": ("ablation_self_blocks", "self_blocks"),
     "heads": ("ablation_heads", "heads"),
 }
-METRICS = ("top1", "twin_accuracy")
+SCORES = ("top1", "twin_accuracy")
 AS_USED = "as used"  # the level of the run's own streams
 
 Grid = tuple[int, int, int]
@@ -72,8 +73,9 @@ def variants(run: Params, **sizes: int) -> dict[Level, Variant]:
     The headline's own level is among those of each factor; `sizes` as in `fusion_config`.
     """
     config, varied = partial(fusion_config, run, **sizes), run.ablations
-    headline = config()
-    found = {}
+    headline, method, found = config(), run.fusion.fusion, {}
+    for factor, key in KINDS.items():
+        found |= {(factor, level): Variant(config(level)) for level in _levels(method, getattr(varied, key))}
     for factor, (key, name) in FACTORS.items():
         for level in _levels(getattr(headline, name), getattr(varied, key)):
             found[factor, str(level)] = Variant(replace(headline, **{name: level}))
@@ -85,7 +87,7 @@ def variants(run: Params, **sizes: int) -> dict[Level, Variant]:
     for level in _levels(AS_USED, varied.ablation_streams):
         source = OWN if level == AS_USED else Source(streams=level)
         found["stream_weights", level] = Variant(config(**_widths(level)), source)
-    return found | {("streams", kind): Variant(replace(headline, kind=kind)) for kind in (*ROLES, headline.kind)}
+    return found | {("streams", one): Variant(config(one)) for one in (*ROLES, method)}
 
 
 def _levels(own: Any, stated: Sequence) -> list:
@@ -156,21 +158,43 @@ def fit_variants(
     return fits
 
 
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What a variant reaches, seed by seed: `metrics`, and which clips are `named` rightly, whose sets and twins are
+    `known`.
+    """
+
+    metrics: list[Metrics]
+    named: Bool[np.ndarray, "s n"]
+    known: Scoring
+
+    def by_set(self, metric: str) -> Float[np.ndarray, " g"]:
+        """What each twin set adds to a metric, mean over seeds: the mean over sets is the metric. Clips without sets
+        are sets of their own.
+        """
+        count = self.named.shape[1]
+        twins = np.full(count, -1) if self.known.twins is None else self.known.twins
+        units = clip_units(count) if metric == "top1" else twin_units(twins)
+        sets = np.arange(count) if self.known.sets is None else np.array(self.known.sets)
+        return by_set(shares(self.named, units), sets[units[0]])
+
+
 def score_variants(
     run: Params, fits: Mapping[Variant, Sequence[Fit]], sources: Mapping[Source, Mapping[str, StoredTokens]]
-) -> dict[Variant, list[Metrics]]:
-    """Score every fit on the scored split: metrics by variant, one a seed."""
+) -> dict[Variant, Scores]:
+    """Score every fit on the scored split."""
     found = {}
     for source, by_split in sources.items():
         tokens = by_split[run.evaluation.evaluation_split]
-        settings, chosen = scoring(run, tokens.ids), {v: done for v, done in fits.items() if v.source == source}
+        known, chosen = scoring(run, tokens.ids), {v: done for v, done in fits.items() if v.source == source}
         for variant, logits in scored(run, chosen, tokens).items():
-            found[variant] = [metrics(one, tokens.labels, settings) for one in logits]
+            made = [metrics(one, tokens.labels, known) for one in logits]
+            found[variant] = Scores(made, right(logits, tokens.labels), known)
     return found
 
 
 def ablation_rows(
-    asked: Mapping[Level, Variant], fits: Mapping[Variant, Sequence[Fit]], scores: Mapping[Variant, Sequence[Metrics]],
+    asked: Mapping[Level, Variant], fits: Mapping[Variant, Sequence[Fit]], scores: Mapping[Variant, Scores],
     sources: Mapping[Source, Mapping[str, StoredTokens]],
 ) -> list[dict]:  # fmt: skip
     """Give a row for each level and seed: what it reached (fractions; `per_group` twin accuracy), and what it costs."""
@@ -178,22 +202,22 @@ def ablation_rows(
     for (factor, level), variant in asked.items():
         shape = [len(xyz) for xyz in sources[variant.source]["train"].coordinates.values()]
         cost = fusion_cost(variant.fusion, *shape)
-        for fit, score in zip(fits[variant], scores[variant], strict=True):
+        for fit, score in zip(fits[variant], scores[variant].metrics, strict=True):
             groups = {group: entry["twin_accuracy"]["value"] for group, entry in score["per_group"].items()}
             rows.append(
                 {"factor": factor, "level": level, "seed": fit.seed}
-                | {metric: score[metric]["value"] for metric in METRICS}
+                | {metric: score[metric]["value"] for metric in SCORES}
                 | {"per_group": groups, "gflops": cost["gflops"], "trainable_parameters": cost["trained_parameters"]}
             )
     return rows
 
 
-def summary(asked: Mapping[Level, Variant], scores: Mapping[Variant, Sequence[Metrics]]) -> list[dict]:
+def summary(asked: Mapping[Level, Variant], scores: Mapping[Variant, Scores]) -> list[dict]:
     """Give the means over seeds of each level, with intervals over clips and seeds; `headline` tells its own levels."""
-    means, own = {variant: over_seeds(seeds) for variant, seeds in scores.items()}, headline_of(asked)
+    means, own = {variant: over_seeds(score.metrics) for variant, score in scores.items()}, headline_of(asked)
     return [
         {"factor": factor, "level": level, "headline": variant == own}
-        | {metric: means[variant][metric] for metric in METRICS}
+        | {metric: means[variant][metric] for metric in SCORES}
         for (factor, level), variant in asked.items()
     ]
 
@@ -203,7 +227,7 @@ def headline_of(asked: Mapping[Level, Variant]) -> Variant:
     return list(asked.values())[-1]
 
 
-def comparisons(asked: Mapping[Level, Variant], scores: Mapping[Variant, Sequence[Metrics]]) -> list[dict]:
+def comparisons(asked: Mapping[Level, Variant], scores: Mapping[Variant, Scores]) -> list[dict]:
     """Compare each level with the headline on the same clips: rows of factor, level, `against`, metric and difference.
 
     `low` and `high` are of the bootstrap over twin sets and seeds; `p` of the paired t-test over twin sets, of the mean
@@ -211,11 +235,9 @@ def comparisons(asked: Mapping[Level, Variant], scores: Mapping[Variant, Sequenc
     """
     own, rows = headline_of(asked), []
     names = {factor: level for (factor, level), variant in asked.items() if variant == own}
-    for metric in METRICS:
+    for metric in SCORES:
         found = {
-            variant: paired_difference(seeds, scores[own], metric) | {"p": _over_sets(seeds, scores[own], metric)}
-            for variant, seeds in scores.items()
-            if variant != own
+            variant: _compared(score, scores[own], metric) for variant, score in scores.items() if variant != own
         }
         corrected = holm([row["p"] for row in found.values()])
         found = {v: row | {"holm": p} for (v, row), p in zip(found.items(), corrected, strict=True)}
@@ -227,15 +249,6 @@ def comparisons(asked: Mapping[Level, Variant], scores: Mapping[Variant, Sequenc
     return rows
 
 
-def _over_sets(a: Sequence[Metrics], b: Sequence[Metrics], metric: str) -> float | None:
-    first, second = (_by_set(runs, metric) for runs in (a, b))
-    return paired(first, second, a[0].bootstrap.confidence)["p"]
-
-
-def _by_set(runs: Sequence[Metrics], metric: str) -> Float[np.ndarray, " g"]:
-    """What each set that counts adds to a metric, mean over seeds, so scaled that the mean over sets is the metric."""
-    column = runs[0].tally.paths.index((metric,))
-    counts = runs[0].tally.counts[:, [column]].toarray()[:, 0]
-    hits = np.mean([run.tally.hits[:, [column]].toarray()[:, 0] for run in runs], axis=0)
-    counting = counts > 0
-    return hits[counting] * counting.sum() / max(1.0, counts.sum())
+def _compared(a: Scores, b: Scores, metric: str) -> dict:
+    test = paired(a.by_set(metric), b.by_set(metric), a.known.bootstrap.confidence)
+    return paired_difference(a.metrics, b.metrics, metric) | {"p": test["p"]}

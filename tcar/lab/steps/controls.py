@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
 from tcar.data.ssv2 import load_split
 from tcar.evaluate import annotations, mean_interval
 from tcar.lab.steps.clips import class_names, ground_truth
 from tcar.lab.steps.methods import bootstrap, scored
 from tcar.lab.steps.streams import ROLES, extract
+from tcar.lab.steps.units import clip_units, right, shares, twin_units
 from tcar.tabletop.dataset import Part, render_dataset
 from tcar.tabletop.settings import CONTROLS
 from tcar.train.tokens import StoredTokens
@@ -72,8 +73,8 @@ def score_controls(
         clips = [_only(one, both) for one in (tokens, changed)]
         as_is, under = (scored(run, fits, one) for one in clips)
         for method in fits:
-            right = [_right(logits[method], clips[0].labels) for logits in (as_is, under)]
-            paired = Paired(*right, clips[0].labels, **annotations(both, ground_truth(run)))
+            named = [right(logits[method], clips[0].labels) for logits in (as_is, under)]
+            paired = Paired(*named, clips[0].labels, **annotations(both, ground_truth(run)))
             about = {"control": control, "method": method}
             found["rows"] += [about | row for row in paired.by_group(run)]
             found["pairs"] += [about | row for row in paired.by_pair(run)]
@@ -85,10 +86,6 @@ def _only(tokens: StoredTokens, ids: list[str]) -> StoredTokens:
     place = {name: number for number, name in enumerate(tokens.ids)}
     stores: dict[str, FeatureStore] = {role: getattr(tokens, role).only(ids) for role in ROLES}
     return replace(tokens, **stores, ids=ids, labels=tokens.labels[[place[name] for name in ids]])
-
-
-def _right(logits: Sequence[Float[np.ndarray, "n c"]], labels: Int[np.ndarray, " n"]) -> Bool[np.ndarray, "s n"]:
-    return np.stack([one.argmax(axis=1) == labels for one in logits])
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,37 +101,27 @@ class Paired:
 
     def by_group(self, run: Params) -> list[dict]:
         """Give accuracy and twin accuracy under the control, and their changes, of all clips and of each group."""
-        groups, (first, second) = np.array(self.groups), self.twin_places
+        groups, clips, pairs = np.array(self.groups), clip_units(len(self.labels)), twin_units(self.twins)
         rows = []
-        for group in (ALL, *dict.fromkeys(sorted(self.groups))):
+        for group in (ALL, *sorted(set(self.groups))):
             inside = np.full(len(groups), group == ALL) | (groups == group)
-            chosen = inside[first]
-            single, double = np.flatnonzero(inside)[None], np.stack([first[chosen], second[chosen]])
-            one = dict(zip(("accuracy", "change"), self._measured(run, single), strict=True))
-            two = dict(zip(("twin_accuracy", "twin_change"), self._measured(run, double), strict=True))
-            rows.append({"group": group, "clips": int(inside.sum()), **one, **two})
+            one, two = (self._measured(run, units[:, inside[units[0]]]) for units in (clips, pairs))
+            row = {"group": group, "clips": int(inside.sum()), "accuracy": one[0], "change": one[1]}
+            rows.append(row | {"twin_accuracy": two[0], "twin_change": two[1]})
         return rows
 
     def by_pair(self, run: Params) -> list[dict]:
         """Give twin accuracy under the control, and its change, of each pair of classes that are twins."""
-        (first, second), names = self.twin_places, class_names(run)
-        kinds = np.sort(np.stack([self.labels[first], self.labels[second]]), axis=0)
-        rows = []
-        for kind in np.unique(kinds, axis=1).T:
-            chosen = (kinds == kind[:, None]).all(axis=0)
-            values = self._measured(run, np.stack([first[chosen], second[chosen]]))
-            twins = [names[label] for label in kind]
-            rows.append({"twins": twins} | dict(zip(("twin_accuracy", "twin_change"), values, strict=True)))
+        units, names, rows = twin_units(self.twins), class_names(run), []
+        kinds = np.sort(self.labels[units], axis=0)
+        for kind in sorted(set(map(tuple, kinds.T.tolist()))):
+            chosen = (kinds == np.array(kind)[:, None]).all(axis=0)
+            accuracy, change = self._measured(run, units[:, chosen])
+            rows.append({"twins": [names[k] for k in kind], "twin_accuracy": accuracy, "twin_change": change})
         return rows
 
-    @property
-    def twin_places(self) -> Int[np.ndarray, "2 p"]:
-        """The clips of each pair of twins, the first of them before the second."""
-        pairs = {(min(i, j), max(i, j)) for i, j in enumerate(self.twins.tolist()) if j >= 0}
-        return np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2).T
-
     def _measured(self, run: Params, units: Int[np.ndarray, "k u"]) -> tuple[dict, dict]:
-        """The share of units (clips, or pairs) all of whose clips are right after, and how it changed; over sets."""
-        before, after = (right[:, units].all(axis=1).mean(axis=0) for right in (self.before, self.after))
+        """The share of units all of whose clips are right after, and how it changed; intervals over sets."""
+        before, after = (shares(named, units) for named in (self.before, self.after))
         sets = np.array(self.sets)[units[0]]
         return mean_interval(after, sets, bootstrap(run)), mean_interval(after - before, sets, bootstrap(run))
