@@ -23,7 +23,7 @@ ALONE = {"fusion": "kind", "direction": "kind", "streams": "kind", "fusion_block
 @pytest.fixture
 def run(project):
     return params.from_values({"name": "t", "fusion_width": 16, "heads": 2, "ablation_heads": [4], "batch_size": 4,
-                               "ablation_self_blocks": [1, 2], "bootstrap_samples": 200})  # fmt: skip
+                               "ablation_self_blocks": [0, 1], "bootstrap_samples": 200})  # fmt: skip
 
 
 def tokens(grid: tuple[int, int, int], other: tuple[int, int, int], clips: int = 4):
@@ -54,7 +54,7 @@ def test_the_headline_has_a_level_of_every_factor_and_a_factor_without_another_i
     own = [factor for (factor, _), variant in found.items() if variant == ablations.headline_of(found)]
     assert sorted(own) == sorted({factor for factor, _ in found})
     assert [level for factor, level in found if factor == "heads"] == ["2", "4"]
-    assert [level for factor, level in found if factor == "self_blocks"] == ["1", "2"]
+    assert [level for factor, level in found if factor == "self_blocks"] == ["0", "1"]
     assert [level for factor, level in found if factor == "semantic_grid"] == ["4x4x4", "4x2x2", "1x4x4"]
     few = replace(run, ablations=replace(run.ablations, ablation_self_blocks=[1], ablation_windows=[]))
     assert not {"self_blocks", "window", "stream_weights"} & {factor for factor, _ in variants(few, **SIZES)}
@@ -173,7 +173,8 @@ def test_what_is_trained_on_other_tokens_is_kept_apart_and_scored_on_them(run, t
               for role, grid in (("semantic", (2, 2, 2)), ("motion", (1, 2, 2)))]  # fmt: skip
     whole = replace(drawn, semantic=opened[0], motion=opened[1])
     off = dict.fromkeys((f"ablation_{factor}" for factor in (
-        "heads", "fusions", "directions", "windows", "positions", "fusion_blocks", "motion_grids")), [])  # fmt: skip
+        "heads", "fusions", "directions", "windows", "positions", "fusion_blocks", "self_blocks", "motion_grids",
+    )), [])  # fmt: skip
     values = {"name": "t", "fusion_width": 16, "heads": 2, "batch_size": 4, "epochs": 2, "warmup_epochs": 1,
               "workers": 1, "seeds": [0], "semantic_grid": [2, 2, 2], "motion_grid": [1, 2, 2], **off,
               "ablation_semantic_grids": ["1x2x2"], "bootstrap_samples": 10, "ablation_seeds": [0],

@@ -26,11 +26,6 @@ LOSS_TERMS = (
 )  # fmt: skip
 
 
-def _least(name: str) -> int:
-    """The smallest value that a parameter of the fusion may have."""
-    return next(f.metadata["minimum"] for f in dataclasses.fields(FusionSettings) if f.name == name)
-
-
 @dataclass(frozen=True)
 class Common:
     """What every group of parameters and every notebook shares."""
@@ -92,7 +87,7 @@ class Ablations:
     ablation_windows: list[str] = bounded(list(WINDOWS), choices=WINDOWS, distinct=True)
     ablation_positions: list[str] = bounded(list(POSITIONS), choices=POSITIONS, distinct=True)
     ablation_fusion_blocks: list[int] = bounded([1, 2], minimum=1, distinct=True)
-    ablation_self_blocks: list[int] = bounded([1], minimum=_least("self_blocks"), distinct=True)
+    ablation_self_blocks: list[int] = bounded([0, 1], minimum=0, distinct=True)
     ablation_heads: list[int] = bounded([4, 16], minimum=1, distinct=True)
     # Coarser grids, time x rows x columns, to which the stored tokens of one stream are averaged.
     ablation_semantic_grids: list[str] = bounded(["4x2x2", "1x4x4"], distinct=True, **_GRID)
