@@ -82,9 +82,21 @@ def heading(name: Any) -> str:
     return readable(name)[:1].upper() + readable(name)[1:]
 
 
+# What the levels of a factor count or qualify; those of the others are names.
+UNITS = {
+    "heads": "heads", "window": "window", "positions": "positions", "fusion_blocks": "blocks",
+    "self_blocks": "joint blocks",
+}  # fmt: skip
+
+
 def level_name(factor: str, level: Any) -> str:
-    """A level of an ablation: `8 heads`, `time window`, or the name of a method."""
-    return f"{level} {factor}" if factor in ("heads", "window") else readable(level)
+    """A level of an ablation: `8 heads`, `time window`, `4 × 2 × 2`, or the name of a method."""
+    if factor.endswith("_grid"):
+        return str(level).replace("x", " × ")
+    if factor not in UNITS:
+        return readable(level)
+    unit = UNITS[factor].removesuffix("s") if str(level) == "1" else UNITS[factor]
+    return f"{'no' if level == 'none' else level} {unit}"
 
 
 def outcome(comparison: dict) -> str:

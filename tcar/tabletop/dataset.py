@@ -7,7 +7,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import av  # before decord anywhere in the process: the other way round the VP9 encoder fails with EINVAL
@@ -87,6 +87,18 @@ def plan_sets(families: list[Family], counts: dict[str, int], seed: int) -> list
     ]
 
 
+@dataclass(frozen=True)
+class Part:
+    """Of a dataset, the first `sets` of each family (0: all) in some splits: clip by clip those of the whole."""
+
+    splits: tuple[str, ...] = SPLITS
+    sets: int = 0
+
+    def of(self, plans: list[SetPlan]) -> list[SetPlan]:
+        """The sets that are of this part, with the ids and seeds that they have in the whole."""
+        return [p for p in plans if p.split in self.splits and (not self.sets or p.number < self.sets)]
+
+
 def chosen_families(classes: list[int]) -> list[Family]:
     """The families that the classes asked for belong to; a class without its family's others is an error."""
     unknown = sorted(set(classes) - set(LABELS))
@@ -101,14 +113,16 @@ def chosen_families(classes: list[int]) -> list[Family]:
 
 
 def render_dataset(
-    root: Path | str, drawn: TabletopSettings, *, seed: int = 0, workers: int = 0, limit: int = 0
-) -> Path:
+    root: Path | str, drawn: TabletopSettings, *, seed: int = 0, workers: int = 0, limit: int = 0,
+    part: Part | None = None,
+) -> Path:  # fmt: skip
     """Render Tabletop to `root` in the layout of the real dataset and return the folder.
 
     Sets are counted per twin family; each renders every class of its family once. What the folder already holds of the
     dataset of these settings and this code is kept; clips of another are deleted, and nothing else is. `workers` 0
     means all cores; the result does not depend on it. `limit` above 0 stops after so many clips: the videos and their
-    ground truth are there, the annotation files come when a later call without a limit completes the set.
+    ground truth are there, the annotation files come when a later call without a limit completes the set. `part`
+    renders no more than that of the dataset, each clip as it is in the whole; splits without a clip have empty files.
 
     Raises ValueError for settings that cannot be drawn, DatasetError for a folder that holds other things or that
     another command renders into.
@@ -119,10 +133,12 @@ def render_dataset(
     families = chosen_families(list(drawn.classes))
     recipe = {"classes": sorted(c for f in families for c in f.classes), "sets": counts,
               **{key: getattr(drawn, key) for key in APPEARANCE}, "seed": seed,
-              "code": sources.code_digest(*(f"tcar.tabletop.{module}" for module in DRAWING))}
+              "code": sources.code_digest(*(f"tcar.tabletop.{module}" for module in DRAWING)),
+              **({"part": asdict(part)} if part else {})}
     fingerprint = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     plans = plan_sets(families, counts, seed)
     clips = sum(len(p.ids) for p in plans)
+    plans = part.of(plans) if part else plans
     if limit:
         ends = np.cumsum([len(p.ids) for p in plans])
         plans = plans[: int(np.searchsorted(ends, limit)) + 1]

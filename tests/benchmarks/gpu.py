@@ -36,6 +36,8 @@ from tcar.features import ExtractionSettings, FeatureStore, TokenSpec, extract
 from tcar.fusion.kinds import FusionConfig
 from tcar.ground import log
 from tcar.lab import params
+from tcar.lab.steps import ablations
+from tcar.lab.steps.methods import method_configs
 from tcar.streams.registry import create_stream
 from tcar.tabletop.dataset import render_dataset
 from tcar.tabletop.settings import TabletopSettings
@@ -158,10 +160,9 @@ def trainings(configs: list[FusionConfig], tokens: dict[str, StoredTokens], run:
 def variants(run: params.Params) -> tuple[list[FusionConfig], list[FusionConfig]]:
     """The fusions of a run's methods, and those that its ablations add."""
     first, _ = headline(run, CLASSES)
-    methods, varied = [replace(first, kind=kind) for kind in run.training.methods], run.ablations
-    others = [replace(first, heads=heads) for heads in varied.ablation_heads]
-    others += [replace(first, kind=kind) for kind in (*varied.ablation_fusions, "semantic", "motion")]
-    others += [replace(first, window=window) for window in varied.ablation_windows]
+    sizes = {"semantic_width": first.semantic_width, "motion_width": first.motion_width, "num_classes": CLASSES}
+    methods = list(method_configs(run, **sizes).values())
+    others = [variant.fusion for variant in ablations.variants(run, **sizes).values()]
     return methods, [config for config in dict.fromkeys(others) if config not in methods]
 
 

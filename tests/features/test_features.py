@@ -181,7 +181,8 @@ def test_a_store_made_by_other_code_is_kept_until_it_is_to_be_made_again(clips, 
 
 @pytest.mark.usefixtures("extraction_inline")
 def test_the_command_makes_a_store_of_other_code_again_when_asked(clips, project, monkeypatch, capsys):
-    (project / "p.yaml").write_text("name: t\nsemantic_grid: [2, 3, 4]\nsemantic_frames: 4\nbatch_clips: 3\n")
+    stated = "name: t\nsemantic_grid: [2, 3, 4]\nsemantic_frames: 4\nbatch_clips: 3\nablation_semantic_grids: []\n"
+    (project / "p.yaml").write_text(stated)
     found = {"train": clips[:3], "validation": clips[3:5], "test": clips[5:]}
     monkeypatch.setattr("tcar.lab.commands.extract.healthy_clips", lambda run: found)
     for made, arguments, status in ((Rescaled, [], 0), (Brightness, [], 2), (Brightness, ["--remake"], 0)):

@@ -183,7 +183,8 @@ def prepared(project, clips):
     return params.from_values({
         "name": "x", "views": 3, "view_flip": 0.5, "view_seed": 4, "semantic_frames": 4, "motion_frames": 8,
         "semantic_grid": [2, 2, 2], "motion_grid": [2, 2, 2], "fusion_width": 16, "heads": 2, "batch_clips": 5,
-        "ablation_heads": [2], "device": "cpu", "workers": 1,
+        "ablation_heads": [2], "ablation_semantic_grids": [], "ablation_motion_grids": [], "device": "cpu",
+        "workers": 1,
     })  # fmt: skip
 
 

@@ -22,9 +22,14 @@ from tcar.lab.demand import hours, sizes
 from tcar.streams.registry import create_stream
 
 ROOT = Path(__file__).parents[2]
-SMALL = {"methods": ["cross_attention", "motion"], "seeds": [0, 1], "epochs_by_method": {"motion": 20},
+OFF = dict.fromkeys(
+    (f"ablation_{factor}" for factor in
+     ("directions", "windows", "positions", "fusion_blocks", "self_blocks", "semantic_grids", "motion_grids")), [],
+)  # fmt: skip
+SMALL = {**OFF, "methods": ["cross_attention", "motion"], "seeds": [0, 1], "epochs_by_method": {"motion": 20},
          "ablation_heads": [4, 8], "ablation_fusions": ["cross_attention"], "ablation_seeds": [1, 2, 3]}  # fmt: skip
-FILES = {"name": "t", "dataset": "ssv2", "data_root": "data", "semantic_grid": [4, 2, 2], "motion_grid": [2, 2, 2]}
+FILES = {"name": "t", "dataset": "ssv2", "data_root": "data", "semantic_grid": [4, 2, 2], "motion_grid": [2, 2, 2],
+         "ablation_semantic_grids": [], "ablation_motion_grids": []}  # fmt: skip
 
 
 # ---- sizes ----
@@ -45,12 +50,26 @@ def test_each_configuration_is_trained_once_with_the_seeds_of_all_who_ask(projec
     }
 
 
+def test_tokens_on_a_coarser_grid_are_a_training_of_their_own_and_cost_less(project):
+    few = {**SMALL, "ablation_heads": [4], "ablation_semantic_grids": ["4x2x2"]}
+    planned = sizes.trainings(params.from_values(few))
+    whole, coarse = (each for each in planned if each.fusion.kind == "cross_attention")
+    assert (whole.fusion, whole.parameters) == (coarse.fusion, coarse.parameters)
+    assert (whole.seeds, coarse.seeds) == (4, 3) and coarse.gflops < 0.7 * whole.gflops
+
+
 def test_every_training_of_the_demo_is_counted():
-    """Five methods and two more numbers of heads, three seeds each, with the epochs that training.json states."""
+    """Those of the methods, with the epochs that training.json states, and what its ablations add."""
     made = json.loads((ROOT / "paper" / "results" / "training.json").read_text())["methods"]
-    epochs = sum(row["epochs"] * len(row["seeds"]) for row in made.values()) + 2 * 3 * 14
-    planned = sizes.trainings(params.load(ROOT / "params" / "demo.yaml"))
-    assert sum(each.epochs * each.seeds for each in planned) == epochs
+    demo = params.load(ROOT / "params" / "demo.yaml")
+    varied = [key for key in vars(demo.ablations) if key.startswith("ablation_") and key != "ablation_seeds"]
+    only = dict.fromkeys(varied, [])
+    planned = sizes.trainings(params.load(ROOT / "params" / "demo.yaml", **only, ablation_seeds=[0]))
+    assert sum(each.epochs * each.seeds for each in planned) == sum(
+        row["epochs"] * len(row["seeds"]) for row in made.values()
+    )
+    levels = sum(len(getattr(demo.ablations, key)) for key in varied)
+    assert len(planned) < len(sizes.trainings(demo)) < len(planned) + levels
     trained = json.loads((ROOT / "paper" / "results" / "evaluation.json").read_text())["methods"]
     for each in planned[:5]:
         assert each.parameters == trained[each.fusion.kind]["trained_parameters"]

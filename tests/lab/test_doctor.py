@@ -179,7 +179,7 @@ def disks(run):
 
 def test_a_disk_is_measured_against_what_this_parameter_file_writes(project, free):
     """One gigabyte, the clips, and their tokens, of which the small streams have few."""
-    small = {"classes": [42, 40], "train_sets": 2, "validation_sets": 2, "test_sets": 2}
+    small = {"classes": [42, 40], "train_sets": 2, "validation_sets": 2, "test_sets": 2, "control_sets": 1}
     run = params.from_values(small)
     clips = sum(len(planned.ids) for planned in dataset.plan_sets(
         dataset.chosen_families([42, 40]), dict.fromkeys(dataset.SPLITS, 2), 0))  # fmt: skip
@@ -187,6 +187,8 @@ def test_a_disk_is_measured_against_what_this_parameter_file_writes(project, fre
     fits = sizes.checkpoint_bytes(run)
     learned = 2 * clips // 3  # of training and validation
     table = learned * 4 * 4 * 128  # one stream's moments, four of 128 numbers of four bytes
+    again = 6 * 2  # a set of two clips under each of six controls
+    tokens += again * (64 * 128 + 32 * 128) * 2 + again * 40_000
     needed = 10**9 + 40_000 * clips + tokens + fits + table
     free(needed)
     assert disks(run)["disk"].state == OK

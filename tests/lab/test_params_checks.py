@@ -45,14 +45,14 @@ def breaking(key: str):
         kind = str if key == "baseline_checkpoints" else type((items or [1])[0])
         yield {f"{next(iter(limits['keys']))}x": kind(1)}, f"did you mean {next(iter(limits['keys']))!r}?"
     if "pattern" in limits:
-        yield "no such thing", f"expected {limits['expected']}"
+        yield filled("no such thing"), f"expected {limits['expected']}"
     if "length" in limits:
         for length in (limits["length"] - 1, limits["length"] + 1):
             yield [default[0]] * length, f"expected {limits['length']} numbers"
     if "shortest" in limits:
         yield [], f"at least {limits['shortest']}"
     if "distinct" in limits:
-        one = [*limits.get("choices", []), *items, 6][0]
+        one = [*limits.get("choices", []), *items, "untrained" if "pattern" in limits else 6][0]
         yield [one, one], "twice"
 
 
@@ -76,6 +76,9 @@ APART = {"fusion": "gated", "methods": ["gated", "cross_attention"]}
         ({"heads": 64}, "even, whole number"),
         ({"cross_width": 20}, "cross_width is 20"),
         ({"ablation_heads": [4, 5]}, "ablation_heads has [5]"),
+        ({"semantic_grid": [2, 4, 4], "ablation_semantic_grids": ["4x2x2"]}, "ablation_semantic_grids has 4x2x2"),
+        ({"ablation_motion_grids": ["2x4x5"]}, "no axis can have more"),
+        ({"ablation_streams": ["seed1"], "motion_checkpoint": "mine.pt"}, "motion is mine.pt"),
         ({"classes": [200]}, "classes names [200], which Tabletop does not render"),
         ({"classes": [93, 87]}, "classes lacks [86, 94]: family push_pull"),
         ({"dataset": "ssv2", "classes": PUSH}, "only Tabletop can be rendered in part"),

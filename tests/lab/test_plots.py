@@ -369,19 +369,36 @@ def test_risk_is_drawn_over_coverage_from_the_surest_clips_on():
     np.testing.assert_allclose(band.get_datalim(axis.transData).extents, [0.5, 0.1, 1, 0.45])
 
 
-def test_ablation_marks_the_mean_over_seeds():
-    rows = [
-        {
-            "factor": "heads",
-            "level": level,
-            "seed": seed,
-            "top1": 0.1 * level + 0.01 * seed,
-            "twin_accuracy": None,
-        }
-        for level in (4, 8)
-        for seed in range(3)
-    ]
-    rows.append({"factor": "fusion", "level": "motion", "seed": 0, "top1": 0, "twin_accuracy": None})
-    axis = scores.ablation(rows, "heads", ("top1",)).axes[0]
+def test_replicates_are_dots_and_their_mean_is_marked():
+    rows = [{name: {"top1": base + 0.01 * n} for name, base in (("motion", 0.4), ("sum", 0.8))} for n in range(3)]
+    axis = scores.replicates(rows, ("top1",)).axes[0]
     assert [line.get_xdata()[0] for line in axis.lines[1::2]] == pytest.approx([0.41, 0.81])
-    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["4 heads", "8 heads"]
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["Motion stream", "Sum of scores (additive)"]
+
+
+def test_ablations_stand_under_their_factor_and_the_headline_is_a_line():
+    def row(factor, level, value):
+        estimate = {"value": value, "low": value - 0.1, "high": value + 0.1}
+        return {"factor": factor, "level": level, "headline": value == 0.8, "top1": estimate}
+
+    rows = [row("heads", "4", 0.8), row("heads", "1", 0.7), row("semantic_grid", "4x2x2", 0.6)]
+    axis = scores.ablations(rows, ("top1",), confidence=0.95).axes[0]
+    names = [tick.get_text() for tick in axis.get_yticklabels()]
+    assert names == ["Heads", "4 heads", "1 head", "Semantic grid", "4 × 2 × 2"]
+    *drawn, own = [line.get_xydata() for line in axis.lines]
+    assert [(x, names[int(y)]) for ((x, y),) in drawn[1::2]] == [
+        (0.8, "4 heads"), (0.7, "1 head"), (0.6, "4 × 2 × 2")
+    ]  # fmt: skip
+    np.testing.assert_allclose(own[:, 0], 0.8)
+
+
+def test_only_changes_whose_interval_excludes_zero_are_framed():
+    def row(control, group, value, low, high):
+        return {"control": control, "group": group, "change": {"value": value, "low": low, "high": high}}
+
+    rows = [row("frozen", "all", -0.2, -0.3, -0.1), row("frozen", "b", -0.1, -0.2, 0.1),
+            row("noise", "all", 0.0, None, None), row("noise", "b", None, None, None)]  # fmt: skip
+    axis = scores.controls(rows).axes[0]
+    (frame,) = axis.patches
+    assert (round(frame.get_x()), round(frame.get_y())) == (0, 0)
+    assert sorted(text.get_text() for text in axis.texts) == ["+0", "-10", "-20"]

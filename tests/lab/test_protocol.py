@@ -31,7 +31,8 @@ def made(tmp_path_factory):
     run = params.from_values({
         "name": "t", "dataset": "ssv2", "data_root": str(root), "runs": str(root / "runs"), "device": "cpu",
         "batch_clips": 2, "semantic_frames": 3, "motion_frames": 4, "semantic_grid": [3, 2, 2],
-        "motion_grid": [1, 2, 2], "workers": 2, "bootstrap_samples": 50,
+        "motion_grid": [1, 2, 2], "ablation_semantic_grids": [], "ablation_motion_grids": [], "workers": 2,
+        "bootstrap_samples": 50,
     })  # fmt: skip
     clips = coloured_clips(root, 5)
     turned = write_clip(root / "tall.webm", RED, frames=7, size=(40, 72))

@@ -64,6 +64,21 @@ def write_results(folder: Path, seed: int = 0) -> dict[str, dict]:
                      for f, n in levels],
             "summary": [{"factor": f, "level": n, "top1": metric(), "twin_accuracy": metric()}
                         for f, n in levels],
+            "alpha": 0.05,
+            "comparisons": [
+                {"factor": "heads", "level": "8", "against": "4", "metric": "twin_accuracy",
+                 "difference": -0.123, "low": -0.2, "high": -0.05, "p": 0.001, "holm": 0.002},
+                {"factor": "fusion", "level": "late_concat", "against": "cross_attention", "metric": "twin_accuracy",
+                 "difference": -0.03, "low": -0.05, "high": -0.01, "p": 0.06, "holm": 0.06},
+                {"factor": "heads", "level": "8", "against": "4", "metric": "top1",
+                 "difference": 0.5, "low": 0.4, "high": 0.6, "p": 0.001, "holm": 0.002},
+            ],
+            "controls": {"rows": [
+                {"control": control, "method": m, "group": group,
+                 "change": {"value": value, "low": value - 0.05, "high": value + 0.05}}
+                for m in METHODS for control, value in (("frozen", -0.25), ("conflict", 0.01))
+                for group in ("all", *GROUPS)
+            ]},
         },
         "interpretability": {"attention_on_moving": {"motion": {
             "received": metric(), "received gain": {"value": -0.1, "low": -0.2, "high": -0.01},
@@ -191,6 +206,24 @@ def test_a_sentence_says_what_the_interval_allows(built):
 ])
 def test_outcome_follows_the_interval(low, high, words):
     assert numerals.outcome({"difference": 0.1, "low": low, "high": high}) == words
+
+
+def test_ablations_and_controls_are_said_and_shown_by_what_was_measured(built):
+    folder = built[1].parent / "tables"
+    said = json.loads((folder / "numbers.json").read_text())["text"]
+    assert said["ablations"] == (
+        "In twin accuracy, 8 heads is below 4 heads (-12.3 points [-20.0, -5.0]); no difference from the headline "
+        "can be told of the others."
+    )
+    assert said["controls"] == (
+        "Cross-attention loses 25.0 points [20.0, 30.0] when one frame stands still; changes by nothing that can be "
+        "told when another scene stands behind the action."
+    )
+    rows = {row["Level"]: (row["Difference"], row["p"]) for row in read_table(folder, "ablations")}
+    assert rows == {"4 heads": ("", ""), "8 heads": ("-12.3 [-20.0, -5.0]", "0.0020"),
+                    "Late concatenation": ("-3.0 [-5.0, -1.0]", "0.060")}  # fmt: skip
+    shown = {row["Method"]: (row["Frozen"], row["Conflict"]) for row in read_table(folder, "controls")}
+    assert shown == dict.fromkeys(METHODS.values(), ("-25.0 [-30.0, -20.0]", "1.0 [-4.0, 6.0]"))
 
 
 def test_a_spread_names_both_ends_and_whether_intervals_overlap():

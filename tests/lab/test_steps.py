@@ -16,7 +16,7 @@ from tcar.data.ssv2 import Clip, DatasetError
 from tcar.features import FeatureStore
 from tcar.fusion.kinds import FusionConfig, create_fusion
 from tcar.lab import params, results
-from tcar.lab.steps import audit, clips, extractors, fusion, interpretability, methods, streams
+from tcar.lab.steps import ablations, audit, clips, extractors, fusion, interpretability, methods
 from tcar.lab.steps.words import group_sentence, shown, verdict
 from tcar.streams.grids import grid_coordinates
 
@@ -144,17 +144,6 @@ def test_best_score_lies_at_the_own_place_whatever_the_strides(run, tmp_path, mo
         np.testing.assert_array_equal(scores.argmax(axis=1), nearest)
 
 
-def test_one_factor_changes_at_a_time(run, tmp_path, monkeypatch):
-    opened = {role: write_store(tmp_path / role, np.zeros((1, 2, 4)), (2, 1, 1), ["0"]) for role in streams.ROLES}
-    monkeypatch.setattr(fusion, "stores", lambda run: opened)
-    headline = fusion.fusion_config(run)
-    for (factor, level), config in methods.ablation_configs(run).items():
-        changed = {name for name, value in vars(config).items() if value != vars(headline)[name]}
-        name = factor if factor in ("heads", "window") else "kind"
-        assert changed <= {name}
-        assert str(getattr(config, name)) == level
-
-
 def test_a_method_may_be_a_kind_whose_appearance_is_averaged(run):
     widths = {"semantic_width": 4, "motion_width": 4, "num_classes": 2}
     named = replace(run.training, methods=["sum_averaged", "cross_attention", "cross_attention_averaged"])
@@ -165,7 +154,7 @@ def test_a_method_may_be_a_kind_whose_appearance_is_averaged(run):
     assert [(c.kind, c.appearance) for c in configs.values()] == [
         ("cross_attention", "ordered"), ("sum", "averaged"), ("cross_attention", "averaged")
     ]  # fmt: skip
-    levels = methods.ablation_configs(run, **widths)
+    levels = {key: one.fusion for key, one in ablations.variants(run, **widths).items()}
     assert levels["fusion", "joint_averaged"] == replace(levels["fusion", "joint"], appearance="averaged")
     whole = replace(run, fusion=replace(run.fusion, appearance="averaged"))
     assert fusion.fusion_config(whole, "sum", **widths) == configs["sum_averaged"]

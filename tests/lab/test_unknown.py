@@ -174,7 +174,8 @@ def test_figures_leave_out_what_is_unknown(entry):
         features.concepts(concept),
         data.probes({"direction": {"oracle": entry}}, **level),
         attention.temporal_importance({"direction": [{"time": 0.5, **entry}]}),
-        scores.ablation([{"factor": "heads", "level": "4", "top1": entry["value"], "twin_accuracy": None}], "heads"),
+        scores.ablations([{"factor": "heads", "level": "4", "headline": False, "top1": entry}], ("top1",), **level),
+        scores.replicates([{"motion": {"top1": entry["value"]}}], ("top1",)),
     ):
         figure.canvas.draw()
         drawn = np.concatenate([line.get_xdata() for axis in figure.axes for line in axis.lines] + [[]]).astype(float)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tcar.__main__ import command
-from tcar.data.ssv2 import DatasetError
+from tcar.data.ssv2 import DatasetError, load_split
 from tcar.tabletop import dataset
-from tcar.tabletop.dataset import load_index, load_truth, render_dataset
+from tcar.tabletop.dataset import Part, load_index, load_truth, render_dataset
 from tcar.tabletop.settings import TabletopSettings
 
 PROJECT = Path(__file__).parents[2]
@@ -64,7 +64,7 @@ def one_process():
 
 
 def render(root, **changes):
-    options = {key: changes.pop(key) for key in ("seed", "workers", "limit") if key in changes}
+    options = {key: changes.pop(key) for key in ("seed", "workers", "limit", "part") if key in changes}
     return render_dataset(root, replace(TWO, **changes), **options)
 
 
@@ -179,3 +179,26 @@ def test_a_damaged_ground_truth_is_named_and_comes_back_when_it_is_deleted(tmp_p
         path.unlink()
         render(root)
     assert content(root) == unbroken
+
+
+@pytest.mark.parametrize("control", ["", "reversed"])
+def test_a_part_has_the_clips_of_the_whole_and_no_others(tmp_path, control):
+    """Of two sets of test the first: the same ids, the same bytes, the same twins; and nothing of other splits."""
+    whole = render(tmp_path / "whole", test_sets=2, control=control)
+    part = render(tmp_path / "part", test_sets=2, control=control, part=Part(("test",), 1))
+    index = {clip: row for clip, row in load_index(whole).items() if row["set"] == "test-up_down-0"}
+    assert load_index(part) == index and len(index) == 2
+    videos, truths = ({path.name: path.read_bytes() for path in (part / folder).iterdir()}
+                      for folder in ("videos", "ground_truth"))  # fmt: skip
+    assert videos == {f"{clip}.webm": (whole / "videos" / f"{clip}.webm").read_bytes() for clip in index}
+    assert truths.keys() == {"index.json", *(f"{clip}.{suffix}" for clip in index for suffix in ("json", "npz"))}
+    assert (part / "labels.json").read_bytes() == (whole / "labels.json").read_bytes()
+    found = {clip.id: (clip.label, clip.template) for clip in load_split(whole, "test")}
+    assert {clip.id: (clip.label, clip.template) for clip in load_split(part, "test")} == {c: found[c] for c in index}
+    assert load_split(part, "train") == []
+
+
+def test_another_part_takes_the_place_of_the_one_before(tmp_path):
+    folder = render(tmp_path / "x", test_sets=2, part=Part(("test",), 1))
+    render(tmp_path / "x", test_sets=2, part=Part(("test",)))
+    assert len(load_index(folder)) == len(list((folder / "videos").iterdir())) == 4

@@ -12,12 +12,13 @@ from tcar.features.packing import row_type
 from tcar.fusion.kinds import FusionConfig, create_fusion, fusion_cost
 from tcar.lab import real_plans
 from tcar.lab.params import Params
-from tcar.lab.steps.methods import ablation_configs, method_configs
+from tcar.lab.steps.ablations import Variant, variants
+from tcar.lab.steps.methods import method_configs
 from tcar.lab.steps.streams import ROLES
 from tcar.streams.grids import grid_coordinates
 from tcar.streams.registry import count_stream, create_stream, stream_spec
 from tcar.tabletop.dataset import chosen_families, plan_sets
-from tcar.tabletop.settings import FAMILIES
+from tcar.tabletop.settings import CONTROLS, FAMILIES
 from tcar.train.checkpoints import KEPT
 from tcar.train.recipe import epochs_of
 
@@ -53,6 +54,15 @@ def clip_counts(run: Params) -> dict[str, int]:
         return real_plans.CLIPS
 
 
+def control_clips(run: Params) -> int:
+    """How many clips notebook 05 renders under all controls of Tabletop."""
+    if run.data.dataset != "tabletop" or run.tabletop.control:
+        return 0
+    scored = getattr(run.tabletop, f"{run.evaluation.evaluation_split}_sets")
+    families = chosen_families(list(run.tabletop.classes))
+    return len(CONTROLS) * min(scored, run.ablations.control_sets) * sum(len(family.classes) for family in families)
+
+
 def grid(run: Params, role: str) -> tuple[int, int, int]:
     """The token grid (time, rows, columns) of a stream."""
     return tuple(getattr(run.streams, f"{role}_grid"))
@@ -84,8 +94,10 @@ def disk(run: Params) -> dict[str, int]:
     """
     counts, own = clip_counts(run), run.data.dataset == "tabletop" and not run.data.data_root
     clips, share = sum(counts.values()), run.tabletop.width * run.tabletop.height / (160 * 120)
+    controlled = control_clips(run)
     return {
         "data": int(own * clips * CLIP * share),
+        "controls": int(controlled * CLIP * share) + sum(token_bytes(run, role, controlled) for role in ROLES),
         "features": sum(token_bytes(run, role, clips) for role in ROLES),
         "frames": int(1e9 * run.trainer.frame_cache_gb),
         "trainings": checkpoint_bytes(run),
@@ -113,14 +125,15 @@ def trainings(run: Params) -> list[PlannedTraining]:
     Raises ValueError for a stream or a fusion that cannot be made.
     """
     sizes = {f"{role}_width": width(run, role) for role in ROLES} | {"num_classes": class_count(run)}
-    seeds: dict[FusionConfig, set[int]] = {}
+    seeds: dict[Variant, set[int]] = {}
     for fusion in method_configs(run, **sizes).values():
-        seeds.setdefault(fusion, set()).update(run.training.seeds)
-    for fusion in ablation_configs(run, **sizes).values():
-        seeds.setdefault(fusion, set()).update(run.ablations.ablation_seeds)
+        seeds.setdefault(Variant(fusion), set()).update(run.training.seeds)
+    for variant in variants(run, **sizes).values():
+        seeds.setdefault(variant, set()).update(run.ablations.ablation_seeds)
     found = []
-    for fusion, drawn in seeds.items():
-        cost = _cost(fusion, *(prod(grid(run, role)) for role in ROLES))
+    for variant, drawn in seeds.items():
+        fusion, coarser = variant.fusion, dict(variant.source.grids)
+        cost = _cost(fusion, *(prod(coarser.get(role, grid(run, role))) for role in ROLES))
         epochs = epochs_of(fusion, run.training)
         found.append(PlannedTraining(fusion, epochs, len(drawn), cost["trained_parameters"], cost["gflops"]))
     return found

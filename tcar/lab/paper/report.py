@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from tcar.lab.params import Params
 
 FIGURES = (
-    "twins", "contact_sheet", "class_balance", "ceilings", "twin_probes", "stream_probes", "concepts", "attention_sanity",
-    "training_curves", "methods", "per_group", "confusion", "reliability", "ablation_heads", "ablation_fusions",
-    "ablation_windows", "replicates", "loss_terms", "umap", "attention_spacetime", "saliency", "temporal_importance",
+    "twins", "contact_sheet", "class_balance", "ceilings", "twin_probes", "stream_probes", "concepts",
+    "attention_sanity", "training_curves", "methods", "per_group", "confusion", "reliability", "ablations", "controls",
+    "experiment_pairs", "experiment_movers", "experiment_sets", "replicates", "loss_terms", "umap",
+    "attention_spacetime", "saliency", "temporal_importance",
 )
 
 

@@ -1,12 +1,11 @@
 """The sentences of the paper that state an outcome, computed so that they say no more than the numbers bear."""
 
 from tcar.lab.numerals import interval, level_name, outcome, percent, readable, significant
-from tcar.lab.paper.tables import methods_of, need, twins_measured
-from tcar.lab.steps.words import blind_probes
+from tcar.lab.paper.tables import WORDS, methods_of, need, twins_measured
+from tcar.lab.steps.words import blind_probes, evidence_sentence
 
 HEADLINE = "cross_attention"
 LEAST_EPOCHS = 8  # of a training whose last quarter can show a plateau
-METRIC_WORDS = {"twin_accuracy": "twin accuracy", "top1": "top-1 accuracy"}
 # How a sentence calls the methods that the headline is compared with, the main rivals first.
 RIVALS = {
     "semantic": "the semantic stream", "motion": "the motion stream", "late_concat": "late concatenation",
@@ -84,7 +83,7 @@ def sentences(results: dict) -> dict[str, str]:
     """Every sentence that states an outcome, computed so that it says no more than the numbers bear."""
     headline = need(results, "evaluation", "methods", HEADLINE)
     metric = "twin_accuracy" if twins_measured(results) else "top1"
-    name = METRIC_WORDS[metric]
+    name = WORDS[metric]
     said = {
         "abstract": (f"In {name} it is {{}}.", against(results, ["semantic", "motion", "late_concat"], metric)),
         "rivals": (f"In {name}, temporal cross-attention is {{}}.", against(results, list(RIVALS), metric)),
@@ -98,16 +97,36 @@ def sentences(results: dict) -> dict[str, str]:
     said["blind"] = ("{}", "Of {probes} such probes of single pairs, {same} see the same in both twins; of the "
                      "intervals of the other {measured}, {excluded} exclude 50%.".format(**blind)
                      if blind["probes"] else "")
-    summary = need(results, "ablations", "summary")
-    for factor in ("heads", "fusion", "window", "streams"):
-        levels = {level_name(factor, row["level"]): row.get(metric) for row in summary if row["factor"] == factor}
-        said[f"ablation_{factor}"] = (f"{name.capitalize()} runs {{}}.", spread(levels))
+    said["ablations"] = (f"In {name}, {{}}.", ablations_told(results["ablations"], metric))
+    said["controls"] = ("{}", controls_told(results["ablations"]))
     said["replicates"] = ("In twin accuracy, temporal cross-attention is {}.", over_replicates(results))
     # The rivals of which the abstract speaks, whichever of them the replicates tell it from.
     said["anew"] = ("Drawn anew with other clips and streams, it is {}.",
                     over_replicates(results, ("late_concat", "sum")))
     said["loss_terms"] = ("{}.", terms_told(results.get("loss_terms", {})))
     return {key: frame.format(text) if text else "" for key, (frame, text) in said.items()}
+
+
+def ablations_told(measured: dict, metric: str) -> str:
+    """`joint window is below time window (-2.1 points [-3.0, -1.2]); no difference can be told of the others`."""
+    rows = [row for row in measured.get("comparisons", []) if row["metric"] == metric]
+    parts = []
+    for row in rows:
+        word = outcome(row)
+        if row["holm"] is not None and row["holm"] < measured["alpha"] and word in ("above", "below"):
+            level, own = (level_name(row["factor"], row[key]) for key in ("level", "against"))
+            parts.append(f"{level} is {word} {own} ({percent(row['difference'], '+')} points {interval(row)})")
+    if len(parts) < len(rows):
+        those = "the others" if parts else "any level"
+        parts.append(f"no difference from the headline can be told of {those}")
+    return "; ".join(parts)
+
+
+def controls_told(measured: dict) -> str:
+    """What the headline loses under each control: which evidence it uses."""
+    rows = [row for row in (measured.get("controls") or {}).get("rows", [])
+            if (row["method"], row["group"]) == (HEADLINE, "all")]
+    return evidence_sentence(HEADLINE, rows) if rows else ""
 
 
 def terms_told(measured: dict) -> str:

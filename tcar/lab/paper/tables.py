@@ -37,6 +37,7 @@ DATA = {
     "tabletop": "synthetic (Tabletop)", "ssv2": "Something-Something V2",
     "rehearsal": "a rendered imitation of Something-Something V2",
 }
+WORDS = {"twin_accuracy": "twin accuracy", "top1": "top-1 accuracy"}
 METRICS = {"top1": "Top-1", "top5": "Top-5", "twin_accuracy": "Twin accuracy", "ece": "ECE"}
 
 
@@ -138,8 +139,13 @@ def tables(results: dict, params: "Params") -> list[Table]:
         grid_table("per_group_twin_accuracy", f"Twin accuracy per group, {data}: {about.intervals()}.",
                    "Method", {m: row.get("per_group_twin_accuracy") or {} for m, row in methods.items()}),
         ablations_table(f"Ablations on the {ablated.split} clips, {data}: one factor is changed at a time; "
-                        f"{ablated.means} {ablated.intervals()}. GFLOPs of the fusion for one clip (2 a "
-                        "multiply-add).", results),
+                        f"{ablated.means} {ablated.intervals()}. Paired differences from the headline in points, in "
+                        f"{WORDS['twin_accuracy' if about.twins else 'top1']}, with p of the paired t-test over "
+                        f"{about.sets}, corrected for the number of variants (Holm). GFLOPs of the fusion for one clip "
+                        "(2 a multiply-add).", results, "twin_accuracy" if about.twins else "top1"),
+        controls_table(f"What each method loses under the controls, {data}: change in top-1 accuracy against the same "
+                       f"{ablated.split} clips as they are, in points with {about.confidence} intervals over "
+                       f"{about.sets}. A clip is asked for the class that it has without the control.", results),
         *replicate_tables(results.get("replicates"), data, about.confidence),
         terms_table(results.get("loss_terms"), data, about.confidence),
         *streams_tables(results, params.material == "tabletop"),
@@ -201,17 +207,31 @@ def grid_table(name: str, caption: str, corner: str, values: dict[str, dict]) ->
     return Table(name, caption, [corner, *map(heading, columns)], rows if columns else [])
 
 
-def ablations_table(caption: str, results: dict) -> Table:
-    """Every level of every ablated factor, with what it costs."""
+def ablations_table(caption: str, results: dict, metric: str) -> Table:
+    """Every level of every ablated factor, with what it costs, and its difference from the headline in a metric."""
     costs = {(row["factor"], row["level"]): row for row in need(results, "ablations", "rows")}
+    against = {(row["factor"], row["level"]): row for row in results["ablations"].get("comparisons", [])
+               if row["metric"] == metric}
     rows = []
     for row in need(results, "ablations", "summary"):
-        cost = costs.get((row["factor"], row["level"]), {})
-        rows.append([heading(row["factor"]), level_name(row["factor"], row["level"]),
-                     estimate(row.get("top1")), estimate(row.get("twin_accuracy")),
+        key = row["factor"], row["level"]
+        cost, test = costs.get(key, {}), against.get(key)
+        rows.append([heading(row["factor"]), level_name(*key), estimate(row.get("top1")),
+                     estimate(row.get("twin_accuracy")),
+                     f"{percent(test['difference'], '+')} {interval(test)}".strip() if test else "",
+                     significant(test["holm"], 2) if test else "",
                      millions(cost.get("trainable_parameters")), significant(cost.get("gflops"))])
-    columns = ["Factor", "Level", "Top-1", "Twin accuracy", "Trained (M)", "GFLOPs"]
+    columns = ["Factor", "Level", "Top-1", "Twin accuracy", "Difference", "p", "Trained (M)", "GFLOPs"]
     return Table("ablations", caption, columns, rows)
+
+
+def controls_table(caption: str, results: dict) -> Table:
+    """What each method loses or gains under each control, of all clips; no rows where nothing was controlled."""
+    values: dict[str, dict] = {}
+    for row in (results["ablations"].get("controls") or {}).get("rows", []):
+        if row["group"] == "all":
+            values.setdefault(row["method"], {})[row["control"]] = row["change"]
+    return grid_table("controls", caption, "Method", values)
 
 
 def replicate_tables(measured: dict | None, data: str, confidence: str) -> list[Table]:

@@ -11,7 +11,7 @@ from tcar.fusion.settings import AVERAGED, EXCHANGING, WITHOUT_ATTENTION
 from tcar.ground.errors import unknown
 from tcar.lab.params.run import Params
 from tcar.lab.params.settings import FIELDS, HEADLINE
-from tcar.streams.catalogue import STREAMS, TIMM, StreamFacts
+from tcar.streams.catalogue import PACKAGED, STREAMS, TIMM, StreamFacts
 from tcar.streams.settings import known_streams
 from tcar.tabletop.settings import FAMILIES
 
@@ -21,7 +21,7 @@ Mistake = tuple[set[str], str]
 
 def mistakes(run: Params) -> Iterator[Mistake]:
     """Each way in which parameters, right one by one, do not fit together."""
-    for rule in (_data, _streams, _fusion, _epochs, _methods, _trainer, _evaluation, _loss_terms):
+    for rule in (_data, _streams, _fusion, _epochs, _methods, _trainer, _evaluation, _ablations, _loss_terms):
         yield from rule(run)
 
 
@@ -165,6 +165,23 @@ def _trainer(run: Params) -> Iterator[Mistake]:
 def _evaluation(run: Params) -> Iterator[Mistake]:
     if run.evaluation.emap_clips == 1:
         yield {"emap_clips"}, "emap_clips is 1, but twins are two clips: take 2 or more, or 0 for no projection"
+
+
+def _ablations(run: Params) -> Iterator[Mistake]:
+    for role in ("semantic", "motion"):
+        key, grid = f"ablation_{role}_grids", getattr(run.streams, f"{role}_grid")
+        for level in getattr(run.ablations, key):
+            if any(wanted > there for wanted, there in zip(map(int, level.split("x")), grid, strict=True)):
+                yield {key, f"{role}_grid"}, (
+                    f"{key} has {level} where {role}_grid is {grid}: stored tokens are averaged, so no axis can have "
+                    "more; give coarser grids, or []"
+                )
+        name, stated = getattr(run.streams, role), getattr(run.streams, f"{role}_checkpoint")
+        if "seed1" in run.ablations.ablation_streams and (name not in PACKAGED or stated):
+            yield {"ablation_streams", role, f"{role}_checkpoint"}, (
+                f"ablation_streams has seed1, but {role} is {stated or name}: only the streams that come with the "
+                "package have a second training; leave seed1 out"
+            )
 
 
 def _loss_terms(run: Params) -> Iterator[Mistake]:

@@ -8,7 +8,7 @@ import typing
 from dataclasses import dataclass
 
 from tcar.data.settings import DataSettings
-from tcar.fusion.settings import METHODS, WINDOWS, FusionSettings
+from tcar.fusion.settings import METHODS, POSITIONS, WINDOWS, FusionSettings
 from tcar.ground.settings import bounded
 from tcar.models.settings import BaselineSettings
 from tcar.streams.settings import StreamSettings
@@ -17,6 +17,8 @@ from tcar.train.settings import Recipe, TrainerSettings, WatchSettings
 
 HEADLINE = "cross_attention"  # which the paper compares all others with
 VIEWS = ("1", "2x3")  # of a clip, in the protocols of tcar.data.views
+DIRECTIONS = ("cross_attention", "semantic_from_motion", "motion_from_semantic")  # who reads whom
+_GRID = {"pattern": r"[1-9]\d*x[1-9]\d*x[1-9]\d*", "expected": "a grid as TIMExROWSxCOLUMNS, such as 4x2x2"}
 # What `tcar terms` can take away from a training on stored tokens, or add to it.
 LOSS_TERMS = (
     "label_smoothing", "weight_decay", "clip_norm", "dropout", "drop_path", "token_drop", "mixup", "cutmix",
@@ -73,14 +75,31 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Ablations:
-    """What is varied, one factor at a time."""
+    """What is varied, one factor at a time, and under which controls the methods are scored.
 
-    ablation_heads: list[int] = bounded([4, 8, 16], minimum=1, distinct=True)
+    Each list has the levels of a factor; that of the headline is always among them, and [] leaves the factor out.
+    """
+
     ablation_fusions: list[str] = bounded(
         ["cross_attention", "late_concat", "late_concat_raw"], choices=METHODS, distinct=True
     )
-    ablation_windows: list[str] = bounded([], choices=WINDOWS, distinct=True)
-    ablation_seeds: list[int] = bounded([0, 1, 2], minimum=0, shortest=1, distinct=True)
+    ablation_directions: list[str] = bounded(list(DIRECTIONS), choices=DIRECTIONS, distinct=True)
+    ablation_windows: list[str] = bounded(list(WINDOWS), choices=WINDOWS, distinct=True)
+    ablation_positions: list[str] = bounded(list(POSITIONS), choices=POSITIONS, distinct=True)
+    ablation_fusion_blocks: list[int] = bounded([1, 2], minimum=1, distinct=True)
+    ablation_self_blocks: list[int] = bounded([0, 1], minimum=0, distinct=True)
+    ablation_heads: list[int] = bounded([4, 16], minimum=1, distinct=True)
+    # Coarser grids, time x rows x columns, to which the stored tokens of one stream are averaged.
+    ablation_semantic_grids: list[str] = bounded(["4x2x2", "1x4x4"], distinct=True, **_GRID)
+    ablation_motion_grids: list[str] = bounded(["1x4x4"], distinct=True, **_GRID)
+    # Other streams, whose tokens are extracted anew: seed1 (the package's other training of both), untrained (both with
+    # random weights), timm:MODEL (in the place of the semantic stream, with random weights).
+    ablation_streams: list[str] = bounded(
+        [], pattern=r"seed1|untrained|timm:.+", expected="seed1, untrained or timm:MODEL", distinct=True
+    )
+    ablation_seeds: list[int] = bounded([0, 1], minimum=0, shortest=1, distinct=True)
+    # Twin sets of each family, of the scored split, that are rendered again under each control of Tabletop; 0 = none.
+    control_sets: int = bounded(8, minimum=0)
     # What `tcar replicates` measures: each replicate has clips, streams and trainings of its own.
     replicates: int = bounded(4, minimum=2)
     replicate_seeds: int = bounded(1, minimum=1)  # trainings of a method in each replicate

@@ -1,4 +1,4 @@
-"""Figures of results: methods beside each other, groups, classes, calibration, ablations."""
+"""Figures of results: methods beside each other, groups, classes, calibration, ablations, controls."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from tcar.lab.numerals import confidence_level
+from tcar.lab.numerals import confidence_level, heading, level_name
 from tcar.lab.plots import (
     FUSED,
     GROUPS,
@@ -179,27 +180,72 @@ def risk_coverage(values: dict[str, dict], *, confidence: float) -> Figure:
     return fig
 
 
-UNITS = {"heads": "heads", "window": "window"}  # of the factors whose levels are no methods
+@styled()
+def replicates(values: list[dict[str, dict[str, float | None]]], metrics: tuple[str, ...]) -> Figure:
+    """Show each replicate as a dot for every method, and their mean as a bar: `values[replicate][method][metric]`."""
+    names = list(values[0])
+    fig, axes = canvas(1, len(metrics), height=0.7 + 0.17 * len(names), sharey=True)
+    for axis, metric in zip(axes.flat, metrics, strict=True):
+        for position, method in enumerate(names):
+            found = [one[method][metric] for one in values if one[method][metric] is not None]
+            axis.plot(found, [position] * len(found), "o", color=colour(method), markersize=3, alpha=0.6)
+            if found:
+                ends = [position - 0.3, position + 0.3]
+                axis.plot([np.mean(found)] * 2, ends, color=colour(method), linewidth=1.5)
+        axis.set(xlabel=METRICS[metric], ylim=(len(names) - 0.5, -0.5))
+        _few_ticks(axis)
+    axes[0, 0].set_yticks(range(len(names)), [label(name) for name in names], fontsize=6)
+    return fig
 
 
 @styled()
-def ablation(rows: list[dict], factor: str, metrics: tuple[str, ...] = ("top1", "twin_accuracy")) -> Figure:
-    """Show one factor of the ablations: a dot for every seed, a bar for the mean over seeds.
+def ablations(summary: list[dict], metrics: tuple[str, ...], *, confidence: float) -> Figure:
+    """Show every level of every factor with its interval, factor by factor; a line marks the headline method, whose own
+    levels are filled.
 
-    `rows` are those of ablations.json; the levels that name a method have its colour.
+    `summary` is that of ablations.json.
     """
-    chosen = [row for row in rows if row["factor"] == factor]
-    levels = list(dict.fromkeys(row["level"] for row in chosen))
-    fig, axes = canvas(1, len(metrics), height=0.7 + 0.17 * len(levels), sharey=True)
+    factors = list(dict.fromkeys(row["factor"] for row in summary))
+    rows = [entry for factor in factors for entry in (factor, *(row for row in summary if row["factor"] == factor))]
+    fig, axes = canvas(1, len(metrics), width="full", height=0.7 + 0.125 * len(rows), sharey=True)
     for axis, metric in zip(axes.flat, metrics, strict=True):
-        for position, level in enumerate(levels):
-            values = [row[metric] for row in chosen if row["level"] == level and row[metric] is not None]
-            color = FUSED if factor in UNITS else colour(level)
-            axis.plot(values, [position] * len(values), "o", color=color, markersize=3, alpha=0.6)
-            if values:
-                axis.plot([np.mean(values)] * 2, [position - 0.3, position + 0.3], color=color, linewidth=1.5)
-        axis.set(xlabel=METRICS[metric], ylim=(len(levels) - 0.5, -0.5))
+        for place, row in enumerate(rows):
+            if not isinstance(row, str) and row[metric]["value"] is not None:
+                _dot(axis, place, row[metric], FUSED if row["headline"] else "#666666")
+        own = next((row[metric]["value"] for row in summary if row["headline"]), None)
+        if own is not None:
+            axis.axvline(own, color=FUSED, linestyle="--", linewidth=0.6)
+        axis.set(xlabel=f"{METRICS[metric]}, {confidence_level(confidence)} interval", ylim=(len(rows) - 0.5, -0.8))
         _few_ticks(axis)
-    names = [f"{level} {UNITS[factor]}" if factor in UNITS else label(level) for level in levels]
-    axes[0, 0].set_yticks(range(len(levels)), names, fontsize=6)
+    names = [heading(row) if isinstance(row, str) else level_name(row["factor"], row["level"]) for row in rows]
+    axes[0, 0].set_yticks(range(len(rows)), names, fontsize=5.5)
+    for tick, row in zip(axes[0, 0].get_yticklabels(), rows, strict=True):
+        tick.set_fontweight("bold" if isinstance(row, str) else "normal")
+    return fig
+
+
+@styled()
+def controls(rows: list[dict]) -> Figure:
+    """Show how much one method's accuracy changes under each control, in all and in each group, in points.
+
+    `rows` are those of a method in ablations.json; a frame marks changes whose interval excludes 0.
+    """
+    names = list(dict.fromkeys(row["control"] for row in rows))
+    groups = in_order({row["group"] for row in rows}, ("all", *GROUPS))
+    table = np.full((len(names), len(groups)), np.nan)
+    fig, axes = canvas(width="full", height=0.9 + 0.24 * len(names))
+    axis = axes[0, 0]
+    for row in rows:
+        y, x, change = names.index(row["control"]), groups.index(row["group"]), row["change"]
+        if change["value"] is None:
+            continue
+        table[y, x] = 100 * change["value"]
+        axis.text(x, y, f"{100 * change['value']:+.0f}", ha="center", va="center", fontsize=6)
+        if change["low"] is not None and (change["low"] > 0 or change["high"] < 0):
+            axis.add_patch(Rectangle((x - 0.46, y - 0.42), 0.92, 0.84, fill=False, linewidth=0.9))
+    image = axis.imshow(table, cmap="RdBu", vmin=-100, vmax=100, alpha=0.75, aspect="auto")
+    axis.set_xticks(range(len(groups)), [wrap(group, 14, 2) for group in groups])
+    axis.set_yticks(range(len(names)), names)
+    axis.tick_params(length=0)
+    fig.colorbar(image, ax=axis, label="change, points")
     return fig

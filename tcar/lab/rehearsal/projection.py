@@ -28,8 +28,9 @@ READ, FITS, OPINION, LOOKED = "clips", "clips x epochs", "second_opinion_clips",
 # clips. Two read at most as many clips as a parameter says.
 GROWING = {
     "audited": READ, "second_opinion": OPINION, "extract": READ, "linear_probes": READ, "fit_all": FITS,
-    "train_baselines": FITS, "scored": READ, "protocol_rows": READ, "baseline_logits": READ, "attention_maps": LOOKED,
-    "importance_by_group": LOOKED, "umap_embedding": LOOKED,
+    "fit_variants": FITS, "tokens_by_source": READ, "score_variants": READ, "train_baselines": FITS, "scored": READ,
+    "protocol_rows": READ, "baseline_logits": READ, "attention_maps": LOOKED, "importance_by_group": LOOKED,
+    "umap_embedding": LOOKED,
 }  # fmt: skip
 
 

@@ -1,9 +1,9 @@
 """What the notebooks call: a module for each of them, and what several of them share.
 
 Notebooks: `audit` (00), `extractors` and `concepts` (01), `fusion` (02), `training` (03), `evaluation` (04),
-`interpretability` (06); 05 compares what `methods` trains and scores, by `loss_terms` and `replicates`.
+`ablations` and `controls` (05, which shows `loss_terms` and `replicates` too), `interpretability` (06).
 Shared: `clips`, `streams` and their stores, `fits` (a training and what is kept of it), `methods`, `baselines`,
-`model`, `words`.
+`model`, `units` (what accuracies count), `words`.
 Measured by commands of their own: `replicates`, `loss_terms`, `search`; `apart` writes their results.
 
 A later notebook opens what an earlier one wrote down in its result file (quarantine, feature stores, fits), so it needs

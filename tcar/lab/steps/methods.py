@@ -1,9 +1,8 @@
-"""The methods and ablations of a run: their configurations, their fits, and the scores of those."""
+"""The methods of a run: their configurations, their fits, and the scores of those."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +17,6 @@ from tcar.lab import results
 from tcar.lab.steps.clips import class_names, ground_truth
 from tcar.lab.steps.fits import Fit, Name, device_of, opened
 from tcar.lab.steps.fusion import fusion_config
-from tcar.lab.steps.streams import ROLES
 from tcar.train.recipe import reproducible
 from tcar.train.tasks import TokenModel
 
@@ -33,15 +31,6 @@ def method_configs(run: Params, **sizes: int) -> dict[str, FusionConfig]:
     """Give the configuration of every method of the run, the headline first; `sizes` as in `fusion_config`."""
     headline = run.fusion.fusion
     return {method: fusion_config(run, method, **sizes) for method in sorted(run.training.methods, key=headline.__ne__)}
-
-
-def ablation_configs(run: Params, **sizes: int) -> dict[tuple[str, str], FusionConfig]:
-    """Give the configuration of every (factor, level): one factor changes, all else is as in the headline model."""
-    varied, config = run.ablations, partial(fusion_config, run, **sizes)
-    configs = {("heads", str(heads)): config(heads=heads) for heads in varied.ablation_heads}
-    configs |= {("fusion", method): config(method) for method in varied.ablation_fusions}
-    configs |= {("window", window): config(window=window) for window in varied.ablation_windows}
-    return configs | {("streams", kind): config(kind) for kind in (*ROLES, run.fusion.fusion)}
 
 
 def trained(run: Params) -> dict[str, list[Fit]]:

@@ -30,7 +30,7 @@ from tcar.lab.steps.audit import dataset_folder
 from tcar.lab.steps.fits import fit_all
 from tcar.lab.steps.fusion import fusion_config
 from tcar.lab.steps.parts import part_scores
-from tcar.lab.steps.streams import ROLES, extract
+from tcar.lab.steps.streams import ROLES, extract, with_packaged
 from tcar.streams.packaged import SEEDS, packaged
 from tcar.train.tokens import StoredTokens
 
@@ -48,10 +48,7 @@ def replicate(run: Params, number: int) -> Params:
         return run
     common = replace(run.common, seed=run.common.seed + number, name=f"{run.common.name}-replicate{number}")
     seed = stream_seed(number)
-    checkpoints = {
-        f"{role}_checkpoint": str(packaged(getattr(run.streams, role), seed)) if seed else "" for role in ROLES
-    }
-    return replace(run, common=common, streams=replace(run.streams, **checkpoints))
+    return replace(with_packaged(run, seed) if seed else run, common=common)
 
 
 def stream_seed(number: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from tcar.features import ExtractionSettings, FeatureStore, TokenSpec, extractio
 from tcar.lab import results
 from tcar.lab.params import ParameterError
 from tcar.lab.steps.clips import rotated_clips
+from tcar.streams.packaged import packaged
 
 if TYPE_CHECKING:
     from tcar.lab.params import Params
@@ -25,11 +27,20 @@ if TYPE_CHECKING:
 ROLES = ("semantic", "motion")
 
 
-def stream(run: Params, role: str) -> Stream:
-    """Create the frozen stream that the parameters name for a role, with its published or packaged weights."""
+def stream(run: Params, role: str, pretrained: bool = True) -> Stream:
+    """Create the frozen stream that the parameters name for a role, with its published or packaged weights, or with
+    random ones from the run's seed.
+    """
     from tcar.streams.registry import create_stream  # takes seconds, and most steps read tokens alone
 
-    return create_stream(getattr(run.streams, role), True, run.stream_checkpoints[f"{role}_checkpoint"])
+    stated = run.stream_checkpoints[f"{role}_checkpoint"] if pretrained else None
+    return create_stream(getattr(run.streams, role), pretrained, stated, seed=run.common.seed)
+
+
+def with_packaged(run: Params, seed: int) -> Params:
+    """Give the parameters with the small streams that the package has from this training, one of `SEEDS`."""
+    stated = {f"{role}_checkpoint": str(packaged(getattr(run.streams, role), seed)) for role in ROLES}
+    return replace(run, streams=replace(run.streams, **stated))
 
 
 def describe(made: Stream, frames: int | None = None) -> dict:
@@ -48,11 +59,12 @@ def describe(made: Stream, frames: int | None = None) -> dict:
 
 
 def extract(
-    run: Params, found: dict[str, list[Clip]], roles: Sequence[str] = ROLES, remake: bool = False
-) -> dict[str, FeatureStore]:
-    """Compute the tokens of every clip of every split with the streams of these roles, each clip decoded once, or open
-    the finished stores. `remake` allows to delete one that comes out differently now. Raises ParameterError for a run
-    with adapters.
+    run: Params, found: dict[str, list[Clip]], roles: Sequence[str] = ROLES, remake: bool = False,
+    untrained: Sequence[str] = (),
+) -> dict[str, FeatureStore]:  # fmt: skip
+    """Compute the tokens of every clip of the splits with the streams of these roles, each clip decoded once, or open
+    the finished stores. `remake` allows to delete one that comes out differently now; `untrained` are the roles whose
+    streams have random weights. Raises ParameterError for a run with adapters.
     """
     settings = run.streams
     if settings.semantic_adapters:
@@ -63,7 +75,8 @@ def extract(
     turned, wanted = rotated_clips(run) > 0, []
     for role in roles:
         view = SegmentView(getattr(settings, f"{role}_frames"), settings.view_flip, run.data.upright, turned)
-        wanted.append(TokenSpec(partial(stream, run, role), getattr(settings, f"{role}_grid"), view))
+        build = partial(stream, run, role, role not in untrained)
+        wanted.append(TokenSpec(build, getattr(settings, f"{role}_grid"), view))
     how = ExtractionSettings(
         workers=run.common.workers,
         batch_clips=settings.batch_clips,
@@ -74,7 +87,7 @@ def extract(
         precision=settings.stream_precision,
         remake=remake,
     )
-    clips = [clip for split in SPLITS for clip in found[split]]
+    clips = [clip for split in SPLITS for clip in found.get(split, ())]
     made = extraction.extract(clips, wanted, run.run_dir / "features", how)
     return dict(zip(roles, made, strict=True))
 

@@ -16,10 +16,11 @@ from tcar.features.ranks import Ranks
 from tcar.ground.log import interactive  # noqa: F401  which notebook 03 asks
 from tcar.lab import results
 from tcar.lab.params import Common, Params
+from tcar.lab.steps.ablations import OWN, tokens_by_source, variants
 from tcar.lab.steps.baselines import baseline_task, train_on_clips
 from tcar.lab.steps.clips import class_names, healthy_clips
 from tcar.lab.steps.fits import LEARNING, Fit, Job, curves, fit_jobs, tokens_of
-from tcar.lab.steps.methods import ablation_configs, method_configs
+from tcar.lab.steps.methods import method_configs
 from tcar.lab.steps.model import card_facts, save_fit, write_calibration
 from tcar.train import alerts, tracking
 from tcar.train.alerts import Alert
@@ -49,14 +50,16 @@ def all_trainings(run: Params, other_code: bool) -> Iterator[tuple[str, Fit]]:
             _keep_model(run, task, fit)
             yield name, fit
     else:
-        tokens = tokens_of(run, *LEARNING)
-        methods, ablations = method_configs(run), ablation_configs(run)
-        jobs = [Job(run, config, seed) for config in methods.values() for seed in run.training.seeds]
-        jobs += [Job(run, config, seed) for config in ablations.values() for seed in run.ablations.ablation_seeds]
-        for job, fit in zip(jobs, fit_jobs(jobs, tokens, run.run_dir, other_code=other_code), strict=True):
-            if job.fusion == methods[run.fusion.fusion] and Ranks.here().rank == 0:
-                save_fit(run, fit, fit.folder / "model")
-            yield job.fusion.method, fit
+        methods, asked = method_configs(run), variants(run)
+        for source, tokens in tokens_by_source(run, asked, tokens_of(run, *LEARNING)).items():
+            varied = [one.fusion for one in dict.fromkeys(asked.values()) if one.source == source]
+            jobs = [Job(run, fusion, seed) for fusion in varied for seed in run.ablations.ablation_seeds]
+            if source == OWN:
+                jobs = [Job(run, fusion, seed) for fusion in methods.values() for seed in run.training.seeds] + jobs
+            for job, fit in zip(jobs, fit_jobs(jobs, tokens, run.run_dir, other_code=other_code), strict=True):
+                if job.fusion == methods[run.fusion.fusion] and source == OWN and Ranks.here().rank == 0:
+                    save_fit(run, fit, fit.folder / "model")
+                yield job.fusion.method, fit
 
 
 def _keep_model(run: Params, task: ClipTask, fit: Fit) -> None:

@@ -1,5 +1,6 @@
 """Results in words, for the sentences that a notebook computes."""
 
+from tcar.lab.numerals import heading, interval, level_name, outcome, percent
 from tcar.lab.plots import label
 from tcar.lab.plots.scores import METRICS
 
@@ -24,15 +25,63 @@ def verdict(comparison: dict) -> str:
     return "below" if comparison["high"] < 0 else "not told apart from"
 
 
+def corrected(row: dict, alpha: float) -> str:
+    """Say what a paired comparison allows, with its p if that was corrected for several: the test decides the word."""
+    known = row["holm"] is not None
+    return "not told apart from" if known and row["holm"] >= alpha else verdict(row)
+
+
 def replicate_sentence(row: dict, alpha: float) -> str:
     """Say what a paired comparison over replicates allows, by its corrected p."""
-    known = row["holm"] is not None
-    word = "not told apart from" if known and row["holm"] >= alpha else verdict(row)
-    p = f", corrected p = {row['holm']:.2g}" if known else ""
+    p = f", corrected p = {row['holm']:.2g}" if row["holm"] is not None else ""
     return (
-        f"Over replicates, in {METRICS[row['metric']]}, {label(row['a'])} is {word} {label(row['b'])} "
+        f"Over replicates, in {METRICS[row['metric']]}, {label(row['a'])} is {corrected(row, alpha)} {label(row['b'])} "
         f"({shown(row, '+')}{p})."
     )
+
+
+def factor_sentence(rows: list[dict], alpha: float) -> str:
+    """Say how the levels of a factor compare with the headline's, `rows` of one factor and metric."""
+    factor, metric = rows[0]["factor"], METRICS[rows[0]["metric"]]
+    own = level_name(factor, rows[0]["against"])
+    said = [
+        f"{level_name(factor, row['level'])} is {corrected(row, alpha)} it ({shown(_difference(row), '+')}"
+        + (f", corrected p = {row['holm']:.2g})" if row["holm"] is not None else ")")
+        for row in rows
+    ]
+    return f"**{heading(factor)}**, against {own}, in {metric}: {'; '.join(said)}."
+
+
+def _difference(row: dict) -> dict[str, float | None]:
+    return {key: row[key] for key in ("difference", "low", "high")}
+
+
+# What a control leaves, after "when".
+UNDER = {
+    "reversed": "clips are played backwards", "shuffled": "frames are shuffled", "frozen": "one frame stands still",
+    "background": "the background alone is left", "noise": "all surfaces are noise and only motion is left",
+    "conflict": "another scene stands behind the action",
+}  # fmt: skip
+
+
+def evidence_sentence(method: str, rows: list[dict]) -> str:
+    """Say which evidence a method uses: what it loses in accuracy under each control, `rows` of all its clips.
+
+    A change is a loss or a gain only where its interval excludes 0, as it is shown.
+    """
+    found: dict[str, list[str]] = {"below": [], "above": [], "": []}
+    for row in sorted(rows, key=lambda row: row["change"]["value"]):
+        change = row["change"]
+        said = {word: word for word in ("above", "below")}.get(outcome(change), "")
+        low, high = sorted(abs(change[end] or 0) for end in ("low", "high"))  # of one sign where it is said
+        points = f"{percent(abs(change['value']))} points {interval({'low': low, 'high': high})} " if said else ""
+        found[said].append(f"{points}when {UNDER[row['control']]}")
+    parts = [
+        f"{verb} {', '.join(found[word])}"
+        for word, verb in (("below", "loses"), ("above", "gains"), ("", "changes by nothing that can be told"))
+        if found[word]
+    ]
+    return f"{label(method)} {'; '.join(parts)}."
 
 
 def group_sentence(group: str, reached: dict[str, float | None], differences: dict[str, dict]) -> str:
