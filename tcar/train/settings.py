@@ -33,7 +33,7 @@ class Recipe:
     clip_norm: float = bounded(1.0, minimum=0.0)
     seeds: list[int] = bounded([0, 1, 2], minimum=0, shortest=1, distinct=True)
     methods: list[str] = bounded(
-        ["cross_attention", "late_concat", "late_concat_raw", "semantic", "motion"],
+        ["cross_attention", "joint", "late_concat", "late_concat_raw", "sum", "semantic_step", "semantic", "motion"],
         choices=METHODS, shortest=1, distinct=True,
     )  # fmt: skip
 

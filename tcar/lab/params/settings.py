@@ -104,7 +104,10 @@ class Ablations:
     replicates: int = bounded(4, minimum=2)
     replicate_seeds: int = bounded(1, minimum=1)  # trainings of a method in each replicate
     replicate_methods: list[str] = bounded(
-        ["cross_attention", "late_concat", "late_concat_raw", "sum", "semantic", "semantic_bag", "motion"],
+        [
+            "cross_attention", "joint", "late_concat", "late_concat_raw", "sum", "semantic_step", "semantic",
+            "semantic_bag", "motion",
+        ],
         choices=METHODS, distinct=True,
     )  # fmt: skip
     # What `tcar recipes` tries of each of these methods, on validation: learning rates at the shortest length, then
