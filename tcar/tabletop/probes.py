@@ -208,10 +208,7 @@ def _measure(root: Path, pool: ProcessPoolExecutor, seed: int, trees: int, skip:
         out["ceilings"][group] = {p: result[p] for p in CEILINGS}
         out["leaks"][group] = {p: result[p] for p in LEAKS}
     for pair, asked in sorted(pairs, key=lambda one: one[0].group):
-        for probe in (*CEILINGS, *LEAKS):
-            row = {"twins": [LABELS[index] for index in pair.twins], "group": pair.group, "probe": probe,
-                   "blind": probe in pair.blind, "sufficient": probe in pair.sufficient}
-            out["twins"].append(row | _interval(asked.correct[probe], asked.sets, seed, confidence))
+        out["twins"] += _rows(pair, asked, seed, confidence)
     return out
 
 
@@ -251,3 +248,13 @@ def _by_pair(asked: Asked) -> list[tuple[Pair, Asked]]:
             chosen = [[column[i] for i in here] for column in (asked.classes, asked.sets)]
             parts.append((pair, Asked(asked.family, *chosen, correct)))
     return parts
+
+
+def _rows(pair: Pair, asked: Asked, seed: int, confidence: float) -> list[dict]:
+    """What every probe says of a pair, beside what theory says."""
+    about = {"twins": [LABELS[index] for index in pair.twins], "group": pair.group}
+    return [
+        about | {"probe": probe, "blind": probe in pair.blind, "sufficient": probe in pair.sufficient}
+        | _interval(asked.correct[probe], asked.sets, seed, confidence)
+        for probe in (*CEILINGS, *LEAKS)
+    ]

@@ -40,17 +40,18 @@ def test_captions_and_sentences_follow_it(tmp_path):
     captions = [table.caption for table in tables(results, run) if "intervals" in table.caption]
     assert len(captions) >= 6 and all("50% intervals" in caption and "95" not in caption for caption in captions)
     said = report.numbers(results, run, [], {})["text"]["blind"]
-    assert said == "Of 2 such intervals 1 exclude 50%, where chance alone would exclude about 1."
+    told = "Of 2 such probes of single pairs, 0 see the same in both twins; of the intervals of the other 2, 1 exclude"
+    assert said == f"{told} 50%."
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.8, 0.95])
 def test_the_intervals_of_the_audit_s_probes_have_it(confidence):
     """Of 400 sets of one clip the interval of a share is nearly normal."""
     family = FAMILIES[name := next(iter(FAMILIES))]
-    classes = [LABELS[index] for index in family.twins[0]] * 200
+    classes = [LABELS[index] for index in family.pairs[0].twins] * 200
     correct = np.random.default_rng(0).random(400) < 0.7
     asked = probes.Asked(name, classes, [str(n) for n in range(400)],
                          {probe: correct.astype(float) for probe in (*probes.CEILINGS, *probes.LEAKS)})  # fmt: skip
-    found = probes._by_pair(asked, 0, confidence)[0]
+    found = probes._rows(*probes._by_pair(asked)[0], 0, confidence)[0]
     half = stats.norm.ppf((1 + confidence) / 2) * correct.std() / 400**0.5
     assert (found["low"], found["high"]) == pytest.approx((correct.mean() - half, correct.mean() + half), abs=0.004)

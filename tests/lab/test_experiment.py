@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from tcar.lab import measured, params, results
+from tcar.lab.paper import apart
 from tcar.lab.plots import experiment as figures
 from tcar.lab.steps import experiment, replicates
 
@@ -20,7 +21,7 @@ WOBBLE = (0.0, 0.02, -0.01, 0.03)
 def values(heads: int = 5) -> dict:
     """Four replicates; all methods move together, but the sum of scores twice as far."""
     def row(method: str, shift: float) -> dict:
-        reached = REACHED[method] + shift * (2 if method == "sum" else 1)
+        reached = REACHED[method] + shift * (2 if method == "sum" else 1 + METHODS.index(method) / 100)
         pairs = {pair: {"twin_accuracy": reached, "emap": reached / 2, "train_loss": 0.1} for pair in experiment.PAIRS}
         movers = {f"{n} movers": {"twin_accuracy": reached - n * (0.01 if method == "cross_attention" else 0.03)}
                   for n in (3, 5, 9)}  # fmt: skip
@@ -28,7 +29,7 @@ def values(heads: int = 5) -> dict:
         return both | {"per_group": {"bound": both}, "per_pair": pairs, "per_variant": movers}
 
     scores = [{method: row(method, shift) for method in METHODS} for shift in WOBBLE]
-    return {"replicates": scores, "alpha": 0.05, "seeds": [{"heads": list(range(heads))}],
+    return {"replicates": scores, "alpha": 0.05, "split": "validation", "seeds": [{"heads": list(range(heads))}],
             **replicates.summary(scores, "cross_attention", 0.95)}  # fmt: skip
 
 
@@ -38,15 +39,15 @@ def test_every_hypothesis_is_tested_as_it_was_written_down():
     found = {(row["hypothesis"], row["part"], row["a"], row["b"]): row for row in rows}
     assert len(found) == len(rows) == 4 + 1 + 1 + 4 + 4
     one = found[1, experiment.CLOSER, "cross_attention_averaged", "sum_averaged"]
-    assert one["difference"] == pytest.approx(0.75)
+    assert one["difference"] == pytest.approx(0.75, abs=0.01)
     order = found[2, experiment.CLOSER, "sum", "sum_averaged"]
-    mine, other = [[REACHED["sum"] + 2 * w for w in WOBBLE], [REACHED["sum_averaged"] + w for w in WOBBLE]]
+    mine, other = ([row[m]["twin_accuracy"] for row in values()["replicates"]] for m in ("sum", "sum_averaged"))
     assert order["p"] == order["holm"] == pytest.approx(stats.ttest_rel(mine, other).pvalue)
     lead = found[3, "9 movers", "lead among 9 movers", "lead among 3 movers"]
     assert lead["difference"] == pytest.approx(6 * 0.02)
     kept = found[4, experiment.COVER, "cross_attention", "its additive projection"]
-    assert kept["difference"] == pytest.approx((0.9 + sum(WOBBLE) / 4) / 2)
-    assert found[5, experiment.MANY, "cross_attention", "joint"]["difference"] == pytest.approx(0.02)
+    assert kept["difference"] == pytest.approx((0.9 + sum(WOBBLE) / 4) / 2, abs=0.01)
+    assert found[5, experiment.MANY, "cross_attention", "joint"]["difference"] == pytest.approx(0.02, abs=0.01)
 
 
 def test_rivals_of_a_pair_are_corrected_together():
@@ -93,9 +94,29 @@ def test_figures_show_every_method_where_it_stands():
     dots = [line for line in drawn.axes[0].lines if line.get_marker() == "o"]
     mean = sum(WOBBLE) / 4
     reached = [100 * (REACHED[m] + mean * (2 if m == "sum" else 1)) for m in METHODS]
-    assert [dot.get_xdata()[0] for dot in dots] == pytest.approx(reached)
+    assert [dot.get_xdata()[0] for dot in dots] == pytest.approx(reached, abs=0.2)
     movers = {part.split()[0]: row for part, row in experiment.cells(given, "per_variant").items()}
     curve = figures.by_count(movers, experiment.KINDS, axis_label="movers", confidence=0.95)
     ordered = [line for line in curve.axes[0].lines if line.get_marker() == "o"]
     assert [list(line.get_xdata()) for line in ordered] == [[3, 5, 9]] * 4
     assert ordered[0].get_ydata()[2] == pytest.approx(100 * (0.9 + mean - 0.09))
+
+
+def test_tables_say_what_was_measured_and_are_empty_where_nothing_was():
+    assert apart.experiment_tables({}, "synthetic", "95%") == []
+    pairs, tests, sizes = apart.experiment_tables({36: values(1), 120: values(5)}, "synthetic", "95%")
+    assert "120 training sets" in pairs.caption and "4 replicates of 5 trainings" in pairs.caption
+    assert len(pairs.rows) == 8 and pairs.columns[1:3] == ["Closer / away", "Closer / away, EMAP"]
+    reached = 100 * (REACHED["cross_attention"] + sum(WOBBLE) / 4)
+    assert pairs.rows[0][1].startswith(f"{reached:.1f}") and pairs.rows[0][2].startswith(f"{reached / 2:.1f}")
+    assert [row[0] for row in tests.rows] == [str(row["hypothesis"]) for row in experiment.tests(values())]
+    assert [row[0] for row in sizes.rows] == ["36"] * 8 + ["120"] * 8
+
+
+def test_the_table_of_recipes_shows_what_was_chosen():
+    assert apart.recipes_table(None, "").rows == []
+    row = {"method": "sum", "learning_rate": 0.002, "epochs": 20, "train_loss": 0.31, "validation_loss": 0.5,
+           "validation_top1": 0.6}  # fmt: skip
+    chosen = {"sum": {"learning_rate": 0.002, "epochs": 20, "converged": False, "gain": None}}
+    table = apart.recipes_table({"rows": [row], "chosen": chosen, "threshold": 0.01}, "synthetic")
+    assert table.rows == [["Sum of scores (additive)", "0.00200", "20", "0.31", "0.50", "60.0", ""]]

@@ -12,7 +12,7 @@ from token_task import FUSION, run, token_task, tokens
 
 from tcar.lab import measured as replicates
 from tcar.lab import params, results
-from tcar.lab.paper import report, sentences, tables
+from tcar.lab.paper import apart, report, sentences
 from tcar.lab.params import ParameterError
 from tcar.lab.plots import training as figures
 from tcar.lab.steps import loss_terms
@@ -151,12 +151,12 @@ def test_what_was_measured_with_another_trainer_is_not_shown(project):
 
 def test_table_figure_and_sentence_show_the_same_numbers(project):
     made = loss_terms.summary(asked(project), scores()) | {"seeds": [0, 1, 2, 3, 4], "alpha": 0.05}
-    table = tables.terms_table(json.loads(json.dumps(made)), "synthetic (Tabletop)", "95%")
+    table = apart.terms_table(json.loads(json.dumps(made)), "synthetic (Tabletop)", "95%")
     smoothing, mixup = made["terms"]
     assert [row[:3] for row in table.rows] == [["Label smoothing", "0.1", "yes"], ["Mixup", "0.2", "no"]]
     assert table.rows[0][5].startswith(f"{100 * smoothing['difference']:+.1f} [")
     assert "synthetic" in table.caption and "5 seeds" in table.caption
-    assert tables.terms_table(None, "", "").rows == []
+    assert apart.terms_table(None, "", "").rows == []
     axis = figures.loss_terms(made["terms"], confidence=0.95).axes[0]
     dots = [line for line in axis.lines if line.get_marker() == "o"]
     assert [dot.get_xdata()[0] for dot in dots] == pytest.approx([100 * row["difference"] for row in made["terms"]])

@@ -11,7 +11,7 @@ import pytest
 
 from tcar.ground.sources import PACKAGE
 from tcar.lab import numerals, params
-from tcar.lab.paper import report, sentences, tables, writing
+from tcar.lab.paper import apart, report, sentences, writing
 
 METHODS = {
     "cross_attention": "Cross-attention", "late_concat": "Late concatenation", "motion": "Motion stream",
@@ -195,7 +195,8 @@ def test_a_sentence_says_what_the_interval_allows(built):
     # The file holds late concatenation minus cross-attention; the sentence turns it round.
     assert "not distinguishable from late concatenation (-2.1 points [-5.0, 1.0])" in said["rivals"]
     assert "semantic" not in said["rivals"]
-    assert said["blind"] == "Of 2 such intervals 1 exclude 50%, where chance alone would exclude about 0."
+    told = "Of 2 such probes of single pairs, 0 see the same in both twins; of the intervals of the other 2, 1 exclude"
+    assert said["blind"] == f"{told} 50%."
     gain = "less than its share of the area in the motion grid (-10.0 points [-20.0, -1.0])"
     assert said["attention"] == f"The moving object receives {gain}."
 
@@ -378,7 +379,7 @@ def test_replicates_are_told_by_their_corrected_test():
             for metric in ("top1", "twin_accuracy") for b, p in (("late_concat", 0.09), ("motion", 0.002))
         ],
     }  # fmt: skip
-    methods, per_group = tables.replicate_tables(measured, "synthetic (Tabletop)", "95%")
+    methods, per_group = apart.replicate_tables(measured, "synthetic (Tabletop)", "95%")
     assert methods.rows[1] == ["Late concatenation", "81.2 [70.0, 90.0]", "81.2 [70.0, 90.0]", "4.0",
                                "+12.5 [1.0, 24.0]", "0.090"]
     assert methods.rows[0][4:] == ["", ""] and "over 5 replicates" in methods.caption
@@ -388,7 +389,7 @@ def test_replicates_are_told_by_their_corrected_test():
     late = "not distinguishable from late concatenation (+12.5 points [1.0, 24.0], corrected p = 0.090)"
     assert said.startswith(late)
     assert "and above the motion stream" in said
-    assert [table.rows for table in tables.replicate_tables(None, "", "95%")] == [[], []]
+    assert [table.rows for table in apart.replicate_tables(None, "", "95%")] == [[], []]
     assert sentences.over_replicates({}) == ""
     assert sentences.over_replicates({"replicates": measured}, ("late_concat",)) == late
 

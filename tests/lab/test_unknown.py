@@ -154,10 +154,11 @@ def test_importance_of_few_trials(unchecked, trials, found):
 
 
 def test_twins_that_were_not_rendered_have_no_probe_and_one_set_no_interval():
-    name, family = next((name, family) for name, family in FAMILIES.items() if len(family.twins) > 1)
-    classes = [LABELS[index] for index in family.twins[0]]
+    name, family = next((name, family) for name, family in FAMILIES.items() if len(family.pairs) > 1)
+    classes = [LABELS[index] for index in family.pairs[0].twins]
     correct = {probe: np.array([1.0, 0.0]) for probe in (*probes.CEILINGS, *probes.LEAKS)}
-    rows = probes._by_pair(probes.Asked(name, classes, ["set", "set"], correct), 0, 0.95)
+    (told,) = probes._by_pair(probes.Asked(name, classes, ["set", "set"], correct))
+    rows = probes._rows(*told, 0, 0.95)
     assert {tuple(row["twins"]) for row in rows} == {tuple(classes)}
     assert {(row["value"], row["low"], row["high"]) for row in rows} == {(0.5, None, None)}
 

@@ -111,10 +111,13 @@ def build(params: "Params", figures: Iterable[Path]) -> list[Path]:
     """
     import typst
 
+    from tcar.lab.steps import experiment
+
     results, given = load_results(params.results_dir), {path.stem: path for path in figures if path.suffix == ".pdf"}
     apart = [path for file in measured.MEASURED if (path := measured.find(params, file))]
     for path in apart:
         results[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+    results["experiment"] = experiment.found(params)
     made = tables(results, params)
     drawn = [given[name] for name in FIGURES if name in given]
     captions = {table.name: table.caption for table in made}

@@ -22,6 +22,8 @@ from tcar.lab.numerals import (
     readable,
     significant,
 )
+from tcar.lab.paper import apart
+from tcar.lab.paper.apart import grid_table
 from tcar.lab.paper.writing import Table
 from tcar.lab.results import outdated
 
@@ -146,8 +148,11 @@ def tables(results: dict, params: "Params") -> list[Table]:
         controls_table(f"What each method loses under the controls, {data}: change in top-1 accuracy against the same "
                        f"{ablated.split} clips as they are, in points with {about.confidence} intervals over "
                        f"{about.sets}. A clip is asked for the class that it has without the control.", results),
-        *replicate_tables(results.get("replicates"), data, about.confidence),
-        terms_table(results.get("loss_terms"), data, about.confidence),
+        emap_table(f"What each method keeps of its twin accuracy where its two streams may only be added (EMAP), on "
+                   f"the {about.split} clips, {data}: {about.means} {about.intervals()}; of two classes of twins every "
+                   "clip's semantic stream is put together with every clip's motion stream.",
+                   evaluation.get("emap") or []),
+        *apart.all_tables(results, data, about.confidence),
         *streams_tables(results, params.material == "tabletop"),
         grid_table("ceilings", "Ceilings before any method is trained: how often a probe of one kind of "
                    f"evidence prefers a clip's class to its twin's, {data}: {asked}",
@@ -200,13 +205,6 @@ def comparisons_table(caption: str, comparisons: list[dict]) -> Table:
     return Table("comparisons", caption, ["A", "B", "Metric", "Difference", "A is … B"], rows)
 
 
-def grid_table(name: str, caption: str, corner: str, values: dict[str, dict]) -> Table:
-    """Estimates by row and column; no rows where there are no columns."""
-    columns = list(dict.fromkeys(column for row in values.values() for column in row))
-    rows = [[heading(key), *(estimate(row.get(c)) for c in columns)] for key, row in values.items()]
-    return Table(name, caption, [corner, *map(heading, columns)], rows if columns else [])
-
-
 def ablations_table(caption: str, results: dict, metric: str) -> Table:
     """Every level of every ablated factor, with what it costs, and its difference from the headline in a metric."""
     costs = {(row["factor"], row["level"]): row for row in need(results, "ablations", "rows")}
@@ -225,6 +223,13 @@ def ablations_table(caption: str, results: dict, metric: str) -> Table:
     return Table("ablations", caption, columns, rows)
 
 
+def emap_table(caption: str, rows: list[dict]) -> Table:
+    """The twin accuracy of each method and of its additive projection, over all pairs and by group."""
+    shown = [[readable(row["method"]), estimate(row["twin_accuracy"]), estimate(row["emap"]), estimate(row["kept"])]
+             for row in rows if row["pair"] == "all" and len(row["streams"]) > 1]
+    return Table("emap", caption, ["Method", "Twin accuracy", "Of its projection", "Difference"], shown)
+
+
 def controls_table(caption: str, results: dict) -> Table:
     """What each method loses or gains under each control, of all clips; no rows where nothing was controlled."""
     values: dict[str, dict] = {}
@@ -232,43 +237,6 @@ def controls_table(caption: str, results: dict) -> Table:
         if row["group"] == "all":
             values.setdefault(row["method"], {})[row["control"]] = row["change"]
     return grid_table("controls", caption, "Method", values)
-
-
-def replicate_tables(measured: dict | None, data: str, confidence: str) -> list[Table]:
-    """Methods over replicates, and their twin accuracy per group; tables without rows where nothing was measured."""
-    measured = measured or {"methods": {}, "comparisons": [], "replicates": [], "headline": ""}
-    against = {row["b"]: row for row in measured["comparisons"] if row["metric"] == "twin_accuracy"}
-    rows = []
-    for method, row in measured["methods"].items():
-        test = against.get(method)
-        rows.append([readable(method), estimate(row["top1"]), estimate(row["twin_accuracy"]),
-                     percent(row["twin_accuracy"]["spread"]),
-                     f"{percent(test['difference'], '+')} {interval(test)}" if test else "",
-                     significant(test["holm"], 2) if test else ""])
-    over = f"over {len(measured['replicates'])} replicates, each with clips, streams and trainings of its own, {data}"
-    return [
-        Table("replicates", f"Methods {over}: means in % with {confidence} intervals (Student), the standard deviation "
-              f"of the twin accuracy, and how far {readable(measured['headline'])} is above in it: paired differences "
-              "in points and p of the paired t-test, corrected for the number of rivals (Holm).",
-              ["Method", "Top-1", "Twin accuracy", "Deviation", "Headline minus it", "p"], rows),
-        grid_table("replicates_per_group", f"Twin accuracy per group {over}: means in % with {confidence} intervals.",
-                   "Method", {method: {group: entry["twin_accuracy"] for group, entry in row["per_group"].items()}
-                              for method, row in measured["methods"].items()}),
-    ]
-
-
-def terms_table(measured: dict | None, data: str, confidence: str) -> Table:
-    """Each loss term and regulariser against its absence; no rows where nothing was measured."""
-    measured = measured or {"terms": [], "seeds": []}
-    rows = [[heading(row["term"]), f"{row['value']:g}", "yes" if row["on_by_default"] else "no",
-             estimate(row["with"]), estimate(row["without"]), f"{percent(row['difference'], '+')} {interval(row)}",
-             significant(row["holm"], 2)] for row in measured["terms"]]
-    return Table(
-        "loss_terms", f"Loss terms and regularisers, each against its absence with all else as in the recipe, {data}: "
-        f"top-1 on the validation clips over {len(measured['seeds'])} seeds in % with {confidence} intervals "
-        "(Student), and paired differences in points, with p of the paired t-test corrected for the number of terms "
-        "(Holm).",
-        ["Term", "Value", "In the recipe", "With", "Without", "With minus without", "p"], rows)
 
 
 def streams_tables(results: dict, planning: bool) -> list[Table]:

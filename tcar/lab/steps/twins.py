@@ -1,9 +1,12 @@
 """Notebook 00: a pair of twins as a figure shows it, drawn anew from its seed."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
+from tcar.lab.plots import twins
 from tcar.lab.plots.twins import TwinClip
 from tcar.tabletop.dataset import SetPlan, draw, load_index
 from tcar.tabletop.scene import REFERENCE_HEIGHT, REFERENCE_WIDTH, Scene, render
@@ -14,15 +17,21 @@ FAMILY = "closer_away"
 SCALE = 3  # of the picture over the reference size
 
 
-def exclusive_pair(root: Path, drawn: TabletopSettings) -> tuple[TwinClip, TwinClip] | None:
-    """Give the two clips of the first training set of `closer_away` as they are shown; None where it was not drawn."""
+def exclusive_or(root: Path, drawn: TabletopSettings, probes: Sequence[Mapping]) -> tuple[Figure, dict] | None:
+    """Draw the two clips of the first training set of `closer_away` and what tells them; None where it has none.
+
+    probes: rows of `tcar.tabletop.probes.measure`, "twins". Gives the figure and the numbers behind it.
+    """
     wanted = f"train-{FAMILY}-0"
     row = next((row for row in load_index(root).values() if row["set"] == wanted), None)
     if row is None:
         return None
     scenes = draw(SetPlan(FAMILY, "train", 0, tuple(row["seed"]), ()), drawn)
     closer, away = (_shown(LABELS[index], scenes[index]) for index in FAMILIES[FAMILY].classes)
-    return closer, away
+    keys = ("value", "low", "high")
+    rows = [row for row in probes if row["twins"] == [closer.name, away.name]]
+    told = {row["probe"]: {key: row[key] for key in keys} for row in rows}
+    return twins.exclusive_or((closer, away), told), told
 
 
 def _shown(name: str, scene: Scene) -> TwinClip:

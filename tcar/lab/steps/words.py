@@ -1,11 +1,14 @@
 """Results in words, for the sentences that a notebook computes."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from tcar.lab.numerals import heading, interval, level_name, outcome, percent
 from tcar.lab.plots import label
 from tcar.lab.plots.scores import METRICS
 
 
-def shown(entry: dict[str, float | None], sign: str = "") -> str:
+def shown(entry: Mapping[str, Any], sign: str = "") -> str:
     """Write {value (or difference), low, high}, shares, as a percentage with its interval, which one thing alone does
     not have; a dash where nothing was counted. `sign="+"` shows a plus.
     """
@@ -124,3 +127,19 @@ def blind_probes(rows: list[dict]) -> dict[str, int]:
     measured = [row for row in blind if row["low"] is not None and row not in same]
     excluded = sum(not row["low"] <= 0.5 <= row["high"] for row in measured)
     return {"probes": len(blind), "same": len(same), "measured": len(measured), "excluded": excluded}
+
+
+def probe_verdict(rows: list[dict], confidence: float) -> str:
+    """Say whether the probes of twin pairs are where theory puts them, and name those that are not."""
+    blind = blind_probes(rows)
+    told = [row for row in rows if row["low"] is not None]
+    apart = [row for row in told if row["blind"] and not row["low"] <= 0.5 <= row["high"]]
+    apart += (weak := [row for row in told if row["sufficient"] and row["value"] < 0.9])
+    exceptions = "".join(f"\n- {row['probe']}: {' / '.join(row['twins'])}: {shown(row)}" for row in apart)
+    return (
+        f"Theory puts {blind['probes']} probes of single twin pairs at one half. {blind['same']} of them see exactly "
+        f"the same in both twins. **Of the {100 * confidence:g}% intervals of the other {blind['measured']}, "
+        f"{blind['excluded']} exclude one half**, where chance alone would exclude about "
+        f"{round(1 - confidence, 6) * blind['measured']:.0f}. Of the probes that should decide a pair, {len(weak)} "
+        f"stay below 90%.{exceptions}"
+    )

@@ -1,0 +1,123 @@
+"""The tables of what commands of their own measure: replicates, recipes, loss terms, and the deciding experiment."""
+
+from typing import Any
+
+from tcar.lab.numerals import count, estimate, heading, interval, percent, readable, significant
+from tcar.lab.paper.writing import Table
+
+
+def all_tables(results: dict, data: str, confidence: str) -> list[Table]:
+    """Those of everything that was measured; without rows where nothing was."""
+    return [
+        *replicate_tables(results.get("replicates"), data, confidence),
+        recipes_table(results.get("recipes"), data),
+        terms_table(results.get("loss_terms"), data, confidence),
+        *experiment_tables(results.get("experiment") or {}, data, confidence),
+    ]
+
+
+def grid_table(name: str, caption: str, corner: str, values: dict[str, dict]) -> Table:
+    """Estimates by row and column; no rows where there are no columns."""
+    columns = list(dict.fromkeys(column for row in values.values() for column in row))
+    rows = [[heading(key), *(estimate(row.get(c)) for c in columns)] for key, row in values.items()]
+    return Table(name, caption, [corner, *map(heading, columns)], rows if columns else [])
+
+
+def replicate_tables(measured: dict | None, data: str, confidence: str) -> list[Table]:
+    """Methods over replicates, and their twin accuracy per group; tables without rows where nothing was measured."""
+    measured = measured or {"methods": {}, "comparisons": [], "replicates": [], "headline": ""}
+    against = {row["b"]: row for row in measured["comparisons"] if row["metric"] == "twin_accuracy"}
+    rows = []
+    for method, row in measured["methods"].items():
+        test = against.get(method)
+        rows.append([readable(method), estimate(row["top1"]), estimate(row["twin_accuracy"]),
+                     percent(row["twin_accuracy"]["spread"]),
+                     f"{percent(test['difference'], '+')} {interval(test)}" if test else "",
+                     significant(test["holm"], 2) if test else ""])
+    over = f"over {len(measured['replicates'])} replicates, each with clips, streams and trainings of its own, {data}"
+    return [
+        Table("replicates", f"Methods {over}: means in % with {confidence} intervals (Student), the standard deviation "
+              f"of the twin accuracy, and how far {readable(measured['headline'])} is above in it: paired differences "
+              "in points and p of the paired t-test, corrected for the number of rivals (Holm).",
+              ["Method", "Top-1", "Twin accuracy", "Deviation", "Headline minus it", "p"], rows),
+        grid_table("replicates_per_group", f"Twin accuracy per group {over}: means in % with {confidence} intervals.",
+                   "Method", {method: {group: entry["twin_accuracy"] for group, entry in row["per_group"].items()}
+                              for method, row in measured["methods"].items()}),
+    ]
+
+
+def terms_table(measured: dict | None, data: str, confidence: str) -> Table:
+    """Each loss term and regulariser against its absence; no rows where nothing was measured."""
+    measured = measured or {"terms": [], "seeds": []}
+    rows = [[heading(row["term"]), f"{row['value']:g}", "yes" if row["on_by_default"] else "no",
+             estimate(row["with"]), estimate(row["without"]), f"{percent(row['difference'], '+')} {interval(row)}",
+             significant(row["holm"], 2)] for row in measured["terms"]]
+    return Table(
+        "loss_terms", f"Loss terms and regularisers, each against its absence with all else as in the recipe, {data}: "
+        f"top-1 on the validation clips over {len(measured['seeds'])} seeds in % with {confidence} intervals "
+        "(Student), and paired differences in points, with p of the paired t-test corrected for the number of terms "
+        "(Holm).",
+        ["Term", "Value", "In the recipe", "With", "Without", "With minus without", "p"], rows)
+
+
+def recipes_table(measured: dict | None, data: str) -> Table:
+    """The learning rate and the length that each method has, and what twice the epochs would add."""
+    measured = measured or {"chosen": {}, "rows": [], "threshold": 0.0}
+    trained = {(row["method"], row["learning_rate"], row["epochs"]): row for row in measured["rows"]}
+    rows = []
+    for method, chosen in measured["chosen"].items():
+        row = trained[method, chosen["learning_rate"], chosen["epochs"]]
+        rows.append([readable(method), significant(chosen["learning_rate"]), count(chosen["epochs"]),
+                     significant(row["train_loss"], 2), significant(row["validation_loss"], 2),
+                     percent(row["validation_top1"]),
+                     "" if chosen["gain"] is None else percent(chosen["gain"], "+")])  # fmt: skip
+    return Table(
+        "recipes", f"How each method is trained, {data}: the learning rate with the lowest validation loss, and the "
+        f"shortest length for which twice the epochs gain less than {percent(measured['threshold'])} point of "
+        "validation top-1; cross-entropies of the epoch that is kept, in nats.",
+        ["Method", "Learning rate", "Epochs", "Training loss", "Validation loss", "Validation top-1",
+         "Twice the epochs"], rows)
+
+
+def experiment_tables(sizes: dict[int, dict[str, Any]], data: str, confidence: str) -> list[Table]:
+    """The deciding experiment: accuracies and projections by pair, the tests, and training losses for all sizes."""
+    if not sizes:
+        return []
+    from tcar.lab.steps import experiment
+
+    sets = experiment.main_size(sizes)
+    values = sizes[sets]
+    accuracy, projected = (experiment.cells(values, metric=metric) for metric in ("twin_accuracy", "emap"))
+    heads = len(values["seeds"][0]["heads"])
+    over = (f"{count(sets)} training sets of each family, {values['split']} clips, {data}: means in % with "
+            f"{confidence} intervals (Student) over {len(values['replicates'])} replicates of {heads} trainings each")
+    shown = {pair: name for pair, name in experiment.PAIRS.items() if pair in accuracy}
+    rows = []
+    for method in values["methods"]:
+        cells = [cell for pair in shown for cell in (accuracy[pair][method], projected[pair][method])]
+        rows.append([readable(method), *map(estimate, cells)])
+    columns = [text for name in shown.values() for text in (heading(name), f"{heading(name)}, EMAP")]
+    tests = [
+        [str(row["hypothesis"]), shown.get(row["part"], row["part"]), experiment.named(row["a"]),
+         experiment.named(row["b"]), f"{percent(row['difference'], '+')} {interval(row)}", significant(row["holm"], 2)]
+        for row in experiment.tests(values)
+    ]
+    by_size = {
+        (size, method): [
+            count(size), readable(method), *(estimate(experiment.cells(one)[pair][method]) for pair in shown),
+            *(significant(experiment.cells(one, metric="train_loss")[pair][method]["value"], 2) for pair in shown),
+        ]
+        for size, one in sizes.items() for method in one["methods"]
+    }  # fmt: skip
+    return [
+        Table("experiment", f"Twin accuracy, and what the additive projection keeps of it (EMAP), {over}.",
+              ["Method", *columns], rows),
+        Table("experiment_tests", "The hypotheses that were written down before the experiment: A above B in twin "
+              f"accuracy, {over.split(':')[0]}; paired differences in points and p of the paired t-test over "
+              "replicates, corrected within each pair (Holm).",
+              ["Hypothesis", "On", "A", "B", "Difference", "p"], tests),
+        Table("experiment_sets", f"The experiment at every size, {data}: twin accuracies, and cross-entropies of the "
+              "training clips of each pair in nats.",
+              ["Sets", "Method", *map(heading, shown.values()), *(f"Loss, {name}" for name in shown.values())],
+              list(by_size.values())),
+    ]
