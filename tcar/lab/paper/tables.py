@@ -148,6 +148,7 @@ def tables(results: dict, params: "Params") -> list[Table]:
                        f"{about.sets}. A clip is asked for the class that it has without the control.", results),
         *replicate_tables(results.get("replicates"), data, about.confidence),
         terms_table(results.get("loss_terms"), data, about.confidence),
+        miniatures_table(results.get("miniatures"), data, about.confidence),
         *streams_tables(results, params.material == "tabletop"),
         grid_table("ceilings", "Ceilings before any method is trained: how often a probe of one kind of "
                    f"evidence prefers a clip's class to its twin's, {data}: {asked}",
@@ -157,6 +158,7 @@ def tables(results: dict, params: "Params") -> list[Table]:
         Table("interpretability", f"Attention on the moving object, against its ground-truth masks, {data}.",
               ["Quantity", "Value"], leaves(results["interpretability"].get("attention_on_moving") or {})),
         published_table(),
+        real_run_table(params.common.gpu_hour_price if params.material == "tabletop" else None),
     ]
     return [told(table) for table in made if table.rows]
 
@@ -271,6 +273,25 @@ def terms_table(measured: dict | None, data: str, confidence: str) -> Table:
         ["Term", "Value", "In the recipe", "With", "Without", "With minus without", "p"], rows)
 
 
+def miniatures_table(measured: dict | None, data: str, confidence: str) -> Table:
+    """The headline beside published designs in miniature; no rows where nothing was measured."""
+    measured = measured or {"methods": {}, "clips": 0, "seeds": [], "comparisons": [], "headline": ""}
+    against = {row["b"]: row for row in measured["comparisons"] if row["metric"] == "twin_accuracy"}
+    rows = []
+    for method, row in measured["methods"].items():
+        test = against.get(method)
+        rows.append([readable(method), *(estimate(row.get(metric)) for metric in ("top1", "twin_accuracy")),
+                     f"{percent(test['difference'], '+')} {interval(test)}" if test else "",
+                     millions(row["trained_parameters"]), millions(row["parameters"]), significant(row["gflops"]),
+                     count(row["epochs"])])
+    notes = notes_of(measured["methods"])
+    caption = (f"Ours beside published designs in miniature, from pixels, {data}: {count(measured['clips'])} clips, "
+               f"{len(measured['seeds'])} seed(s), {confidence} intervals; the difference in twin accuracy is paired, "
+               f"in points. Parameters in millions, GFLOPs of one clip through all of a model.{notes}")
+    columns = ["Method", "Top-1", "Twin accuracy", "Headline minus it", "Trained", "All", "GFLOPs", "Epochs"]
+    return Table("miniatures", caption, columns, rows)
+
+
 def streams_tables(results: dict, planning: bool) -> list[Table]:
     """The streams of this run, with `planning` beside those planned for the real dataset, and all that are
     registered at full size."""
@@ -318,6 +339,19 @@ def leaves(values: dict, path: str = "") -> list[list[str]]:
             is_share = isinstance(value, float) and abs(value) <= 1
             rows.append([name, percent(value) if is_share else significant(value)])
     return rows
+
+
+def real_run_table(price: float | None) -> Table:
+    """What the planned runs on the real dataset take, with hours at this price in USD; no rows where it is None."""
+    from tcar.lab.demand.bill import GPU, real_run  # builds the streams, which no other table needs
+
+    items = [] if price is None else real_run()
+    rows = [[item.run, item.work, item.source, significant(item.gigabytes), significant(item.hours),
+             "" if item.hours is None else f"{item.hours * price:.2f}"] for item in items]
+    caption = (f"What the planned runs on the real dataset take, by multiplication of speeds that were measured on one "
+               f"{GPU} with rendered clips; what was not measured is empty. USD: hours times an assumed price of "
+               f"{price or 0:g} USD for an hour of one GPU, which is nobody's offer.")
+    return Table("real_run", caption, ["Run", "Work", "Multiplied from", "GB", "Hours", "USD"], rows)
 
 
 def published_table() -> Table:
