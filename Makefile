@@ -14,7 +14,7 @@ wanted := { echo "$(CURDIR)"; cat pyproject.toml; }
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup doctor test paper replicates terms streams lab lint benchmark clean clean-venv
+.PHONY: help setup doctor test paper replicates terms miniatures streams lab lint benchmark clean clean-venv
 
 help:
 	@echo "make paper      render the data, run the stale notebooks, build the paper  [PARAMS=params/demo.yaml]"
@@ -23,7 +23,8 @@ help:
 	@echo "make lab        JupyterLab on copies of the notebooks, which git does not see"
 	@echo "make replicates the methods on other clips, streams and trainings: half an hour  [PARAMS=params/demo.yaml]"
 	@echo "make terms      each loss term and regulariser against its absence, five seeds each  [PARAMS=params/demo.yaml]"
-	@echo "make streams    train the two small streams that come with the package again"
+	@echo "make miniatures CAST and TimeSformer in miniature beside the headline method  [PARAMS=params/demo.yaml]"
+	@echo "make streams    train the small streams and baselines that come with the package again"
 	@echo "make setup      create $(venv) and install; every target does so when it has to  [PYTHON=…]"
 	@echo "make lint       check the style"
 	@echo "make benchmark  measure what must be fast"
@@ -61,6 +62,9 @@ replicates: setup
 
 terms: setup
 	@$(venv)/bin/tcar terms "$(PARAMS)"
+
+miniatures: setup
+	@$(venv)/bin/tcar miniatures "$(PARAMS)"
 
 test: setup
 	OMP_NUM_THREADS=1 $(py) -m pytest tests --ignore=tests/benchmarks $(PYTEST_FLAGS)

@@ -23,10 +23,11 @@ VERBS = {
     "replicates": "compare the methods on other clips, streams and trainings",
     "recipes": "find how long each method trains, and at which learning rate",
     "terms": "compare each loss term and regulariser with its absence",
+    "miniatures": "compare with published designs in miniature, on the same clips",
     "predict": "name the action in a video",
     "tabletop": "render the synthetic benchmark to a folder, in any size",
     "rehearse": "run a parameter file in small on an imitation of the dataset",
-    "streams": "train the two small streams of the package again",
+    "streams": "train the small streams and baselines of the package again",
     "notebooks": "open JupyterLab on copies of the notebooks",
 }
 

@@ -93,7 +93,7 @@ def stream_need(run: Params, role: str) -> Need | None:
 
 
 def baseline_needs(run: Params) -> list[Need]:
-    """What the baselines of a run load; nothing for one of random weights. Raises as `needs` does."""
+    """What the baselines of a run load; nothing for one whose weights come with the package. Raises as `needs` does."""
     settings = run.baselines
     if not settings.baselines:
         return []
@@ -101,8 +101,6 @@ def baseline_needs(run: Params) -> list[Need]:
 
     stated, found = settings.baseline_checkpoints, []
     for baseline in map(find_baseline, settings.baselines):
-        if baseline.random and not stated.keys() & baseline.published.keys():
-            continue
         for key, address in baseline.published.items():
             given = stated.get(key, "")
             need = _need(f"baseline {key}", [find(address)], given, f"baseline_checkpoints, {key}", run.root)

@@ -1,7 +1,7 @@
 """Where results that take a command of their own are kept, and whether they belong to a run.
 
-`tcar replicates`, `tcar recipes`, `tcar terms` and `tcar search` measure them. This is what the pipeline asks before it
-loads anything heavy.
+`tcar replicates`, `tcar recipes`, `tcar terms`, `tcar search` and `tcar miniatures` measure them. This is what the
+pipeline asks before it loads anything heavy.
 """
 
 import dataclasses
@@ -11,7 +11,9 @@ from pathlib import Path
 from tcar.lab import results
 from tcar.lab.params import GROUPS, Params
 
-MEASURED = FILE, RECIPES, TERMS, SEARCH = "replicates.json", "recipes.json", "loss_terms.json", "search.json"
+FILE, RECIPES, TERMS, SEARCH = "replicates.json", "recipes.json", "loss_terms.json", "search.json"
+MINIATURES = "miniatures.json"
+MEASURED = FILE, RECIPES, TERMS, SEARCH, MINIATURES
 # The parameters that decide the numbers of each, by the groups that they are of: results of others are not shown.
 _GROUPS = ("data", "tabletop", "streams", "fusion", "training")
 _DECISIVE = {
@@ -19,6 +21,10 @@ _DECISIVE = {
     RECIPES: (("seed", "replicate_methods", "recipe_learning_rates", "recipe_epochs", "recipe_seeds"), _GROUPS),
     TERMS: (("seed", "confidence", "loss_terms", "loss_term_seeds"), (*_GROUPS, "trainer")),
     SEARCH: (("seed", "confidence"), _GROUPS),
+    MINIATURES: (
+        ("seed", "confidence", "miniatures", "miniature_seeds", "baseline_epochs", "baseline_batch_size",
+         "baseline_learning_rate", "evaluation_split"), (*_GROUPS, "trainer"),
+    ),
 }
 
 

@@ -62,7 +62,7 @@ STEPS = (*TABLE, REPORT)
 NEUTRAL = {
     "name", "runs", "workers", "log_level", "publish",
     "trackers", "wandb_project", "webhook", "alert_window", "divergence_margin", "gradient_explosion",
-    "disk_reserve_gb",
+    "disk_reserve_gb", "gpu_hour_price",
 }  # fmt: skip
 ANNOTATIONS = ("*.json", "*.csv", "ground_truth/index.json")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -91,14 +91,15 @@ def notebook_path(step: Step, run: Params) -> Path:
 
 def _parameters(step: Step, run: Params) -> dict[str, Any]:
     names = {f.name for group in ("common", *step.parameters) for f in fields(params.GROUPS[group])}
-    neutral = NEUTRAL - {"name", "publish"} if step is REPORT else NEUTRAL
+    neutral = NEUTRAL - {"name", "publish", "gpu_hour_price"} if step is REPORT else NEUTRAL
     return {name: value for name, value in params.shown(run.as_dict()).items() if name in names - neutral}
 
 
 def _inputs(step: Step, run: Params) -> list[Path]:
     """The files a step reads that an earlier step or the user has written."""
     found = [run.results_dir / f"{name}.json" for name in step.inputs]
-    shown = {"05_ablations": (measured.FILE, measured.TERMS), "report": measured.MEASURED}.get(step.name, ())
+    apart = (measured.FILE, measured.TERMS, measured.MINIATURES)
+    shown = {"05_ablations": apart, "report": measured.MEASURED}.get(step.name, ())
     found += filter(None, (measured.find(run, file) for file in shown))
     if step.name == "02_fusion":
         found += plan_files(run.root).values()

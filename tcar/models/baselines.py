@@ -13,11 +13,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TimesformerConfig
 
+from tcar.ground import records
 from tcar.ground.errors import unknown
 from tcar.models.cast import CAST, cast_parameter_groups
 from tcar.models.cast_blocks import CASTConfig
 from tcar.models.settings import PUBLISHED
 from tcar.models.timesformer import TimeSformer
+from tcar.streams.packaged import packaged
 from tcar.streams.pretrained import locate
 from tcar.streams.stream import Source
 from tcar.streams.weights import CheckpointError, read_state
@@ -46,9 +48,9 @@ class Baseline:
     A clip is `frames` frames of `size` pixels a side: the middles of equal segments, squashed to a square, or with
     `crop` scaled by their shorter side and cut to the middle square. `build(classes, seed)` draws random weights,
     `load(model, checkpoints)` replaces them by published ones; `published` names the ones that it takes, by their key
-    in the parameter `baseline_checkpoints`. `random` says whether it may go without; `labelled` that weights are of no
-    use to it without the config.json beside them, which numbers their classes. `groups(model, learning_rate,
-    weight_decay)` are those of the optimiser; None stands for those of all other trainings.
+    in the parameter `baseline_checkpoints`. `parts` are those that it takes from the package instead. `labelled` says
+    that weights are of no use to it without the config.json beside them, which numbers their classes. `groups(model,
+    learning_rate, weight_decay)` are those of the optimiser; None stands for those of all other trainings.
     """
 
     name: str
@@ -58,7 +60,7 @@ class Baseline:
     build: Callable[[int, int], nn.Module]
     load: Callable[[nn.Module, Checkpoints], Built]
     published: dict[str, str] = field(default_factory=dict)
-    random: bool = False
+    parts: tuple[str, ...] = ()
     labelled: bool = False
     groups: Callable[[nn.Module, float, float], list[dict]] | None = None
 
@@ -73,7 +75,7 @@ def find_baseline(name: str) -> Baseline:
 def create_baseline(
     name: str, classes: int, checkpoints: Checkpoints | None = None, *, seed: int = 0, untrained: bool = False
 ) -> Built:
-    """Build a baseline for so many classes, with published weights where `checkpoints` names them.
+    """Build a baseline for so many classes, with the published weights that `checkpoints` names, or the package's.
 
     The keys of `checkpoints` are those of `Baseline.published`; the values folders, files, or names in the local
     cache of the Hub. With `untrained` it is to be scored as it is loaded, without any training. Raises ValueError for
@@ -84,14 +86,14 @@ def create_baseline(
     if strange := checkpoints.keys() - baseline.published.keys():
         known = ", ".join(baseline.published) or "none"
         raise CheckpointError(f"{name} has no checkpoint {', '.join(sorted(strange))}; known are: {known}")
-    missing = baseline.published.keys() - checkpoints.keys()
-    if missing and (checkpoints or not baseline.random):
+    if missing := baseline.published.keys() - checkpoints.keys():
         wanted = ", ".join(f"{key}: {baseline.published[key]}" for key in sorted(missing))
         raise CheckpointError(
             f"{name} would have random weights where it is published with trained ones; set baseline_checkpoints: "
             f"{{{wanted}}} (names in the local cache of the Hub, folders or files)"
         )
-    built = baseline.load(baseline.build(classes, seed), checkpoints)
+    given = checkpoints or {part: str(packaged(part)) for part in baseline.parts}
+    built = baseline.load(baseline.build(classes, seed), given)
     if untrained and built.labels is None:
         raise CheckpointError(
             f"{name} has no trained classifier of {classes} classes, so there is nothing to score as loaded"
@@ -147,8 +149,6 @@ def _tuned_on_ssv2(checkpoint: str, labels: Mapping[int, str] | None) -> bool:
 
 
 def _load_cast(model: CAST, checkpoints: Checkpoints) -> Built:
-    if not checkpoints:
-        return Built(model, ("its frozen experts have random weights",))
     parts = {key.partition(".")[2]: given for key, given in checkpoints.items()}
     labels, classes = _labels(parts["videomae"]), model.config.num_classes
     same = labels is not None and len(labels) == classes
@@ -173,9 +173,35 @@ def _load_timesformer(model: TimeSformer, checkpoints: Checkpoints) -> Built:
     return Built(model, tuple(notes), labels if whole else None)
 
 
-_TINY = CASTConfig(
-    frames=8, image_size=56, patch_size=14, width=64, depth=3, heads=4, adapter_width=16, cross_width=32, drop_path=0.1
-)
+def _load_cast_tiny(model: CAST, checkpoints: Checkpoints) -> Built:
+    model.load_experts(*checkpoints.values(), fill_head=False)
+    return Built(model, _begins_with(checkpoints))
+
+
+def _load_timesformer_tiny(model: TimeSformer, checkpoints: Checkpoints) -> Built:
+    model.load_body(*checkpoints.values())
+    return Built(model, _begins_with(checkpoints))
+
+
+def _begins_with(checkpoints: Checkpoints) -> tuple[str, ...]:
+    """What the package says of weights of its own: on how many scenes they were trained, for how long."""
+    experts, notes = {"clip": "its spatial expert", "videomae": "its temporal expert"}, []
+    for part, file in checkpoints.items():
+        told = records.load(Path(file).with_suffix(".json"))
+        who = experts.get(part.partition(".")[2], "it")
+        notes.append(f"{who} was trained before on {told['trained_on']} ({told['epochs']} epochs)")
+    return tuple(notes)
+
+
+# Both in miniature: as wide, deep and many-headed as the small streams, on frames of as many pixels as the small I3D.
+CAST_TINY = CASTConfig(
+    frames=16, image_size=80, patch_size=16, width=128, depth=4, heads=4, adapter_width=32, cross_width=64,
+    drop_path=0.1,
+)  # fmt: skip
+TIMESFORMER_TINY = TimesformerConfig(
+    image_size=80, patch_size=16, num_frames=8, hidden_size=128, num_hidden_layers=4, num_attention_heads=4,
+    intermediate_size=512,
+)  # fmt: skip
 
 
 def _cast(name: str, config: CASTConfig, **fields) -> Baseline:
@@ -183,7 +209,7 @@ def _cast(name: str, config: CASTConfig, **fields) -> Baseline:
         return CAST(replace(config, num_classes=classes), seed=seed)
 
     sizes = {"frames": config.frames, "size": config.image_size}
-    return Baseline(name, **sizes, build=build, load=_load_cast, groups=cast_parameter_groups, **fields)
+    return Baseline(name, **sizes, build=build, groups=cast_parameter_groups, **{"load": _load_cast, **fields})
 
 
 def _timesformer(name: str, config: TimesformerConfig, **fields) -> Baseline:
@@ -191,14 +217,16 @@ def _timesformer(name: str, config: TimesformerConfig, **fields) -> Baseline:
         return TimeSformer(TimesformerConfig.from_dict(config.to_dict() | {"num_labels": classes}), seed=seed)
 
     sizes = {"frames": config.num_frames, "size": config.image_size}
-    return Baseline(name, **sizes, build=build, load=_load_timesformer, labelled=True, **fields)
+    return Baseline(name, **sizes, build=build, **{"load": _load_timesformer, "labelled": True, **fields})
 
 
 _ALL = (
     _cast("cast_b16", CASTConfig(), crop=True, published=PUBLISHED["cast_b16"]),
     _timesformer("timesformer_vitb16", TimesformerConfig(), crop=True, published=PUBLISHED["timesformer_vitb16"]),
-    # The wiring of CAST in a size that trains in seconds, for tests of everything around it: with random experts, its
-    # accuracy says nothing about CAST.
-    _cast("cast_tiny", _TINY, crop=False, random=True),
+    _cast("cast_tiny", CAST_TINY, crop=False, parts=("cast_tiny.clip", "cast_tiny.videomae"), load=_load_cast_tiny),
+    _timesformer(
+        "timesformer_tiny", TIMESFORMER_TINY, crop=False, parts=("timesformer_tiny",), load=_load_timesformer_tiny,
+        labelled=False,
+    ),
 )
 BASELINES: dict[str, Baseline] = {baseline.name: baseline for baseline in _ALL}

@@ -12,6 +12,7 @@ PUBLISHED = {
     },
     "timesformer_vitb16": {"timesformer_vitb16": "facebook/timesformer-base-finetuned-ssv2"},
     "cast_tiny": {},
+    "timesformer_tiny": {},
 }
 BASELINE_CHECKPOINTS = {key: name for name, published in PUBLISHED.items() for key in published}
 
@@ -27,3 +28,6 @@ class BaselineSettings:
     baseline_epochs: dict[str, int] = bounded({}, minimum=0, keys=PUBLISHED)
     baseline_batch_size: int = bounded(16, minimum=1)  # clips
     baseline_learning_rate: float = bounded(0.001, minimum=0.0)
+    # What `tcar miniatures` trains beside the headline method, and compares with it.
+    miniatures: list[str] = bounded(["timesformer_tiny", "cast_tiny"], choices=PUBLISHED, distinct=True)
+    miniature_seeds: list[int] = bounded([0], minimum=0, shortest=1, distinct=True)

@@ -4,6 +4,8 @@ Source: Bertasius et al. 2021 (Is Space-Time Attention All You Need for Video Un
 On Something-Something-V2, 8 frames, 1 x 3 views: 59.1 top-1 as published, trained whole (121 M).
 """
 
+from pathlib import Path
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -57,3 +59,11 @@ class TimeSformer(nn.Module):
             found.classifier = self.network.classifier
         self.network.load_state_dict(found.state_dict())
         return whole
+
+    def load_body(self, checkpoint: str | Path) -> None:
+        """Take all but the classifier from a file of the library's TimesformerModel.
+
+        Raises CheckpointError as `load_published` does.
+        """
+        found = pretrained.load("TimesformerModel", self.network.config, checkpoint, local_files_only=True)
+        self.network.timesformer.load_state_dict(found.state_dict())

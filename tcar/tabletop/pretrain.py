@@ -1,14 +1,15 @@
-"""Training of the two small streams of the demo on stand-in tasks (`make streams`).
+"""Training of the small streams and baselines of the demo on stand-in tasks (`make streams`).
 
 A published DINOv2 or I3D comes trained on millions of images or clips; the small ones, of the same architectures, come
 trained on dense labels of random synthetic stills (what covers each sixteenth of a patch; colour, outline, pattern and
 place of the object in it) and on the true flow of random synthetic clips. Neither shares objects, textures,
-backgrounds or clips with Tabletop.
+backgrounds or clips with Tabletop. The experts of the small CAST and the small TimeSformer begin with the same tasks,
+on the same numbers of stills and clips.
 """
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,12 +25,15 @@ from tcar.data.workers import worker_count
 from tcar.ground import files, locks, log, records, sources
 from tcar.ground.errors import ParameterError
 from tcar.ground.processes import pool
-from tcar.streams import catalogue, i3d, packaged, pretrained, published
+from tcar.models.baselines import CAST_TINY, TIMESFORMER_TINY
+from tcar.models.cast import clip_config, videomae_config
+from tcar.streams import catalogue, i3d, packaged, pretrained
 from tcar.streams import registry as streams
 from tcar.streams.image import DINOV2_TINY
 from tcar.tabletop import standin
 
 LOG = log.get("streams")
+Reader = Callable[[Tensor], Tensor]
 DETAIL = 4  # sub-patches along each side of a patch, for which the category is asked
 # The code that draws the training data; the recipe stands beside the weights.
 TRAINED_BY = tuple(f"tcar.tabletop.{name}" for name in ("standin", "scene", "assets", "stage"))
@@ -85,16 +89,52 @@ def semantic_loss(out: dict[str, Tensor], batch: list[Tensor]) -> tuple[Tensor, 
     return sum(terms), scores
 
 
+def presence_loss(out: Float[Tensor, "b k"], batch: list[Tensor]) -> Tensor:
+    """What a class token has to tell of a whole still: which categories, outlines and patterns are anywhere in it."""
+    category, _, shape, pattern, _ = (labels.flatten(1).long() for labels in batch)
+    counts = (len(standin.CATEGORIES), len(standin.SHAPE_NAMES), len(standin.PATTERN_NAMES))
+    # Where no object fills a patch its index is -1, which one more class takes and which is then left out.
+    there = [
+        F.one_hot(labels.remainder(k + 1), k + 1).amax(1)[:, :k]
+        for labels, k in zip((category, shape, pattern), counts, strict=True)
+    ]
+    return F.binary_cross_entropy_with_logits(out, torch.cat(there, 1).float())
+
+
 def train_semantic(scenes: int, epochs: int, seed: int) -> tuple[nn.Module, dict]:
     """Train the small DINOv2 on dense labels of stills; returns it with its scores on held-out stills."""
-    config = DINOV2_TINY
+    torch.manual_seed(seed)
+    model = pretrained.build("Dinov2Model", DINOV2_TINY)
+    plan = _Schedule(scenes, epochs, 64, seed)
+    return model, _learn_stills(model, lambda images: model(images).last_hidden_state, plan)
+
+
+def train_cast_spatial(scenes: int, epochs: int, seed: int) -> tuple[nn.Module, dict]:
+    """Train the spatial expert of the small CAST on the same labels; its class token, which CAST reads, on what is
+    there at all.
+    """
+    torch.manual_seed(seed)
+    model = pretrained.build("CLIPVisionModel", clip_config(CAST_TINY))
+
+    def read(images: Tensor) -> Tensor:
+        return model.post_layernorm(model(images).last_hidden_state)
+
+    return model, _learn_stills(model, read, _Schedule(scenes, epochs, 64, seed), summary=True)
+
+
+def _learn_stills(model: nn.Module, read: Reader, plan: "_Schedule", summary: bool = False) -> dict:
+    """Train a vision transformer that `read`s images [b 3 s s] to tokens [b 1+n d], class token first, on stills.
+
+    `summary` asks the class token as well. Returns the scores on held-out stills.
+    """
+    config = model.config
     grid = config.image_size // config.patch_size
     make = partial(standin.make_still, size=config.image_size, grid=grid, detail=DETAIL)
-    data = _generate(make, range(seed * 10**6, seed * 10**6 + scenes))
-    torch.manual_seed(seed)
-    model = pretrained.build("Dinov2Model", config)
-    head = DenseHead(config.hidden_size, {"category": DETAIL**2 * len(standin.CATEGORIES), "colour": 3, "offset": 2,
-                                          "shape": len(standin.SHAPE_NAMES), "pattern": len(standin.PATTERN_NAMES)})
+    data = _generate(make, range(plan.seed * 10**6, plan.seed * 10**6 + plan.scenes))
+    kinds = {"shape": len(standin.SHAPE_NAMES), "pattern": len(standin.PATTERN_NAMES)}
+    categories = len(standin.CATEGORIES)
+    head = DenseHead(config.hidden_size, {"category": DETAIL**2 * categories, "colour": 3, "offset": 2, **kinds})
+    whole = nn.Linear(config.hidden_size, categories + sum(kinds.values())) if summary else nn.Identity()
 
     def run(rows, augment):
         columns = [column[rows] for column in data]
@@ -106,10 +146,13 @@ def train_semantic(scenes: int, epochs: int, seed: int) -> tuple[nn.Module, dict
         frames, category, *labels = columns
         blocks = category.long().unflatten(2, (grid, DETAIL)).unflatten(1, (grid, DETAIL))
         labels = [blocks.transpose(2, 3).flatten(3), *labels]
-        images = _normalise(frames.permute(0, 3, 1, 2), catalogue.IMAGENET, augment)
-        tokens = model(pixel_values=images).last_hidden_state[:, 1:].unflatten(1, (grid, grid))
-        return semantic_loss(head(tokens), labels)
-    return model, _optimise(nn.ModuleList([model, head]), run, _Schedule(scenes, epochs, 64, seed))
+        tokens = read(_normalise(frames.permute(0, 3, 1, 2), catalogue.IMAGENET, augment))
+        loss, scores = semantic_loss(head(tokens[:, 1:].unflatten(1, (grid, grid))), labels)
+        if summary:
+            asked = presence_loss(whole(tokens[:, 0]), labels)
+            loss, scores = loss + 2 * asked, scores | {"presence loss": asked.item()}
+        return loss, scores
+    return _optimise(nn.ModuleList([model, head, whole]), run, plan)
 
 
 def motion_loss(flow: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -121,18 +164,68 @@ def motion_loss(flow: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, float]]:
 
 
 def train_motion(scenes: int, epochs: int, seed: int) -> tuple[nn.Module, dict]:
-    """Train the small I3D on the true flow of clips; returns it with its scores on held-out clips.
-
-    Half of each batch is transposed, so that vertical motion is seen as often as horizontal motion, and half mirrored.
-    """
+    """Train the small I3D on the true flow of clips; returns it with its scores on held-out clips."""
     spec = streams.stream_spec("i3d_tiny")
     torch.manual_seed(seed)
     model = i3d.I3D(i3d.TINY).to(memory_format=torch.channels_last_3d)
+
+    def read(video: Tensor) -> Tensor:
+        return model.features(video.contiguous(memory_format=torch.channels_last_3d)).movedim(1, -1)
+
+    plan = _Schedule(scenes, epochs, 32, seed)
+    return model, _learn_flow(model, read, _Clips(spec.frames, spec.input_size, catalogue.KINETICS), plan)
+
+
+def train_cast_temporal(scenes: int, epochs: int, seed: int) -> tuple[nn.Module, dict]:
+    """Train the temporal expert of the small CAST, a VideoMAE, on the same flow of the same clips."""
+    torch.manual_seed(seed)
+    model = pretrained.build("VideoMAEModel", videomae_config(CAST_TINY))
+    side = CAST_TINY.image_size // CAST_TINY.patch_size
+
+    def read(video: Tensor) -> Tensor:
+        return model(video.transpose(1, 2)).last_hidden_state.unflatten(1, (-1, side, side))
+
+    clips = _Clips(CAST_TINY.frames, CAST_TINY.image_size, catalogue.IMAGENET)
+    return model, _learn_flow(model, read, clips, _Schedule(scenes, epochs, 16, seed, 1e-3))
+
+
+def train_timesformer(scenes: int, epochs: int, seed: int) -> tuple[nn.Module, dict]:
+    """Train the small TimeSformer on the same flow of the same clips, of which it sees every second frame."""
+    torch.manual_seed(seed)
+    config = TIMESFORMER_TINY
+    model = pretrained.build("TimesformerModel", config)
+    side = config.image_size // config.patch_size
+
+    def read(video: Tensor) -> Tensor:
+        tokens = model(video[:, :, ::2].transpose(1, 2)).last_hidden_state[:, 1:]
+        return tokens.unflatten(1, (side, side, -1)).movedim(3, 1)  # the library has the frames of a place together
+
+    clips = _Clips(2 * config.num_frames, config.image_size, catalogue.KINETICS)
+    return model, _learn_flow(model, read, clips, _Schedule(scenes, epochs, 16, seed, 1e-3))
+
+
+@dataclass(frozen=True)
+class _Clips:
+    """So many frames of `size` pixels a side, and the statistics that a network normalises them by."""
+
+    frames: int
+    size: int
+    statistics: dict
+
+
+def _learn_flow(model: nn.Module, read: Reader, about: _Clips, plan: "_Schedule") -> dict:
+    """Train what `read`s clips [b 3 t s s] to features [b t' h w d] on their flow; returns scores on held-out clips.
+
+    Half of each batch is transposed, so that vertical motion is seen as often as horizontal motion, and half mirrored.
+    """
     with torch.no_grad():
-        grid = tuple(model.eval().features(torch.zeros(1, 3, spec.frames, spec.input_size, spec.input_size)).shape[2:])
-    make = partial(standin.make_clip, size=spec.input_size, grid=grid, frames=spec.frames)
-    clips, flows = _generate(make, range(seed * 10**6, seed * 10**6 + scenes))
-    head = DenseHead(model.width, {"flow": 8})
+        model.eval()  # norms over batches learn nothing of it
+        *grid, width = read(torch.zeros(1, 3, about.frames, about.size, about.size)).shape[1:]
+    make = partial(standin.make_clip, size=about.size, grid=tuple(grid), frames=about.frames)
+    clips, flows = _generate(make, range(plan.seed * 10**6, plan.seed * 10**6 + plan.scenes))
+    head = DenseHead(width, {"flow": 8})
+    # bfloat16 takes half of the time on a CPU that has it and is let use it, and many times as long on any other
+    fast = torch.cpu._is_avx512_bf16_supported() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
     def run(rows, augment):
         video, truth = clips[rows].permute(0, 4, 1, 2, 3), flows[rows].float()
@@ -143,14 +236,12 @@ def train_motion(scenes: int, epochs: int, seed: int) -> tuple[nn.Module, dict]:
             mirrored = torch.arange(len(rows)) % 2 == 0
             video[mirrored] = video[mirrored].flip(4)
             truth[mirrored] = truth[mirrored].flip(3) * torch.tensor([-1.0, 1.0])
-        video = _normalise(video, catalogue.KINETICS, augment)
-        # bfloat16 halves the time of these convolutions on a CPU that has it, and doubles it on one that has not
-        with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
-            features = model.features(video.contiguous(memory_format=torch.channels_last_3d))
-        flow = head(features.float().movedim(1, -1))["flow"]
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+            features = read(_normalise(video, about.statistics, augment))
+        flow = head(features.float())["flow"]
         flow = flow.unflatten(-1, (2, 2, 2)).permute(0, 1, 2, 4, 3, 5, 6).flatten(4, 5).flatten(2, 3)
         return motion_loss(flow, truth)
-    return model, _optimise(nn.ModuleList([model, head]), run, _Schedule(scenes, epochs, 32, seed))
+    return _optimise(nn.ModuleList([model, head]), run, plan)
 
 
 def _normalise(frames: UInt8[Tensor, "b 3 ..."], statistics: dict, augment: bool) -> Tensor:
@@ -198,14 +289,17 @@ def _optimise(model: nn.Module, run, plan: _Schedule) -> dict:
     return {key: float(np.mean([p[key] for p in parts])) for key in parts[0]}
 
 
-TASKS = {  # stream -> (training, scenes, epochs)
+TASKS = {  # stream, or what a small baseline begins with -> (training, scenes, epochs)
     "dinov2_tiny": (train_semantic, 20000, 7),
     "i3d_tiny": (train_motion, 9000, 7),
+    "cast_tiny.clip": (train_cast_spatial, 20000, 7),
+    "cast_tiny.videomae": (train_cast_temporal, 9000, 4),
+    "timesformer_tiny": (train_timesformer, 9000, 4),
 }
 
 
 def build(name: str, output: Path, seed: int, scale: float) -> None:
-    """Train one small stream on one core and write its weights, with their provenance beside them."""
+    """Train one of `TASKS` on one core and write its weights, with their provenance beside them."""
     torch.set_num_threads(1)  # the same sums in the same order, whatever the machine
     log.configure("INFO")
     train, scenes, epochs = TASKS[name]
@@ -220,16 +314,16 @@ def build(name: str, output: Path, seed: int, scale: float) -> None:
         save_file(state, draft)
     provenance = {
         "stream": name, "trained_on": f"{scenes} synthetic stand-in scenes of the vocabulary 'pretrain'",
-        "epochs": epochs, "seed": seed, "held_out_scores": scores, "licence": published.licence(name),
+        "epochs": epochs, "seed": seed, "held_out_scores": scores, "licence": packaged.LICENCE,
         "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
-        "code": training_code(streams.create_stream(name).backbone),
+        "code": training_code(model),
         "seconds": round(time.perf_counter() - begin, 1),
     }
     files.write_text(path.with_suffix(".json"), json.dumps(provenance, indent=1, sort_keys=True) + "\n")
 
 
 def training_code(backbone: nn.Module) -> dict[str, str]:
-    """Return the digest of every module in `TRAINED_BY` and of the network of a small stream, as it prints itself.
+    """Return the digest of every module in `TRAINED_BY` and of a small network, as it prints itself.
 
     Equal ones train the same network on the same scenes, wherever the code that builds it stands.
     """
@@ -239,16 +333,18 @@ def training_code(backbone: nn.Module) -> dict[str, str]:
     return {module: digests[module] for module in TRAINED_BY} | {"network": network}
 
 
-def train_streams(names: Sequence[str], output: Path, seeds: Sequence[int], scale: float = 1.0) -> None:
-    """Train small streams, all where none is named, with every seed, side by side on the cores.
+def train_streams(names: Sequence[str], output: Path, seeds: Sequence[int] = (), scale: float = 1.0) -> None:
+    """Train small streams and baselines, all where none is named, with every seed, side by side on the cores.
 
-    `scale` is the share of the stand-in scenes and epochs. Raises ParameterError: an unknown stream, a folder that
+    `seeds` are by default those that come with the package. `scale` is the share of the stand-in scenes and epochs.
+    Raises ParameterError: an unknown stream, a folder that
     another command trains into.
     """
     if unknown := set(names) - set(TASKS):
         raise ParameterError(f"unknown streams {sorted(unknown)}; there are {', '.join(TASKS)}")
+    wanted = [(name, seed) for name in names or TASKS for seed in seeds or packaged.seeds_of(name)]
     busy = f"{output}: another command trains streams into it; wait for it, or give another --output"
     with locks.alone(output / ".lock", ParameterError, busy), pool(worker_count(0)) as processes:
-        jobs = [processes.submit(build, name, output, seed, scale) for name in names or TASKS for seed in seeds]
+        jobs = [processes.submit(build, name, output, seed, scale) for name, seed in wanted]
         for job in jobs:
             job.result()

@@ -22,8 +22,10 @@ from tcar.data.frame_cache import FrameCache
 from tcar.data.loader import Loaded, Loader
 from tcar.data.ssv2 import Clip, check_label_order, fingerprint, flip_pairs, without_mirror_image
 from tcar.data.views import AugmentConfig
+from tcar.ground import records
 from tcar.models.baselines import Built, create_baseline, find_baseline
 from tcar.models.tca import TCA, TCAConfig
+from tcar.streams.packaged import packaged
 from tcar.streams.registry import stream_spec, weights_digest
 from tcar.train.mixing import mix_frames
 from tcar.train.recipe import parameter_groups
@@ -216,9 +218,11 @@ class BaselineTask(ClipTask):
         return built
 
     def identity(self) -> dict[str, Any]:
-        """Return the baseline, its checkpoints, clips and views."""
+        """Return the baseline, its checkpoints or the package's weights, clips and views."""
         checkpoints = dict(self.run.baselines.baseline_checkpoints)
-        return {"baseline": self.name, "checkpoints": checkpoints, **self._read_from()}
+        known = {"baseline": self.name, "checkpoints": checkpoints, **self._read_from()}
+        parts = {part: records.digest(packaged(part)) for part in self.baseline.parts}
+        return known | ({"weights": parts} if parts else {})
 
     def groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict]:
         """Return the groups of the baseline, else those of all other trainings."""

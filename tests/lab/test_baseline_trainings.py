@@ -24,7 +24,7 @@ ASKED = {
     "baseline_learning_rate": 0.01, "seeds": [3], "workers": 2, "device": "cpu", "name": "clips",
 }  # fmt: skip
 NAMES = ["red", "blue"]
-DEAD = "blocks.2.exchange.over_time."  # the last block's patches are read by nothing, as published
+DEAD = "blocks.3.exchange.over_time."  # the last block's patches are read by nothing, as published
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_a_gradient_reaches_all_that_is_trained_and_nothing_that_is_frozen(fitte
     made = Stepper(task, Processes(run, True))
     model = made.learner.model
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    frames = torch.randint(0, 256, (4, 8, 56, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    frames = torch.randint(0, 256, (4, 16, 80, 80, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     batch = Batch((frames,), torch.tensor([0, 1, 0, 1]), [0, 1, 2, 3], [0, 1, 2, 3])
     for number in range(4):  # what starts at zero lets no gradient through in the first steps
         made.step([batch], number, 1)

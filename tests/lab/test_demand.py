@@ -18,7 +18,8 @@ from tcar.data.workers import Failure
 from tcar.features import FeatureError
 from tcar.fusion.kinds import create_fusion
 from tcar.lab import params
-from tcar.lab.demand import hours, sizes
+from tcar.lab.demand import bill, hours, sizes
+from tcar.lab.paper import tables
 from tcar.streams.registry import create_stream
 
 ROOT = Path(__file__).parents[2]
@@ -143,6 +144,44 @@ def test_hours_are_work_over_measured_speed(card):
     work = {each.fusion.kind: each.gflops for each in sizes.trainings(real())}
     alone = sum(work[kind] for kind in ("cross_attention", "semantic", "motion"))  # of these, two as ablations
     assert found["training"] == pytest.approx(training.hours * alone / sum(work.values()))
+
+
+def test_the_time_of_keeping_weights_is_no_time_of_a_step(card):
+    files = json.loads(card.read_text())
+    before = hours.hours(real(), "A card")[-1].hours
+    card.write_text(json.dumps(files | {"trainings": files["trainings"] | {"seconds_of_keeping": 2.0}}))
+    assert hours.hours(real(), "A card")[-1].hours == pytest.approx(before * 6 / 8)
+
+
+def test_the_bill_of_the_real_runs_is_what_was_measured_times_what_is_to_be_done():
+    """By hand, from the committed measurements."""
+    folder = ROOT / "tests" / "benchmarks" / "results"
+    made = json.loads((folder / f"{bill.GPU.replace(' ', '_')}.json").read_text())
+    alone = json.loads((folder / bill.MODEL_ALONE).read_text())["on_device"]["vjepa2_1_vitl16_384"]
+    items = {(item.run, item.work): item for item in bill.real_run()}
+    tokens = 220_847 * (392 * 384 + 196 * 2048) * 2
+    assert items["ssv2", "tokens"].gigabytes == pytest.approx(tokens / 1e9)
+    together = made["from_files"]["together"]["clips_per_second"]
+    assert items["ssv2", "extraction"].hours == pytest.approx(220_847 / together / 3600)
+    for plan in ("ssv2", "ssv2_vjepa2"):
+        rate = made["fusion_steps"][f"{plan}, eager"]["clips_per_second"]
+        assert items[plan, "headline, one seed"].hours == pytest.approx(30 * 168_913 / rate / 3600)
+    parts = [items["ssv2", work].hours for work in ("extraction", "2x3 views", "audit", "training")]
+    assert items["ssv2", "together"].hours == pytest.approx(sum(parts))
+    assert items["ssv2_vjepa2", "extraction"].hours is items["ssv2_vjepa2", "together"].hours is None
+    model = items["ssv2_vjepa2", "extraction, vjepa2_1_vitl16_384 alone"]
+    assert model.hours == pytest.approx(220_847 / alone["clips_per_second"] / 3600)
+
+
+def test_money_is_hours_times_a_price_that_is_said_to_be_assumed():
+    table = tables.real_run_table(4.0)
+    assert "assumed price of 4 USD" in table.caption and "nobody's offer" in table.caption
+    for row, item in zip(table.rows, bill.real_run(), strict=True):
+        run, work, source, gigabytes, took, price = row
+        assert (run, work, source) == (item.run, item.work, item.source)
+        assert bool(took) == bool(price) == (item.hours is not None) and bool(gigabytes) == (work == "tokens")
+        assert not price or float(price) == pytest.approx(4 * item.hours, abs=0.0051)
+    assert tables.real_run_table(None).rows == []
 
 
 def test_what_nobody_measured_is_unknown(card, project):

@@ -302,7 +302,7 @@ def test_a_baseline_needs_what_it_is_published_with_or_what_the_parameters_say(p
     assert len(needs(params.from_values(NAMED | {"baselines": ["cast_b16"]}))) == 4
 
 
-def test_a_baseline_of_random_weights_needs_nothing(project):
+def test_a_baseline_whose_weights_come_with_the_package_needs_nothing(project):
     assert of_baselines(baselines=["cast_tiny"]) == []
 
 

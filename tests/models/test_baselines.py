@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from clip_files import coloured_clips
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPVisionModel,
     TimesformerConfig,
@@ -27,6 +27,7 @@ from tcar.models.baselines import BASELINES, _cast, _timesformer, baseline_cost,
 from tcar.models.cast import clip_config, videomae_config
 from tcar.models.cast_blocks import CASTConfig
 from tcar.streams import pretrained
+from tcar.streams.packaged import packaged
 from tcar.streams.weights import CheckpointError
 from tcar.train.clip_tasks import BaselineTask
 from tcar.train.tasks import Slice
@@ -104,8 +105,27 @@ def test_the_published_sizes_and_costs():
 
 
 def test_the_tiny_one_is_tiny_and_every_one_has_a_name_and_a_colour():
-    assert baseline_cost("cast_tiny", 174)["parameters"] < 600_000
-    assert len({plots.colour(name) for name in ("cast_b16", "timesformer_vitb16", "cast_tiny")}) == 3
+    assert all(baseline_cost(name, 174)["parameters"] < 2_500_000 for name in ("cast_tiny", "timesformer_tiny"))
+    shown = ("cast_b16", "timesformer_vitb16", "cast_tiny", "timesformer_tiny")
+    assert len({plots.colour(name) for name in shown}) == 4
+
+
+def test_the_tiny_ones_begin_with_the_weights_of_the_package():
+    """Read again by other code: the experts of CAST, and all of TimeSformer but its classifier."""
+    cast, timesformer = (create_baseline(name, 5, seed=3).model for name in ("cast_tiny", "timesformer_tiny"))
+    # The last norm of the spatial expert is trained, as the head's.
+    norm = {f"post_layernorm.{key}": value for key, value in cast.head.norm["spatial"].state_dict().items()}
+    bodies = {
+        "cast_tiny.clip": cast.clip.state_dict() | norm, "cast_tiny.videomae": cast.videomae.state_dict(),
+        "timesformer_tiny": timesformer.network.timesformer.state_dict(),
+    }  # fmt: skip
+    for name, body in bodies.items():
+        stored = load_file(packaged(name))
+        assert stored.keys() == body.keys()
+        assert all(torch.equal(body[key], value.to(body[key].dtype)) for key, value in stored.items())
+    assert not any(p.requires_grad for p in (*cast.clip.parameters(), *cast.videomae.parameters()))
+    assert all(p.requires_grad for p in timesformer.parameters())
+    assert "its temporal expert was trained before on" in create_baseline("cast_tiny", 5).notes[1]
 
 
 @pytest.mark.parametrize("name", ["cast_tiny", "timesformer_small"])
@@ -278,11 +298,11 @@ def test_a_run_trains_its_baselines_and_opens_them_again(run, tmp_path, monkeypa
 
     text = stage.baseline_text(run, opened)
     assert "cast_tiny" not in text
-    assert "2 epochs; its frozen experts have random weights" in text
+    assert "2 epochs; its spatial expert was trained before on" in text
     assert "timesformer_small: 2 frames of 32 pixels, one view: its middle square; scored as published" in text
     costs = stage.baseline_costs(run, opened)
-    assert costs["cast_tiny"]["notes"] == ["its frozen experts have random weights"]
-    assert "random weights" in tables.notes_of(costs)
+    assert costs["cast_tiny"]["notes"] == list(create_baseline("cast_tiny", 2).notes)
+    assert "trained before" in tables.notes_of(costs)
 
 
 def test_other_weights_make_the_notebooks_that_use_them_stale(run, tmp_path):
@@ -292,7 +312,7 @@ def test_other_weights_make_the_notebooks_that_use_them_stale(run, tmp_path):
     hub = params.from_values(
         {"baseline_checkpoints": {"timesformer_vitb16": "facebook/timesformer-base-finetuned-ssv2"}}
     )
-    assert not [path for path in pipeline._inputs(pipeline.TABLE[3], hub) if "timesformer" in path.name]
+    assert not [path for path in pipeline._inputs(pipeline.TABLE[3], hub) if "timesformer-base" in path.name]
 
 
 def test_a_run_without_baselines_has_no_trace_of_them(project):

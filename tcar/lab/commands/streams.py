@@ -1,4 +1,4 @@
-"""Train the two small streams that come with the package again."""
+"""Train the small streams and baselines that come with the package again."""
 
 import argparse
 from pathlib import Path
@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which, from which seeds, and where to."""
     parser.add_argument("streams", nargs="*", help=f"of {', '.join(TASKS)}; all of them by default")
     parser.add_argument("--output", type=Path, default=packaged.WEIGHTS)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(packaged.SEEDS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="those of the package by default")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the stand-in scenes and epochs to use")
 
 

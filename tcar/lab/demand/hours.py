@@ -196,8 +196,9 @@ def _training_rate(planned: PlannedTraining, gpu: str) -> tuple[float | None, st
     if not costs[0] / ALIKE <= planned.gflops <= costs[0] * ALIKE:
         return None, f"{gpu} was measured with the fusion of params/ssv2.yaml, which is of another size"
     work = made["clips"] * sum(costs) * made["heads"] / len(costs)
-    words = f"{made['heads']} heads in company measured on one {gpu} by tests/benchmarks/gpu.py"
-    return work / made["seconds_in_company"], words
+    words = f"{made['heads']} heads in company measured on one {gpu} by tests/benchmarks/gpu.py, by GFLOPs"
+    # What was timed kept its weights after some steps; a run keeps them after thousands.
+    return work / (made["seconds_in_company"] - made.get("seconds_of_keeping", 0.0)), words
 
 
 def _measured_rate(run: Params, planned: PlannedTraining) -> tuple[float, str]:

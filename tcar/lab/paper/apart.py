@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tcar.lab.numerals import count, estimate, heading, interval, percent, readable, significant
+from tcar.lab.numerals import count, estimate, heading, interval, millions, percent, readable, significant
 from tcar.lab.paper.writing import Table
 
 
@@ -12,6 +12,7 @@ def all_tables(results: dict, data: str, confidence: str) -> list[Table]:
         *replicate_tables(results.get("replicates"), data, confidence),
         recipes_table(results.get("recipes"), data),
         terms_table(results.get("loss_terms"), data, confidence),
+        miniatures_table(results.get("miniatures"), data, confidence),
         *experiment_tables(results.get("experiment") or {}, data, confidence),
     ]
 
@@ -21,6 +22,11 @@ def grid_table(name: str, caption: str, corner: str, values: dict[str, dict]) ->
     columns = list(dict.fromkeys(column for row in values.values() for column in row))
     rows = [[heading(key), *(estimate(row.get(c)) for c in columns)] for key, row in values.items()]
     return Table(name, caption, [corner, *map(heading, columns)], rows if columns else [])
+
+
+def notes_of(methods: dict[str, dict]) -> str:
+    """What must be said beside the numbers of methods that read frames: a sentence each, empty where there are none."""
+    return "".join(f" {readable(m)}: {'; '.join(row['notes'])}." for m, row in methods.items() if row.get("notes"))
 
 
 def replicate_tables(measured: dict | None, data: str, confidence: str) -> list[Table]:
@@ -121,3 +127,22 @@ def experiment_tables(sizes: dict[int, dict[str, Any]], data: str, confidence: s
               ["Sets", "Method", *map(heading, shown.values()), *(f"Loss, {name}" for name in shown.values())],
               list(by_size.values())),
     ]
+
+
+def miniatures_table(measured: dict | None, data: str, confidence: str) -> Table:
+    """The headline beside published designs in miniature; no rows where nothing was measured."""
+    measured = measured or {"methods": {}, "clips": 0, "seeds": [], "comparisons": [], "headline": ""}
+    against = {row["b"]: row for row in measured["comparisons"] if row["metric"] == "twin_accuracy"}
+    rows = []
+    for method, row in measured["methods"].items():
+        test = against.get(method)
+        rows.append([readable(method), *(estimate(row.get(metric)) for metric in ("top1", "twin_accuracy")),
+                     f"{percent(test['difference'], '+')} {interval(test)}" if test else "",
+                     millions(row["trained_parameters"]), millions(row["parameters"]), significant(row["gflops"]),
+                     count(row["epochs"])])
+    notes = notes_of(measured["methods"])
+    caption = (f"Ours beside published designs in miniature, from pixels, {data}: {count(measured['clips'])} clips, "
+               f"{len(measured['seeds'])} seed(s), {confidence} intervals; the difference in twin accuracy is paired, "
+               f"in points. Parameters in millions, GFLOPs of one clip through all of a model.{notes}")
+    columns = ["Method", "Top-1", "Twin accuracy", "Headline minus it", "Trained", "All", "GFLOPs", "Epochs"]
+    return Table("miniatures", caption, columns, rows)

@@ -23,7 +23,7 @@ from tcar.lab.numerals import (
     significant,
 )
 from tcar.lab.paper import apart
-from tcar.lab.paper.apart import grid_table
+from tcar.lab.paper.apart import grid_table, notes_of
 from tcar.lab.paper.writing import Table
 from tcar.lab.results import outdated
 
@@ -162,6 +162,7 @@ def tables(results: dict, params: "Params") -> list[Table]:
         Table("interpretability", f"Attention on the moving object, against its ground-truth masks, {data}.",
               ["Quantity", "Value"], leaves(results["interpretability"].get("attention_on_moving") or {})),
         published_table(),
+        real_run_table(params.common.gpu_hour_price if params.material == "tabletop" else None),
     ]
     return [told(table) for table in made if table.rows]
 
@@ -170,11 +171,6 @@ def told(table: Table) -> Table:
     """The table without the columns that are empty in every row."""
     kept = [i for i in range(len(table.columns)) if any(row[i] for row in table.rows)]
     return replace(table, columns=[table.columns[i] for i in kept], rows=[[row[i] for i in kept] for row in table.rows])
-
-
-def notes_of(methods: dict[str, dict]) -> str:
-    """What must be said beside the numbers of methods that read frames: a sentence each, empty where there are none."""
-    return "".join(f" {readable(m)}: {'; '.join(row['notes'])}." for m, row in methods.items() if row.get("notes"))
 
 
 def methods_table(caption: str, methods: dict[str, dict], trained: dict[str, dict]) -> Table:
@@ -286,6 +282,19 @@ def leaves(values: dict, path: str = "") -> list[list[str]]:
             is_share = isinstance(value, float) and abs(value) <= 1
             rows.append([name, percent(value) if is_share else significant(value)])
     return rows
+
+
+def real_run_table(price: float | None) -> Table:
+    """What the planned runs on the real dataset take, with hours at this price in USD; no rows where it is None."""
+    from tcar.lab.demand.bill import GPU, real_run  # builds the streams, which no other table needs
+
+    items = [] if price is None else real_run()
+    rows = [[item.run, item.work, item.source, significant(item.gigabytes), significant(item.hours),
+             "" if item.hours is None else f"{item.hours * price:.2f}"] for item in items]
+    caption = (f"What the planned runs on the real dataset take, by multiplication of speeds that were measured on one "
+               f"{GPU} with rendered clips; what was not measured is empty. USD: hours times an assumed price of "
+               f"{price or 0:g} USD for an hour of one GPU, which is nobody's offer.")
+    return Table("real_run", caption, ["Run", "Work", "Multiplied from", "GB", "Hours", "USD"], rows)
 
 
 def published_table() -> Table:

@@ -39,6 +39,7 @@ class Common:
     runs: str = "runs"
     figures: str = "figures"
     publish: bool = False  # copy tables, numbers and PDF into paper/
+    gpu_hour_price: float = bounded(3.0, minimum=0.0)  # USD for one GPU, assumed: of nobody's offer
     # "" = none; a folder of paper/results/ for what is measured apart, as an experiment beside the paper's own run.
     publish_as: str = bounded("", pattern=r"|\w[\w.-]*", expected="a folder's name: letters, digits, _ - and . only")
 

@@ -65,6 +65,29 @@ def _few_ticks(axis) -> None:
 
 
 @styled()
+def trade_off(
+    methods: dict[str, dict], metrics: tuple[str, ...] = ("top1", "twin_accuracy"), *, confidence: float
+) -> Figure:
+    """Show the accuracy of whole models against their cost: each method has `gflops` and the metrics with intervals.
+
+    The area of a dot grows with what is trained (`trained_parameters`).
+    """
+    known = [metric for metric in metrics if all(metric in row for row in methods.values())]
+    fig, axes = canvas(1, len(known), height=1.9, sharex=True, sharey=True)
+    for axis, metric in zip(axes.flat, known, strict=True):
+        for method, row in _sorted(methods):
+            entry = row[metric]
+            axis.plot([row["gflops"]] * 2, [entry["low"], entry["high"]], color=colour(method), linewidth=1.0)
+            size = 8 + 20 * row["trained_parameters"] / 1e6
+            axis.scatter([row["gflops"]], [entry["value"]], s=size, color=colour(method), label=label(method), zorder=2)
+        axis.set(xlabel="GFLOPs a clip", ylabel=f"{METRICS[metric]}\n({confidence_level(confidence)} interval)")
+        axis.set_xlim(0, 1.15 * max(row["gflops"] for row in methods.values()))
+        axis.grid(linewidth=0.3)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", fontsize=5)
+    return fig
+
+
+@styled()
 def per_group(values: dict[str, dict[str, dict[str, float | None]]], *, confidence: float) -> Figure:
     """Show every method in every group of classes: `values[method][group] = {value, low, high}`, shares."""
     groups = in_order(next(iter(values.values())), GROUPS)

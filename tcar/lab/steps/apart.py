@@ -24,7 +24,7 @@ def write_result(name: str, file: Path, build: Callable[[Params], Path]) -> int:
 def publish(run: Params, file: str, values: dict[str, Any], **provenance) -> Path:
     """Write a result where notebooks and paper look for it, in the run's results and, if it publishes, in the paper's.
 
-    provenance: `seeds` and `inputs`, as `tcar.lab.results.save` takes them. Gives the path.
+    provenance: `seeds`, `inputs` and `extra`, as `tcar.lab.results.save` takes them. Gives the path.
     """
     publishes = run.common.publish or bool(run.common.publish_as)
     for folder in (run.results_dir, shared(run))[: 1 + publishes]:

@@ -132,11 +132,11 @@ def _count(number: int, thing: str) -> str:
 def _measure(task: _Task) -> dict:
     spec, on_gpu = stream_spec(task.name), task.device.startswith("cuda")
     clips = [torch.from_numpy(read_segments(path, spec.frames))[None].to(task.device) for path in task.videos]
-    before = _peak_bytes()
+    before = peak_bytes()
     stream = create_stream(task.name).to(task.device)
     stream(clips[0])
     spent = [_seconds(stream, clip, task.device) for clip in clips]
-    peak = torch.cuda.max_memory_allocated(task.device) if on_gpu else _peak_bytes() - before
+    peak = torch.cuda.max_memory_allocated(task.device) if on_gpu else peak_bytes() - before
     return {
         "name": task.name,
         "seconds": statistics.median(spent),
@@ -157,7 +157,7 @@ def _seconds(stream: torch.nn.Module, clip: torch.Tensor, device: str) -> float:
     return time.perf_counter() - began
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """The most memory this process has held so far."""
     status = Path("/proc/self/status")
     if status.is_file():  # on Linux, ru_maxrss begins with the size of the process that started this one
