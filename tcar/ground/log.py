@@ -3,6 +3,7 @@
 import ast
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,8 +12,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 # Between two lines of progress: so many seconds, or this share of the time so far, but never more than so many seconds.
-# An executed notebook keeps them all, of a night too.
 INTERVAL, SHARE, LONGEST = 5.0, 0.05, 120.0
+_PROGRESS = re.compile(r"\d\d:\d\d:\d\d .*: \d+(/\d+ \(\d+%\))?( [^,]+)?, [\d.]+(/s| s each)(, .* left)?")
 
 
 class _CurrentStream(logging.StreamHandler):
@@ -87,6 +88,11 @@ def progress_line(description: str, done: int, total: int | None, seconds: float
     count = f"{done}{f'/{total} ({100 * done // total}%)' if total else ''}{f' {unit}' if unit else ''}"
     left = f", {duration((total - done) / rate)} left" if total and rate else ""
     return f"{description or 'progress'}: {count}, {speed}{left}"
+
+
+def is_progress(line: str) -> bool:
+    """Whether a line of a log is one of `progress_line`: how far something was, not that it has ended."""
+    return _PROGRESS.fullmatch(line.strip()) is not None
 
 
 def duration(seconds: float) -> str:

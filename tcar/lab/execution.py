@@ -16,7 +16,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 
-from tcar.ground import files
+from tcar.ground import files, log
 from tcar.lab import params
 from tcar.lab.notebooks import NotebookError
 
@@ -102,6 +102,23 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], logfile: 
             print(traceback, message, sep="\n", file=file)
             raise NotebookError(f"{message}\nlog: {logfile}") from None
         echo.close()
+        quieten(part)
+
+
+def quieten(path: Path) -> None:
+    """Take from an executed notebook the lines that said how far something was: the log has them, a reader needs none.
+
+    What has ended is still said, and all else that a cell printed.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                lines = output.text.splitlines(keepends=True)
+                output.text = "".join(line for line in lines if not log.is_progress(line))
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if out.output_type != "stream" or out.text.strip()]
+    nbformat.write(notebook, path)
 
 
 def _with_one_retry(source: Path, part: Path, parameters: dict[str, Any], echo: Echo) -> None:

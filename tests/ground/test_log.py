@@ -98,3 +98,14 @@ def test_papermill_is_known_by_the_cell_it_injects():
     assert log.injected({"In": ["", "a = 1", "# Parameters\na = 2\nb = [1]\n"]}) == ["a", "b"]
     assert log.injected({"In": ["", "a = 1", "x = '# Parameters\\n'"]}) == []
     assert log.injected({}) == []
+
+
+@pytest.mark.parametrize("total", [None, 40])
+@pytest.mark.parametrize("unit", ["", "clips", "twin sets"])
+@pytest.mark.parametrize("seconds", [0.0, 2.0, 500.0])
+def test_a_line_of_progress_is_known_again_and_no_other(total, unit, seconds):
+    line = log.progress_line("reading 2 stores, and more: tokens", 12, total, seconds, unit)
+    assert log.is_progress(f"12:34:56 {line}\n")
+    ended = f"12:34:56 reading: 12 clips in {log.duration(seconds)}"
+    for other in (line, ended, "12:34:56 epoch 3: loss 0.2, top-1 0.5"):
+        assert not log.is_progress(other)

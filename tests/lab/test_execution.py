@@ -49,6 +49,21 @@ def test_parameters_arrive_and_the_notebook_is_kept(run, project, monkeypatch):
     assert "rendering: 3 clips in" in progress and "%|" not in progress  # lines, where nobody sees a bar
 
 
+def test_an_executed_notebook_says_what_has_ended_and_the_log_how_it_went(run, project):
+    """Half-time lines are for who waits; what else a cell says, and in what order, stays."""
+    loop = (
+        "import time\nfrom tcar.ground import log\nlog.INTERVAL = 0.0\nlog.SHARE = 0.0\nprint('first')\n"
+        "for n in log.progress(range(4), description='rendering', unit='clips'):\n    time.sleep(0.01)\nprint('last')"
+    )
+    silent = "waiting = log.progress(range(3), description='reading')\nnext(waiting), next(waiting)\nNone"
+    cells = run(SETUP, loop, silent).cells
+    text = "".join(output.text for output in cells[-2].outputs)
+    assert text.startswith("first\n") and text.endswith("last\n")
+    assert "rendering: 4 clips in" in text and "(50%)" not in text
+    assert "rendering: 2/4 (50%) clips" in (project / "x.log").read_text()
+    assert cells[-1].outputs == []
+
+
 def test_output_is_shown_while_the_cell_runs_and_kept_in_the_log(run, project, monkeypatch):
     moments = []
 
