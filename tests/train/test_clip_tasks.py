@@ -40,6 +40,8 @@ SMALL = {
     "semantic_frames": 4, "motion_frames": 8, "semantic_grid": GRID, "motion_grid": GRID, "fusion_width": 16,
     "heads": 2, "fusion_blocks": 1, "workers": 2, "baseline_batch_size": 4, "baseline_learning_rate": 0.01,
     "ablation_heads": [2], "task": "clips",
+    **dict.fromkeys(("ablation_semantic_grids", "ablation_motion_grids", "ablation_windows", "ablation_positions",
+                     "ablation_directions", "ablation_fusion_blocks", "ablation_self_blocks"), []),
 }  # fmt: skip
 
 

@@ -2,8 +2,6 @@
 
 from tcar.lab.numerals import interval, level_name, outcome, percent, readable, significant
 from tcar.lab.paper.tables import WORDS, methods_of, need, twins_measured
-from tcar.lab.steps import experiment
-from tcar.lab.steps.words import blind_probes, evidence_sentence
 
 HEADLINE = "cross_attention"
 LEAST_EPOCHS = 8  # of a training whose last quarter can show a plateau
@@ -11,7 +9,8 @@ LEAST_EPOCHS = 8  # of a training whose last quarter can show a plateau
 RIVALS = {
     "semantic": "the semantic stream", "motion": "the motion stream", "late_concat": "late concatenation",
     "late_concat_raw": "late concatenation of raw pooled features",
-    "sum": "the sum of both streams' scores",
+    "sum": "the sum of both streams' scores", "joint": "one transformer over all tokens",
+    "semantic_step": "the STEP probe of the semantic stream",
     "semantic_bag": "the semantic stream with its frames as a set",
 }
 
@@ -82,6 +81,8 @@ def plateaus(results: dict) -> str:
 
 def sentences(results: dict) -> dict[str, str]:
     """Every sentence that states an outcome, computed so that it says no more than the numbers bear."""
+    from tcar.lab.steps.words import blind_probes  # with all that draws, which the check needs not
+
     headline = need(results, "evaluation", "methods", HEADLINE)
     metric = "twin_accuracy" if twins_measured(results) else "top1"
     name = WORDS[metric]
@@ -126,6 +127,8 @@ def ablations_told(measured: dict, metric: str) -> str:
 
 def controls_told(measured: dict) -> str:
     """What the headline loses under each control: which evidence it uses."""
+    from tcar.lab.steps.words import evidence_sentence
+
     rows = [row for row in (measured.get("controls") or {}).get("rows", [])
             if (row["method"], row["group"]) == (HEADLINE, "all")]
     return evidence_sentence(HEADLINE, rows) if rows else ""
@@ -148,6 +151,8 @@ def terms_told(measured: dict) -> str:
 def hypotheses_told(results: dict) -> dict[int, str]:
     """What the deciding experiment says of each hypothesis: `On many movers, cross-attention is above the sum of scores
     (+70.0 points [60.0, 80.0], corrected p = 0.002).`; empty texts where it was not measured."""
+    from tcar.lab.steps import experiment
+
     sizes, told = results.get("experiment") or {}, dict.fromkeys(range(1, 6), "")
     if not sizes:
         return told
@@ -167,6 +172,8 @@ def hypotheses_told(results: dict) -> dict[int, str]:
 
 def spoken(method: str) -> str:
     """How a sentence calls a method: `cross-attention, appearance averaged`; what is none stays as it is."""
+    from tcar.lab.steps import experiment
+
     name = experiment.named(method)
     return name[:1].lower() + name[1:] if name != method else name
 
