@@ -22,7 +22,7 @@ from tcar.ground import locks, log, sources
 from tcar.ground.errors import TcarError, unknown
 from tcar.lab import measured, notebooks, params, results
 from tcar.lab.notebooks import Notebook, NotebookError
-from tcar.lab.params import Params
+from tcar.lab.params import BY_METHOD, Params
 from tcar.lab.real_plans import plan_files
 from tcar.streams.packaged import WEIGHTS
 
@@ -230,8 +230,8 @@ def _injected(notebook: Notebook, run: Params) -> dict[str, Any]:
     """What a notebook is given: the parameters it declares, and all others that differ from the default."""
     default = Params(root=run.root).as_dict()
     given = {k: v for k, v in run.as_dict().items() if k in notebook.declared or v != default[k]}
-    # Epochs that are passed alone would be those of every method.
-    return given | ({"epochs_by_method": run.training.epochs_by_method} if "epochs" in given else {})
+    # Epochs that are passed alone would be those of every method, and so would a learning rate.
+    return given | {f"{key}_by_method": getattr(run.training, f"{key}_by_method") for key in BY_METHOD if key in given}
 
 
 def _figures(run: Params) -> dict[Path, int]:

@@ -29,7 +29,9 @@ def test_values_reach_their_group_and_the_rest_keeps_its_default(project):
     assert type(run.training.learning_rate) is float
     default = params.Params().as_dict()
     changed = {k for k, v in run.as_dict().items() if v != default[k]}
-    assert changed == {"name", "seed", "epochs", "epochs_by_method", "learning_rate", "seeds"}
+    assert changed == {
+        "name", "seed", "epochs", "epochs_by_method", "learning_rate", "learning_rate_by_method", "seeds",
+    }  # fmt: skip
 
 
 def test_other_epochs_are_those_of_every_method_unless_both_are_stated(project):
@@ -42,6 +44,10 @@ def test_other_epochs_are_those_of_every_method_unless_both_are_stated(project):
     stated = {"motion": 5, "joint_averaged": 5, "sum": 7, "sum_averaged": 7, "gated": 8, "gated_averaged": 9}
     assert {method: recipe.epochs_of(method) for method in stated} == stated  # an averaged method has those of its kind
     assert params.load(written(project, "epochs: 9")).training.epochs_by_method == {}
+    one = params.load(written(project, "learning_rate: 0.01\nepochs_by_method: {motion: 12}")).training
+    assert one.learning_rate_by_method == {} and one.learning_rate_of("late_concat") == 0.01
+    own = params.load(written(project, "learning_rate: 0.01\nlearning_rate_by_method: {sum: 0.02}")).training
+    assert [own.learning_rate_of(method) for method in ("sum", "sum_averaged", "motion")] == [0.02, 0.02, 0.01]
     assert params.load(written(project, "seed: 1")).training == params.Params().training
 
 
@@ -180,9 +186,10 @@ class TestNotebook:
         default = params.Params()
         written(project, "name: x\nepochs: 30\nbatch_size: 8\nlearning_rate: 0.1\nwarmup_epochs: 3\n")
         monkeypatch.chdir(project / "notebooks")
-        declared = {"epochs": 14, "batch_size": 24, "learning_rate": 0.0015, "weight_decay": 0.05, "name": "demo"}
-        run = params.from_notebook(self.passed('params_file = "some.yaml"\nepochs = 14', **declared))
-        assert (run.common.name, run.training.epochs, run.training.batch_size) == ("x", 14, 8)
+        stated = ("epochs", "batch_size", "learning_rate", "weight_decay", "name")
+        declared = {key: default.as_dict()[key] for key in stated}
+        run = params.from_notebook(self.passed(f'params_file = "some.yaml"\nepochs = {declared["epochs"]}', **declared))
+        assert (run.common.name, run.training.epochs, run.training.batch_size) == ("x", declared["epochs"], 8)
         assert run.training.warmup_epochs == 3  # which the notebook does not declare
         assert run.training.weight_decay == default.training.weight_decay
         run = params.from_notebook(self.namespace(params_file="some.yaml", **declared | {"batch_size": 12}))

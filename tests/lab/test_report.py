@@ -398,7 +398,11 @@ def test_replicates_are_told_by_their_corrected_test():
 def test_the_abstract_names_both_main_rivals_as_the_replicates_have_them():
     """Of the paper as it is committed: three seeds may tell a rival that new clips and streams do not."""
     said = json.loads((PAPER / "tables" / "numbers.json").read_text())["text"]["anew"]
-    measured = json.loads((PAPER / "results" / "replicates.json").read_text())
+    path = PAPER / "results" / "replicates.json"
+    measured = json.loads(path.read_text()) if path.is_file() else {"comparisons": []}
+    if not measured["comparisons"]:
+        assert said == ""
+        return
     rows = {row["b"]: row for row in measured["comparisons"] if row["metric"] == "twin_accuracy"}
     for rival, name in (("late_concat", "late concatenation"), ("sum", "the sum of both streams' scores")):
         told = rows[rival]["holm"] < measured["alpha"]

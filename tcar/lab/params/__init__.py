@@ -28,6 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 FILE = "params_file"  # the variable by which a notebook names its parameter file
+BY_METHOD = ("epochs", "learning_rate")  # what a method may have of its own, in the parameter of this name _by_method
 
 
 def load(path: str | Path, **overrides) -> Params:
@@ -39,13 +40,13 @@ def load(path: str | Path, **overrides) -> Params:
 
 
 def overlaid(values: Mapping[str, typing.Any], changes: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
-    """The values with changes put over them; `epochs` alone is that of every method.
+    """The values with changes put over them; `epochs` alone is that of every method, and so is `learning_rate`.
 
     `epochs_by_method` says which methods converge later than with the `epochs` beside it: with other epochs it would
     train some methods for 36 epochs and some for 3.
     """
-    alone = "epochs" in changes and "epochs_by_method" not in changes
-    return {**values, **changes, **({"epochs_by_method": {}} if alone else {})}
+    alone = [key for key in BY_METHOD if key in changes and f"{key}_by_method" not in changes]
+    return {**values, **changes, **{f"{key}_by_method": {} for key in alone}}
 
 
 def read_yaml(path: str | Path) -> dict[str, typing.Any]:
@@ -121,9 +122,10 @@ def from_notebook(namespace: Mapping[str, typing.Any]) -> Params:
     # The pipeline keeps everything a notebook prints, so there the kernel writes no file of its own.
     logfile = None if "TCAR_NOTEBOOK" in os.environ else run.logs_dir / f"{stem}.log"
     log.configure(run.common.log_level, logfile)
-    if "epochs" in namespace and run.training.epochs_by_method:
-        others = ", ".join(f"{method} {epochs}" for method, epochs in run.training.epochs_by_method.items())
-        log.get(__name__).info(f"epochs: {run.training.epochs}, but of {others} (epochs_by_method)")
+    for key in BY_METHOD:
+        if key in namespace and (stated := getattr(run.training, f"{key}_by_method")):
+            others = ", ".join(f"{method} {value}" for method, value in stated.items())
+            log.get(__name__).info(f"{key}: {getattr(run.training, key)}, but of {others} ({key}_by_method)")
     return run
 
 

@@ -98,7 +98,7 @@ class Ablations:
     ablation_streams: list[str] = bounded(
         [], pattern=r"seed1|untrained|timm:.+", expected="seed1, untrained or timm:MODEL", distinct=True
     )
-    ablation_seeds: list[int] = bounded([0, 1], minimum=0, shortest=1, distinct=True)
+    ablation_seeds: list[int] = bounded([0], minimum=0, shortest=1, distinct=True)
     # Twin sets of each family, of the scored split, that are rendered again under each control of Tabletop; 0 = none.
     control_sets: int = bounded(8, minimum=0)
     # What `tcar replicates` measures: each replicate has clips, streams and trainings of its own.
