@@ -28,7 +28,8 @@ OFF = dict.fromkeys(
      ("directions", "windows", "positions", "fusion_blocks", "self_blocks", "semantic_grids", "motion_grids")), [],
 )  # fmt: skip
 SMALL = {**OFF, "methods": ["cross_attention", "motion"], "seeds": [0, 1], "epochs": 14,
-         "epochs_by_method": {"motion": 20}, "ablation_heads": [4, 8], "ablation_fusions": ["cross_attention"], "ablation_seeds": [1, 2, 3]}  # fmt: skip
+         "epochs_by_method": {"motion": 20}, "ablation_heads": [4, 8], "ablation_fusions": ["cross_attention"],
+         "ablation_seeds": [1, 2, 3]}  # fmt: skip
 FILES = {"name": "t", "dataset": "ssv2", "data_root": "data", "semantic_grid": [4, 2, 2], "motion_grid": [2, 2, 2],
          "ablation_semantic_grids": [], "ablation_motion_grids": []}  # fmt: skip
 
