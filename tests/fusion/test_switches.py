@@ -26,6 +26,15 @@ def frames_moved(inputs: list, order: list[int]) -> list:
     return [semantic, *inputs[1:]]
 
 
+def is_the_reference(fusion):
+    """On grids of one size and of two, with intermediates and without."""
+    for grids in (GRIDS, APART):
+        inputs = batch(size=2, grids=grids)
+        expected = torch.from_numpy(Reference(fusion)(*inputs))
+        torch.testing.assert_close(fusion(*inputs), expected, **CLOSE)
+        torch.testing.assert_close(fusion(*inputs, return_intermediates=True)[0], expected, **CLOSE)
+
+
 # --- appearance --------------------------------------------------------------------------------------------
 
 
@@ -33,11 +42,7 @@ def frames_moved(inputs: list, order: list[int]) -> list:
 @pytest.mark.parametrize("kind", WRITTEN_OUT)
 def test_an_averaged_appearance_is_the_plain_reference(kind, window):
     fusion = build(replace(AVERAGED, kind=kind, window=window), shaken=True).eval()
-    for grids in (GRIDS, APART):
-        inputs = batch(size=2, grids=grids)
-        expected = torch.from_numpy(Reference(fusion)(*inputs))
-        torch.testing.assert_close(fusion(*inputs), expected, **CLOSE)
-        torch.testing.assert_close(fusion(*inputs, return_intermediates=True)[0], expected, **CLOSE)
+    is_the_reference(fusion)
 
 
 @pytest.mark.parametrize("kind", list_fusions())
@@ -116,11 +121,7 @@ def test_what_sees_has_an_averaged_form_under_a_name_of_its_own(kind):
 def test_without_blocks_at_the_end_the_readout_is_the_mean_of_the_plain_reference(kind, appearance):
     config = replace(SMALL, kind=kind, self_blocks=0, appearance=appearance, mlp_ratio=6)
     fusion = build(config, shaken=True).eval()
-    for grids in (GRIDS, APART):
-        inputs = batch(size=2, grids=grids)
-        expected = torch.from_numpy(Reference(fusion)(*inputs))
-        torch.testing.assert_close(fusion(*inputs), expected, **CLOSE)
-        torch.testing.assert_close(fusion(*inputs, return_intermediates=True)[0], expected, **CLOSE)
+    is_the_reference(fusion)
 
 
 @pytest.mark.parametrize("kind", list_fusions())

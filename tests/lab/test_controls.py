@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from memory_store import in_memory
+from one_process import Here
 
 from tcar.data.ssv2 import load_split
 from tcar.fusion.kinds import FusionConfig, create_fusion
@@ -24,22 +25,6 @@ from tcar.train.tokens import StoredTokens
 TINY = {"name": "t", "classes": [45, 43], "train_sets": 1, "validation_sets": 1, "test_sets": 3, "lengths": [16],
         "control_sets": 2, "bootstrap_samples": 20, "workers": 1,
         "device": "cpu"}  # fmt: skip
-
-
-class Here:
-    """In the place of a pool of processes: this one."""
-
-    def __init__(self, *_):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def map(self, function, *columns, **_):
-        return map(function, *columns)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from one_process import Here
 
 from tcar.__main__ import command
 from tcar.data.ssv2 import DatasetError, load_split
@@ -23,6 +24,9 @@ TWO = TabletopSettings(
 DOOMED = """
 import os, signal, sys
 from tcar.ground import files
+from pathlib import Path
+
+sys.path.insert(0, str(Path("tests/support").absolute()))
 from tests.tabletop.test_tabletop_folder import Here, dataset, render
 
 number, half, saved = int(sys.argv[2]), sys.argv[3] == "half", os.replace
@@ -38,22 +42,6 @@ def replace(draft, path):
 files.os.replace, dataset.pool = replace, Here
 render(sys.argv[1])
 """
-
-
-class Here:
-    """In the place of a pool of processes: this one."""
-
-    def __init__(self, *_):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def map(self, function, *columns, **_):
-        return map(function, *columns)
 
 
 @pytest.fixture(scope="module", autouse=True)
