@@ -74,12 +74,13 @@ def test_the_default_terms_can_be_compared_in_every_run_that_comes_with_the_proj
 
 
 def test_no_term_is_on_by_default_that_has_not_earned_its_place():
-    measured = results.load(ROOT / "paper" / "results" / replicates.TERMS)
     demo = params.load(ROOT / "params" / "demo.yaml")
-    assert {row["term"] for row in measured["terms"]} == set(demo.ablations.loss_terms)
-    for row in measured["terms"]:
-        if demo.as_dict()[row["term"]]:
-            assert loss_terms.verdict(row, measured["alpha"]).startswith("helps"), row["term"]
+    on = {term for term in demo.ablations.loss_terms if demo.as_dict()[term]}
+    path = ROOT / "paper" / "results" / replicates.TERMS
+    measured = results.load(path) if path.is_file() else {"terms": [], "alpha": 0.05}
+    helping = {row["term"] for row in measured["terms"]
+               if loss_terms.verdict(row, measured["alpha"]).startswith("helps")}  # fmt: skip
+    assert on <= helping
 
 
 @pytest.fixture
