@@ -16,6 +16,8 @@ MINIATURES = "miniatures.json"
 MEASURED = FILE, RECIPES, TERMS, SEARCH, MINIATURES
 # The parameters that decide the numbers of each, by the groups that they are of: results of others are not shown.
 _GROUPS = ("data", "tabletop", "streams", "fusion", "training")
+# What `tcar recipes` finds, and so does not depend on.
+_FOUND = {"epochs", "epochs_by_method", "learning_rate", "learning_rate_by_method", "methods", "seeds"}
 _DECISIVE = {
     FILE: (("seed", "confidence", "evaluation_split", "replicates", "replicate_seeds", "replicate_methods"), _GROUPS),
     RECIPES: (("seed", "replicate_methods", "recipe_learning_rates", "recipe_epochs", "recipe_seeds"), _GROUPS),
@@ -57,7 +59,8 @@ def same_parameters(made: dict, run: Params, file: str) -> bool:
 def decisive(file: str) -> list[str]:
     """The parameters that decide what a result file holds."""
     own, groups = _DECISIVE[file]
-    return [*own, *(f.name for group in groups for f in dataclasses.fields(GROUPS[group]))]
+    keys = [*own, *(f.name for group in groups for f in dataclasses.fields(GROUPS[group]))]
+    return [key for key in keys if not (file == RECIPES and key in _FOUND)]
 
 
 def _same(made: dict, run: Params, keys: Iterable[str]) -> bool:

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 from token_task import FUSION, run, tokens
 
+from tcar.lab import measured, results
 from tcar.lab.steps import recipes
 from tcar.lab.steps.fits import Fit, Job
 
@@ -72,3 +73,14 @@ def test_a_method_trains_at_its_own_rate(tmp_path):
         for kind, looks in (("sum", "ordered"), ("sum", "averaged"), ("cross_attention", "ordered"))
     }  # fmt: skip
     assert rates == {"sum": 0.02, "cross_attention": 0.1}
+
+
+def test_what_follows_from_a_grid_does_not_make_it_another(tmp_path):
+    """A parameter file takes over what was found; other data, or another grid, is another matter."""
+    asked = dataclasses.replace(run(), root=tmp_path)
+    results.save(measured.shared(asked) / measured.RECIPES, {}, params=asked)
+    taken = {"epochs": 20, "epochs_by_method": {"sum": 40}, "learning_rate_by_method": {"sum": 0.01}}
+    for changes, shown in ((taken, True), ({"train_sets": 9}, False), ({"recipe_epochs": [1, 2]}, False),
+                           ({"weight_decay": 0.3}, False)):  # fmt: skip
+        other = dataclasses.replace(run(**changes), root=tmp_path)
+        assert bool(measured.find(other, measured.RECIPES)) == shown, changes
