@@ -78,9 +78,9 @@ def recipes_table(measured: dict | None, data: str) -> Table:
                      percent(row["validation_top1"]),
                      "" if chosen["gain"] is None else percent(chosen["gain"], "+")])  # fmt: skip
     return Table(
-        "recipes", f"How each method is trained, {data}: the learning rate with the lowest validation loss, and the "
-        f"shortest length for which twice the epochs gain less than {percent(measured['threshold'])} point of "
-        "validation top-1; cross-entropies of the epoch that is kept, in nats.",
+        "recipes", f"What a grid on validation found for each method, {data}: the learning rate with the lowest loss, "
+        f"and the shortest length for which twice the epochs gain less than {percent(measured['threshold'])} point of "
+        "top-1, or the longest where none does; cross-entropies of the epoch that is kept, in nats.",
         ["Method", "Learning rate", "Epochs", "Training loss", "Validation loss", "Validation top-1",
          "Twice the epochs"], rows)
 
