@@ -71,6 +71,9 @@ def test_sealed_clips_are_opened_once(tmp_path):
         replicates.check_seal(other)
     with pytest.raises(params.ParameterError, match="no seal"):
         replicates.check_seal(opened)
+    with pytest.raises(params.ParameterError, match="apart/replicates.json: its test clips are opened"):
+        replicates.build(run)  # which would write validation scores over them
+    assert results.load(measured.shared(run) / measured.FILE) == {"split": "test"}
 
 
 def test_only_results_of_the_same_parameters_are_shown(tmp_path):

@@ -29,12 +29,11 @@ from tcar.lab.steps.apart import publish
 from tcar.lab.steps.audit import dataset_folder
 from tcar.lab.steps.fits import fit_all
 from tcar.lab.steps.fusion import fusion_config
-from tcar.lab.steps.parts import part_scores
+from tcar.lab.steps.parts import METRICS, part_scores
 from tcar.lab.steps.streams import ROLES, extract, with_packaged
 from tcar.streams.packaged import SEEDS, packaged
 from tcar.train.tokens import StoredTokens
 
-METRICS = ("top1", "twin_accuracy")
 # What is said of a replicate part by part: groups, pairs of twins, and the variants of those that come in several.
 PARTS = {"per_group": METRICS, "per_pair": ("twin_accuracy", "emap", "train_loss"), "per_variant": ("twin_accuracy",)}
 HYPOTHESES = "hypotheses.md"  # what was written down before, in paper/
@@ -148,6 +147,11 @@ def build(run: Params, unseal: bool = False) -> Path:
     """
     if unseal:
         run = check_seal(run)
+    elif run.evaluation.evaluation_split == "validation" and (path := unsealed(run)):
+        raise ParameterError(
+            f"{results.relative(path, run.root)}: its test clips are opened, and scores of validation would take their "
+            "place; delete it, or take another name and publish_as"
+        )
     if run.data.dataset != "tabletop":
         raise ParameterError(f"dataset is {run.data.dataset!r}: only Tabletop can be drawn anew")
     if run.fusion.fusion not in (methods := run.ablations.replicate_methods):
@@ -188,11 +192,16 @@ def check_seal(run: Params) -> Params:
     if run.evaluation.evaluation_split != "validation":
         raise ParameterError("evaluation_split is 'test': there is no seal to open; it is for runs on validation")
     opened = replace(run, evaluation=replace(run.evaluation, evaluation_split="test"))
-    for path in published(run, FILE):
+    if path := unsealed(run):
         made = results.load(path.with_suffix(".meta.json"))
-        if results.load(path)["split"] == "test" and not same_parameters(made, opened, FILE):
+        if not same_parameters(made, opened, FILE):
             raise ParameterError(
                 f"{results.relative(path, run.root)}: the test clips of these seeds were opened with other parameters, "
                 f"at commit {made['commit'] or 'unknown'}; another experiment needs another seed and another name"
             )
     return opened
+
+
+def unsealed(run: Params) -> Path | None:
+    """Give where the scores of a run's test clips are kept, or None while nobody has opened them."""
+    return next((path for path in published(run, FILE) if results.load(path)["split"] == "test"), None)
