@@ -230,7 +230,7 @@ def twin_probes(rows: list[dict]) -> Figure:
             place = (x - 0.46, y - 0.42)
             axis.add_patch(mpl.patches.Rectangle(place, 0.92, 0.84, fill=False, linewidth=0.9))
     image = axis.imshow(table, cmap="RdBu_r", vmin=0, vmax=1, alpha=0.75, aspect="auto")
-    axis.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names], fontsize=5.5)
+    axis.set_xticks(range(len(names)), names, fontsize=5.5, rotation=35, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(len(pairs)), ["\n".join(pair) for _, pair in pairs], fontsize=4.5)
     axis.tick_params(length=0)
     groups = [group for group, _ in pairs]

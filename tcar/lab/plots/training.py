@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tcar.lab.numerals import confidence_level
-from tcar.lab.plots import FUSED, METHODS, MOTION, SPLITS, canvas, colour, in_order, label, styled
+from tcar.lab.plots import FUSED, METHODS, MOTION, SPLITS, canvas, colour, in_order, label, styled, wrap
 
 
 @styled()
@@ -20,7 +20,7 @@ def curves(methods: dict[str, dict[int, list[dict]]], best: dict[str, list[int]]
     for column, method in enumerate(in_order(methods, METHODS)):
         for history, kept in zip(methods[method].values(), best[method], strict=True):
             _curve(axes[:, column], history, kept, colour(method))
-        axes[0, column].set_title(label(method).replace(" ", "\n", 1), fontsize=6)
+        axes[0, column].set_title(wrap(label(method), 14, 3), fontsize=6)
         axes[1, column].set_xlabel("epoch")
     axes[0, 0].set_ylabel("loss\n(solid: training,\ndotted: validation)")
     axes[1, 0].set_ylabel("validation\ntop-1")
