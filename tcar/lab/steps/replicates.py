@@ -69,11 +69,7 @@ def measure(run: Params, number: int) -> dict[str, Scores]:
     FeatureError, TrainingError.
     """
     here = replicate(run, number)
-    folder = dataset_folder(here)
-    found = {split: load_split(folder, split) for split in SPLITS}
-    stores = extract(here, found)
-    names = list(load_labels(folder))
-    tokens = {split: StoredTokens.of(*stores.values(), found[split], names) for split in SPLITS}
+    tokens, names = drawn(here)
     methods = run.ablations.replicate_methods
     configs = {
         method: fusion_config(here, method, num_classes=len(names), **tokens["train"].widths) for method in methods
@@ -84,6 +80,17 @@ def measure(run: Params, number: int) -> dict[str, Scores]:
         method: scores[method] | {"best_epoch": done[0].best_epoch, "epochs": len(done[0].history)}
         for method, done in fits.items()
     }
+
+
+def drawn(run: Params) -> tuple[dict[str, StoredTokens], list[str]]:
+    """Render the clips of a Tabletop run and extract their tokens, where they are not there yet, without its notebooks.
+
+    Gives the tokens of each split, and the class names in the order of their indices. Raises DatasetError, FeatureError.
+    """
+    folder = dataset_folder(run)
+    found, names = {split: load_split(folder, split) for split in SPLITS}, list(load_labels(folder))
+    made = extract(run, found).values()
+    return {split: StoredTokens.of(*made, clips, names) for split, clips in found.items()}, names
 
 
 def summary(scores: Sequence[dict[str, Scores]], headline: str, confidence: float) -> dict:
