@@ -83,9 +83,10 @@ def measure(run: Params, number: int) -> dict[str, Scores]:
 
 
 def drawn(run: Params) -> tuple[dict[str, StoredTokens], list[str]]:
-    """Render the clips of a Tabletop run and extract their tokens, where they are not there yet, without its notebooks.
+    """Render the clips of a Tabletop run and extract their tokens, where they are not there yet, with no notebook run.
 
-    Gives the tokens of each split, and the class names in the order of their indices. Raises DatasetError, FeatureError.
+    Gives the tokens of each split, and the class names in the order of their indices. Raises DatasetError and
+    FeatureError.
     """
     folder = dataset_folder(run)
     found, names = {split: load_split(folder, split) for split in SPLITS}, list(load_labels(folder))
