@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tcar.fusion.kinds import FusionConfig
 from tcar.lab.measured import RECIPES
 from tcar.lab.params import Params
 from tcar.lab.steps.apart import packaged_weights, publish
@@ -30,19 +32,20 @@ GAIN = 0.01  # of validation top-1: what twice the epochs have to add before the
 Asked = tuple[str, float, int]
 
 
-def measure(run: Params, tokens: Mapping[str, StoredTokens]) -> list[dict[str, Any]]:
-    """Train the grid; give a row for each method, learning rate and length.
+def measure(run: Params, tokens: Mapping[str, StoredTokens], **sizes: int) -> list[dict[str, Any]]:
+    """Train the grid; give a row for each method, learning rate and length. `sizes` are as in `fusion_config`.
 
     Rows have `method`, `learning_rate`, `epochs`, and means over `recipe_seeds` of `validation_loss`, `validation_top1`
     and `train_loss`, each of the epoch that is kept. Raises TrainingError: a training failed (named).
     """
     grid, methods = run.ablations, run.ablations.replicate_methods
     lengths = sorted(grid.recipe_epochs)
-    rows = _train(run, tokens, [(m, rate, lengths[0]) for m in methods for rate in grid.recipe_learning_rates])
+    train = partial(_train, run, tokens, {method: fusion_config(run, method, **sizes) for method in methods})
+    rows = train([(m, rate, lengths[0]) for m in methods for rate in grid.recipe_learning_rates])
     rates = {method: _best_rate(rows, method) for method in methods}
     for length in lengths[1:]:
         late = [method for method in methods if not converged(rows, method, rates[method])]
-        rows += _train(run, tokens, [(method, rates[method], length) for method in late])
+        rows += train([(method, rates[method], length) for method in late])
     return rows
 
 
@@ -84,8 +87,11 @@ def build(run: Params) -> Path:
     Tabletop is rendered where it is not there yet; of another dataset, notebooks 00 and 01 have made the tokens. Raises
     ParameterError, TrainingError; FeatureError or ResultError where there are none.
     """
-    anew = run.data.dataset == "tabletop"
-    rows = measure(run, drawn(run)[0] if anew else tokens_of(run, *LEARNING))
+    if run.data.dataset == "tabletop":
+        tokens, names = drawn(run)
+        rows = measure(run, tokens, num_classes=len(names), **tokens["train"].widths)
+    else:
+        rows = measure(run, tokens_of(run, *LEARNING))
     found = chosen(rows)
     print(stated(found))
     values = {"rows": rows, "chosen": found, "threshold": GAIN, "seeds": run.ablations.recipe_seeds}
@@ -99,9 +105,11 @@ def _best_rate(rows: Sequence[Mapping], method: str) -> float:
     return min(first, key=lambda row: row["validation_loss"])["learning_rate"]
 
 
-def _train(run: Params, tokens: Mapping[str, StoredTokens], asked: Sequence[Asked]) -> list[dict[str, Any]]:
+def _train(
+    run: Params, tokens: Mapping[str, StoredTokens], configs: Mapping[str, FusionConfig], asked: Sequence[Asked]
+) -> list[dict[str, Any]]:
     seeds = run.ablations.recipe_seeds
-    jobs = [Job(_with(run, rate, length), fusion_config(run, method), seed)
+    jobs = [Job(_with(run, rate, length), configs[method], seed)
             for method, rate, length in asked for seed in seeds]  # fmt: skip
     fits = iter(fit_jobs(jobs, tokens, run.run_dir))
     return [
