@@ -81,7 +81,8 @@ def test_the_experiment_s_files_are_of_one_design(sets):
     run = params.load(ROOT / "params" / f"bound_{sets}.yaml")
     other = params.load(ROOT / "params" / "bound_36.yaml").as_dict()
     differs = {key for key, value in run.as_dict().items() if value != other[key]}
-    assert differs <= {"name", "publish_as", "train_sets", "epochs", "replicate_seeds"}
+    assert differs <= {"name", "publish_as", "train_sets", "epochs", "epochs_by_method", "learning_rate_by_method",
+                       "replicate_seeds", "recipe_epochs"}  # fmt: skip
     assert set(run.ablations.replicate_methods) == set(METHODS) and run.tabletop.train_sets == sets
     assert run.evaluation.evaluation_split == "validation" and run.ablations.replicates == 4
 

@@ -227,22 +227,13 @@ def test_ablations_and_controls_are_said_and_shown_by_what_was_measured(built):
     assert shown == dict.fromkeys(METHODS.values(), ("-25.0 [-30.0, -20.0]", "1.0 [-4.0, 6.0]"))
 
 
-def test_a_spread_names_both_ends_and_whether_intervals_overlap():
-    apart = {"a": {"value": 0.5, "low": 0.4, "high": 0.55}, "b": {"value": 0.7, "low": 0.6, "high": 0.8}}
-    assert sentences.spread(apart) == "from 50.0% (a) to 70.0% (b); not all intervals overlap"
-    touching = apart | {"a": {"value": 0.5, "low": 0.4, "high": 0.6}}
-    assert sentences.spread(touching).endswith("; all intervals overlap")
-    assert sentences.spread({"a": 0.5, "b": 0.25}) == "from 25.0% (b) to 50.0% (a)"
-    assert sentences.spread({"a": 0.5, "b": None}) == ""
-
-
 def test_every_caption_of_a_synthetic_number_says_so(built):
     captions = json.loads((built[1].parent / "tables" / "numbers.json").read_text())["captions"]
     assert {"methods", "per_group", "ablations", "ceilings", "leaks", "comparisons"} < set(captions)
     for name, caption in captions.items():
         about_others = name in ("streams", "full_size", "published", "real_run")
         assert ("synthetic (Tabletop)" in caption) != about_others, name
-    source = (PAPER / "tcar.typ").read_text(encoding="utf-8")
+    source = "\n".join(path.read_text(encoding="utf-8") for path in PAPER.glob("*.typ"))
     pictures = re.findall(r'^#picture\("(\w+)".*?\)\[(.*?)\]\n', source, re.MULTILINE | re.DOTALL)
     assert {name for name, _ in pictures} == set(report.FIGURES)
     # The sanity of the attention is measured on random tokens, which belong to no dataset.
@@ -347,7 +338,7 @@ def test_published_results_keep_to_themselves():
 
 def test_every_reference_is_cited_and_every_citation_exists():
     known = re.findall(r"^@\w+\{([\w-]+),", (PAPER / "refs.bib").read_text(encoding="utf-8"), re.MULTILINE)
-    source = (PAPER / "tcar.typ").read_text(encoding="utf-8")
+    source = "\n".join(path.read_text(encoding="utf-8") for path in PAPER.glob("*.typ"))
     with (PAPER / "published.csv").open(encoding="utf-8") as file:
         cited = {key for row in csv.DictReader(file) for key in row["sources"].split()}
     assert len(known) == len(set(known))

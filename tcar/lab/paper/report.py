@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tcar.ground import files
 from tcar.lab import measured
 from tcar.lab.numerals import ReportError, count, estimate, interval, millions, parameter, percent, significant
+from tcar.lab.paper.claims import claims, reached
 from tcar.lab.paper.sentences import HEADLINE, sentences
 from tcar.lab.paper.tables import METRICS, PRODUCERS, SOURCES, Scored, load_results, need, tables
 from tcar.lab.paper.writing import Table, to_csv, to_latex
@@ -72,6 +73,7 @@ def numbers(results: dict, params: "Params", figures: list[str], captions: dict[
         "packaged": all(getattr(streams, role) in PACKAGED and not getattr(streams, f"{role}_checkpoint")
                         for role in ("semantic", "motion")),
         "text": sentences(results), "figures": figures,
+        "claims": claims(results["experiment"]), "experiment": reached(results["experiment"]),
         "parameters": {key: parameter(value) for key, value in shown(params.as_dict()).items()},
     }
 
@@ -109,6 +111,7 @@ def build(params: "Params", figures: Iterable[Path]) -> list[Path]:
     files that were written: `runs/<name>/paper/tcar.pdf`, beside all it was made of, and those of paper/.
     Raises ReportError where a result is missing, naming the notebook that makes it, or where typst fails.
     """
+    import matplotlib
     import typst
 
     from tcar.lab.steps import experiment
@@ -127,13 +130,14 @@ def build(params: "Params", figures: Iterable[Path]) -> list[Path]:
 
     with tempfile.TemporaryDirectory(prefix="tcar-paper-") as draft:
         folder = Path(draft)
-        copy([SOURCES / "tcar.typ", SOURCES / "refs.bib"], folder)
+        copy([*SOURCES.glob("*.typ"), SOURCES / "refs.bib"], folder)
         copy(behind, folder / "results")
         copy(drawn, folder / "figures")
         _write_tables(made, inserted, folder / "tables")
-        # Embedded fonts only: a font that happens to be installed would move the page breaks.
+        # Fonts that come with typst and matplotlib only: one that happens to be installed would move the page breaks.
         try:
             typst.compile(folder / "tcar.typ", output=folder / "tcar.pdf", root=folder, ignore_system_fonts=True,
+                          font_paths=[Path(matplotlib.get_data_path()) / "fonts" / "ttf"],
                           sys_inputs={"figures": "figures"})
         except typst.TypstError as error:
             raise ReportError(f"{SOURCES / 'tcar.typ'} does not compile: {error}") from error

@@ -5,6 +5,11 @@ from tcar.lab.paper.tables import WORDS, methods_of, need, twins_measured
 
 HEADLINE = "cross_attention"
 LEAST_EPOCHS = 8  # of a training whose last quarter can show a plateau
+# What decides in each group, as a sentence says it.
+DECIDES = {
+    "one frame": "one frame decides", "what and where": "it matters what is where", "motion": "motion decides",
+    "order of appearance": "the order of appearance decides", "bound": "appearance and motion have to be bound",
+}
 # How a sentence calls the methods that the headline is compared with, the main rivals first.
 RIVALS = {
     "semantic": "the semantic stream", "motion": "the motion stream", "late_concat": "late concatenation",
@@ -35,18 +40,39 @@ def against(results: dict, rivals: list[str], metric: str) -> str:
     return f"{', '.join(parts[:-1])}{',' * (len(parts) > 2)} and {parts[-1]}"
 
 
-def spread(levels: dict[str, dict | float | int | None]) -> str:
-    """`from 40.1% (binding) to 92.0% (direction)`, and whether all intervals overlap; empty for one level."""
-    known = {k: v if isinstance(v, dict) else {"value": v} for k, v in levels.items()}
-    known = {k: v for k, v in known.items() if v.get("value") is not None}
-    if len(known) < 2:
+def groups_told(results: dict) -> str:
+    """What each group of twins shows: `Of bound pairs it answers 23.7% [12.0, 36.0]: …`, group by group."""
+    from tcar.lab.steps.words import group_meaning
+
+    reached = need(results, "evaluation", "methods", HEADLINE).get("per_group_twin_accuracy") or {}
+    against = results["evaluation"].get("comparisons_by_group") or {}
+    return " ".join(
+        f"Where {DECIDES.get(group, group)}, it answers {percent(entry['value'])}% {interval(entry)} of the pairs; "
+        f"{group_meaning(entry, against[group])}."
+        for group, entry in reached.items() if group in against and entry["value"] is not None
+    )
+
+
+def both_needed(results: dict) -> str:
+    """The groups in whose twin accuracy the headline is above each of its streams; `no group` where there is none."""
+    against = results["evaluation"].get("comparisons_by_group") or {}
+    alone = {group: [rows[stream] for stream in ("semantic", "motion") if stream in rows]
+             for group, rows in against.items()}
+    told = [group for group in DECIDES if alone.get(group) and all(outcome(row) == "above" for row in alone[group])]
+    if not any(alone.values()):
         return ""
-    ends = [end(known, key=lambda k: known[k]["value"]) for end in (min, max)]
-    text = "from {} to {}".format(*(f"{percent(known[k]['value'])}% ({k})" for k in ends))
-    if any(v.get("low") is None or v.get("high") is None for v in known.values()):
-        return text
-    shared = max(v["low"] for v in known.values()) <= min(v["high"] for v in known.values())
-    return f"{text}; {'all intervals overlap' if shared else 'not all intervals overlap'}"
+    return f"the group{'s' * (len(told) > 1)} {' and '.join(told)}" if told else "no group"
+
+
+def interaction(results: dict) -> str:
+    """Of which pairs of twins the headline loses accuracy when its streams may only be added up."""
+    rows = [row for row in results["evaluation"].get("emap") or []
+            if row["method"] == HEADLINE and row["pair"] != "all" and row["kept"]["high"] is not None]
+    lost = [row for row in rows if row["kept"]["high"] < 0]
+    told = ", ".join(f"\u201c{row['pair'][0]}\u201d and its twin ({percent(row['kept']['value'], '+')} points "
+                     f"{interval(row['kept'])})" for row in lost)
+    rest = f"of the other {len(rows) - len(lost)} pairs" if lost else f"of any of the {len(rows)} pairs"
+    return (f"{f'It loses {told}; ' if lost else ''}that it loses {rest} cannot be told") if rows else ""
 
 
 def attention_gains(results: dict) -> str:
@@ -83,15 +109,15 @@ def sentences(results: dict) -> dict[str, str]:
     """Every sentence that states an outcome, computed so that it says no more than the numbers bear."""
     from tcar.lab.steps.words import blind_probes  # with all that draws, which the check needs not
 
-    headline = need(results, "evaluation", "methods", HEADLINE)
+    need(results, "evaluation", "methods", HEADLINE)
     metric = "twin_accuracy" if twins_measured(results) else "top1"
     name = WORDS[metric]
     said = {
         "abstract": (f"In {name} it is {{}}.", against(results, ["semantic", "motion", "late_concat"], metric)),
         "rivals": (f"In {name}, temporal cross-attention is {{}}.", against(results, list(RIVALS), metric)),
-        "groups": ("Across groups, the top-1 accuracy of temporal cross-attention runs {}.",
-                   spread(headline.get("per_group") or {})),
-        "groups_twin": ("Its twin accuracy runs {}.", spread(headline.get("per_group_twin_accuracy") or {})),
+        "groups": ("{}", groups_told(results)),
+        "groups_caption": ("Cross-attention is above both of its streams alone in {}.", both_needed(results)),
+        "emap": ("{}.", interaction(results)),
         "attention": ("The moving object receives {}.", attention_gains(results)),
         "converged": ("By this criterion, {}.", plateaus(results)),
     }
@@ -105,7 +131,6 @@ def sentences(results: dict) -> dict[str, str]:
     # The rivals of which the abstract speaks, whichever of them the replicates tell it from.
     said["anew"] = ("Drawn anew with other clips and streams, it is {}.",
                     over_replicates(results, ("late_concat", "sum")))
-    said |= {f"hypothesis_{number}": ("{}", text) for number, text in hypotheses_told(results).items()}
     said["loss_terms"] = ("{}.", terms_told(results.get("loss_terms", {})))
     return {key: frame.format(text) if text else "" for key, (frame, text) in said.items()}
 
@@ -146,36 +171,6 @@ def terms_told(measured: dict) -> str:
     if len(told) < len(terms):
         parts.append("no difference can be told of " + ("the others" if told else "any"))
     return f"Of {len(terms)} terms, {', and '.join(parts)}" if terms else ""
-
-
-def hypotheses_told(results: dict) -> dict[int, str]:
-    """What the deciding experiment says of each hypothesis: `On many movers, cross-attention is above the sum of scores
-    (+70.0 points [60.0, 80.0], corrected p = 0.002).`; empty texts where it was not measured."""
-    from tcar.lab.steps import experiment
-
-    sizes, told = results.get("experiment") or {}, dict.fromkeys(range(1, 6), "")
-    if not sizes:
-        return told
-    values = sizes[experiment.main_size(sizes)]
-    parts: dict[tuple[int, str, str], list[str]] = {}
-    for row in experiment.tests(values):
-        # the corrected test decides the word, so that it holds for all rivals of a pair together
-        word = outcome(row) if row["holm"] < values["alpha"] else "not distinguishable from"
-        text = (f"{word} {spoken(row['b'])} ({percent(row['difference'], '+')} points {interval(row)}, corrected "
-                f"p = {significant(row['holm'], 2)})")  # fmt: skip
-        part = experiment.PAIRS.get(row["part"], row["part"])
-        parts.setdefault((row["hypothesis"], part, spoken(row["a"])), []).append(text)
-    for (number, part, method), texts in parts.items():
-        told[number] += f"On {part}, {method} is {' and '.join(texts)}. "
-    return {number: text.strip() for number, text in told.items()}
-
-
-def spoken(method: str) -> str:
-    """How a sentence calls a method: `cross-attention, appearance averaged`; what is none stays as it is."""
-    from tcar.lab.steps import experiment
-
-    name = experiment.named(method)
-    return name[:1].lower() + name[1:] if name != method else name
 
 
 def over_replicates(results: dict, rivals: tuple[str, ...] = tuple(RIVALS)) -> str:

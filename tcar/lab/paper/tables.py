@@ -168,9 +168,14 @@ def tables(results: dict, params: "Params") -> list[Table]:
 
 
 def told(table: Table) -> Table:
-    """The table without the columns that are empty in every row."""
-    kept = [i for i in range(len(table.columns)) if any(row[i] for row in table.rows)]
-    return replace(table, columns=[table.columns[i] for i in kept], rows=[[row[i] for i in kept] for row in table.rows])
+    """The table without columns that say nothing: those that are empty in every row, and those that say the same in
+    every row of several, which its caption says once."""
+    columns = [[row[i] for row in table.rows] for i in range(len(table.columns))]
+    same = [i for i, cells in enumerate(columns) if i and len(cells) > 2 and cells[0] and len(set(cells)) == 1]
+    kept = [i for i, cells in enumerate(columns) if any(cells) and i not in same]
+    once = "".join(f" {table.columns[i]}: {columns[i][0]} in every row." for i in same)
+    return replace(table, caption=table.caption + once, columns=[table.columns[i] for i in kept],
+                   rows=[[row[i] for i in kept] for row in table.rows])
 
 
 def methods_table(caption: str, methods: dict[str, dict], trained: dict[str, dict]) -> Table:

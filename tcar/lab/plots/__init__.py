@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from PIL import Image
-from tueplots import figsizes, fontsizes
+from tueplots import figsizes
 
 from tcar.fusion.settings import AVERAGED
 from tcar.ground import files
@@ -69,17 +69,22 @@ SOURCES = {
 }  # fmt: skip
 NAMED = 40  # so many classes a figure can name; it has another form where there are more
 
+TYPEFACE = "STIXGeneral"  # of figures and paper alike
+
 _PAGE = {"half": 3.25, "full": 6.875}  # column and page width of a two-column conference paper, inches
 _DPI = 150
 _RC = {
     **figsizes.cvpr2024_half(),
-    **fontsizes.cvpr2024(),
-    # The one font matplotlib ships itself: the same glyphs on every machine.
-    "font.family": "DejaVu Sans",
-    "font.size": 7,
-    "axes.labelsize": 7,
-    "axes.titlesize": 7,
-    "figure.titlesize": 6,
+    # The typeface of the paper, which matplotlib ships: the same glyphs on every machine.
+    "font.family": TYPEFACE,
+    "mathtext.fontset": "stix",
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "figure.titlesize": 7,
     "figure.constrained_layout.use": True,
     "pdf.fonttype": 42,
     "axes.spines.top": False,
@@ -150,7 +155,7 @@ def wrap(text: str, width: int, lines: int = 1) -> str:
 
 def side_label(axis, text: str, color: str = "black") -> None:
     """Write a label at the left of an axis, level with its middle."""
-    axis.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=5, color=color)
+    axis.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=6.5, color=color)
 
 
 def save(fig: Figure, run, name: str, data, *, source: str | None = None) -> None:

@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from tcar.lab.plots import (
     FUSED,
@@ -128,17 +129,17 @@ def temporal_importance(values: dict[str, list[dict[str, float | None]]]) -> Fig
         xlim=(0, 1),
     )
     if len(values) > 1:
-        fig.legend(loc="outside lower center", ncols=5, fontsize=5.5, columnspacing=1, handlelength=1.2)
+        fig.legend(loc="outside lower center", ncols=5, fontsize=7, columnspacing=1, handlelength=1.2)
     return fig
 
 
 @styled()
 def umap(points: Float[np.ndarray, "n 2"], classes: list[str], groups: list[str]) -> Figure:
-    """Show clips by the embedding of the readout token, coloured by group; a number marks each class's middle.
+    """Show clips by the embedding of the readout token, coloured by group; a number stands beside each class's middle.
 
     Of more than `NAMED` classes, those with the most clips have a colour and a name, and all others are grey.
     """
-    fig, axes = canvas(width="full", height=3.0)
+    fig, axes = canvas(width="full", height=3.7)
     axis, called = axes[0, 0], np.asarray(classes)
     names = sorted(set(classes))
     if len(names) > NAMED:
@@ -147,20 +148,36 @@ def umap(points: Float[np.ndarray, "n 2"], classes: list[str], groups: list[str]
         axis.scatter(*points[~np.isin(called, largest)].T, s=2, color="#DDDDDD", linewidth=0)
         for name, shade in colours.items():
             axis.scatter(*points[called == name].T, s=5, color=shade, label=wrap(name, 40, 3), linewidth=0)
-        fig.legend(loc="outside right center", fontsize=5, markerscale=2)
+        fig.legend(loc="outside right center", fontsize=6.5, markerscale=2)
     else:
         _grouped(axis, points, np.asarray(groups))
-        for number, name in enumerate(names, start=1):
-            middle = np.median(points[called == name], axis=0)
-            axis.text(*middle, str(number), fontsize=5, ha="center", va="center", weight="bold")
+        middles = np.array([np.median(points[called == name], axis=0) for name in names])
+        for numbers, middle in _together(middles, 0.03 * np.ptp(points, axis=0)):
+            # Beside the points that are numbered, not on them.
+            axis.annotate(numbers, middle, (5, 4), textcoords="offset points", fontsize=7, weight="bold",
+                          path_effects=[withStroke(linewidth=1.5, foreground="white")])  # fmt: skip
         key = "\n".join(f"{number} {wrap(name, 46)}" for number, name in enumerate(names, start=1))
-        axis.text(1.02, 1.0, key, fontsize=4.5, va="top", transform=axis.transAxes)
+        listed = axis.text(1.02, 1.0, key, fontsize=6, linespacing=1.1, va="top", transform=axis.transAxes)
+        listed.set_in_layout(False)
+        fig.get_layout_engine().set(rect=(0, 0, 0.71, 1))
     axis.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
     return fig
 
 
+def _together(middles: Float[np.ndarray, "c 2"], near: Float[np.ndarray, " 2"]) -> list[tuple[str, np.ndarray]]:
+    """Number classes from 1, those whose middles lie near one another in one label: `10, 11`."""
+    labels: list[tuple[list[int], np.ndarray]] = []
+    for number, middle in enumerate(middles, start=1):
+        beside = [numbers for numbers, place in labels if (np.abs(place - middle) <= near).all()]
+        if beside:
+            beside[0].append(number)
+        else:
+            labels.append(([number], middle))
+    return [(", ".join(map(str, numbers)), place) for numbers, place in labels]
+
+
 def _grouped(axis, points: Float[np.ndarray, "n 2"], groups: np.ndarray) -> None:
     for group in in_order(set(groups.tolist()), GROUPS):
-        axis.scatter(*points[groups == group].T, s=4, color=group_colour(group), alpha=0.5, label=group, linewidth=0)
+        axis.scatter(*points[groups == group].T, s=6, color=group_colour(group), alpha=0.6, label=group, linewidth=0)
     if len(set(groups.tolist())) > 1:
-        axis.legend(loc="best", fontsize=5.5, markerscale=2)
+        axis.legend(loc="best", fontsize=7, markerscale=2)

@@ -101,7 +101,7 @@ def class_balance(counts: dict[str, dict[str, int]]) -> Figure:
         values = np.array([classes.get(name, 0) for name in names])
         axes[0, 0].barh(range(len(names)), values, left=left, color=SPLITS[split], label=split)
         left += values
-    axes[0, 0].set_yticks(range(len(names)), [wrap(name, 54) for name in names], fontsize=4.5)
+    axes[0, 0].set_yticks(range(len(names)), [wrap(name, 54) for name in names], fontsize=6)
     axes[0, 0].invert_yaxis()
     axes[0, 0].set(xlabel="clips")
     fig.legend(loc="outside lower center", ncols=3)
@@ -155,7 +155,7 @@ def frame_differences(spread: dict[str, dict[str, float]]) -> Figure:
     if few:
         axis.hlines(places, low, high, color="#999999", linewidth=1.2)
         axis.plot(median, places, "o", color="black", markersize=2.5)
-        axis.set_yticks(places, [wrap(name, 54) for name in names], fontsize=4.5)
+        axis.set_yticks(places, [wrap(name, 54) for name in names], fontsize=6)
         axis.invert_yaxis()
         axis.set(xlabel="change between frames, of 255")
     else:
@@ -172,7 +172,7 @@ def words(templates: dict[str, int], groups: dict[str, int], most: int = 16) -> 
     for axis, counts, label in zip(axes.flat, (templates, groups), ("clips", "classes"), strict=True):
         shown = list(counts.items())[:most]
         axis.barh(range(len(shown)), [count for _, count in shown], color=SPLITS["train"])
-        axis.set_yticks(range(len(shown)), [word for word, _ in shown], fontsize=5.5)
+        axis.set_yticks(range(len(shown)), [word for word, _ in shown], fontsize=7)
         axis.set(xlabel=label, ylim=(most - 0.5, -0.5))
         axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, integer=True))
     axes[0, 0].set_title("words of the templates")
@@ -207,7 +207,7 @@ def probes(
         axis.xaxis.set_major_locator(mpl.ticker.MultipleLocator(0.5))
         axis.grid(axis="x", linewidth=0.3)
     axes[0, 0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
-    fig.supxlabel(f"accuracy, {confidence_level(confidence)} interval", fontsize=7)
+    fig.supxlabel(f"accuracy, {confidence_level(confidence)} interval", fontsize=8)
     return fig
 
 
@@ -225,20 +225,20 @@ def twin_probes(rows: list[dict]) -> Figure:
         y, x = pairs.index((row["group"], tuple(row["twins"]))), names.index(row["probe"])
         table[y, x] = row["value"]
         weight = "bold" if row["sufficient"] else "normal"
-        axis.text(x, y, f"{100 * row['value']:.0f}", ha="center", va="center", fontsize=6, fontweight=weight)
+        axis.text(x, y, f"{100 * row['value']:.0f}", ha="center", va="center", fontsize=7.5, fontweight=weight)
         if row["blind"]:
             place = (x - 0.46, y - 0.42)
             axis.add_patch(mpl.patches.Rectangle(place, 0.92, 0.84, fill=False, linewidth=0.9))
     image = axis.imshow(table, cmap="RdBu_r", vmin=0, vmax=1, alpha=0.75, aspect="auto")
-    axis.set_xticks(range(len(names)), names, fontsize=5.5, rotation=35, ha="right", rotation_mode="anchor")
-    axis.set_yticks(range(len(pairs)), ["\n".join(pair) for _, pair in pairs], fontsize=4.5)
+    axis.set_xticks(range(len(names)), names, fontsize=7, rotation=35, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(pairs)), ["\n".join(pair) for _, pair in pairs], fontsize=6)
     axis.tick_params(length=0)
     groups = [group for group, _ in pairs]
     for place in [i for i in range(1, len(groups)) if groups[i] != groups[i - 1]]:
         axis.axhline(place - 0.5, color="white", linewidth=2.5)
     for group in dict.fromkeys(groups):
         middle = groups.index(group) + (groups.count(group) - 1) / 2
-        axis.text(len(names) - 0.4, middle, group.replace(" ", "\n"), color=group_colour(group), fontsize=5.5,
+        axis.text(len(names) - 0.4, middle, group.replace(" ", "\n"), color=group_colour(group), fontsize=7,
                   va="center", ha="left", fontweight="bold")
     fig.colorbar(image, ax=axis, label="forced choice within twins", pad=0.12)
     return fig

@@ -40,7 +40,7 @@ def by_pair(
         axis.set(xlim=(-4, 104), xticks=[0, 50, 100], ylim=(len(kinds) - 0.5, -0.5))
         axis.grid(axis="x", color="#DDDDDD", linewidth=0.5)
     axes[0, 0].set_yticks(range(len(kinds)), [label(kind) for kind in kinds])
-    fig.supxlabel(f"twin accuracy (%), {confidence_level(confidence)} intervals over replicates", fontsize=7)
+    fig.supxlabel(f"twin accuracy (%), {confidence_level(confidence)} intervals over replicates", fontsize=8)
     handles = [
         Line2D([], [], marker="o", linestyle="none", markersize=4, color="#333333",
                markerfacecolor="#333333" if not form else "white", label=name)
@@ -48,7 +48,7 @@ def by_pair(
     ]  # fmt: skip
     handles.append(Line2D([], [], marker="|", linestyle="none", markersize=7, color="#333333",
                           label="kept by its additive projection"))  # fmt: skip
-    fig.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=6.5)
+    fig.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=8)
     return fig
 
 
@@ -77,7 +77,7 @@ def by_count(values: Mapping[str, Mapping[str, Entry]], kinds: tuple[str, ...], 
         axis.grid(axis="y", color="#DDDDDD", linewidth=0.5)
     axes[0, 0].set_ylabel(f"twin accuracy (%)\n{confidence_level(confidence)} over replicates")
     handles = [Line2D([], [], marker="o", markersize=3, color=colour(kind), label=label(kind)) for kind in kinds]
-    fig.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=6)
+    fig.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=7.5)
     return fig
 
 

@@ -30,7 +30,7 @@ def stream_probes(rows: list[dict], *, confidence: float) -> Figure:
         axis.set(ylim=(len(names) - 0.5, -0.5))
         axis.grid(axis="x", linewidth=0.3)
     axes[0, 0].set_yticks(
-        range(len(names)), [f"{label(stream)},\n{pooling}" for stream, pooling in names], fontsize=6
+        range(len(names)), [f"{label(stream)},\n{pooling}" for stream, pooling in names], fontsize=7.5
     )
     return fig
 
@@ -63,7 +63,7 @@ def concepts(rows: list[dict]) -> Figure:
         axis.set(ylim=(len(names) - 0.5, -0.5))
         axis.grid(axis="x", linewidth=0.3)
     for axis in axes[:, 0]:
-        axis.set_yticks(range(len(names)), [f"{stream}, {variant}" for stream, variant in names], fontsize=6)
+        axis.set_yticks(range(len(names)), [f"{stream}, {variant}" for stream, variant in names], fontsize=7.5)
     return fig
 
 
@@ -117,7 +117,7 @@ def strips_canvas(count: int, frames: UInt8[np.ndarray, "t h w 3"], columns: int
     fig, axes = canvas(count, columns, width="full", height=0.3 + (height + 0.03) * count)
     fig.get_layout_engine().set(h_pad=0.01, hspace=0)
     for axis in axes[-1]:
-        axis.set_xlabel("time →", fontsize=6)
+        axis.set_xlabel("time →", fontsize=7.5)
     return fig, axes
 
 

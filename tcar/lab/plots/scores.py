@@ -46,7 +46,7 @@ def methods(
             _dot(axis, row, entry[metric], colour(method))
         axis.set(xlabel=f"{METRICS[metric]}\n({confidence_level(confidence)} interval)", ylim=(len(values) - 0.5, -0.5))
         _few_ticks(axis)
-    axes[0, 0].set_yticks(range(len(values)), [label(method) for method, _ in _sorted(values)], fontsize=6)
+    axes[0, 0].set_yticks(range(len(values)), [label(method) for method, _ in _sorted(values)], fontsize=7.5)
     return fig
 
 
@@ -83,7 +83,7 @@ def trade_off(
         axis.set(xlabel="GFLOPs a clip", ylabel=f"{METRICS[metric]}\n({confidence_level(confidence)} interval)")
         axis.set_xlim(0, 1.15 * max(row["gflops"] for row in methods.values()))
         axis.grid(linewidth=0.3)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", fontsize=5)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", fontsize=6.5)
     return fig
 
 
@@ -99,8 +99,8 @@ def per_group(values: dict[str, dict[str, dict[str, float | None]]], *, confiden
             _dot(axis, row, entries[group], colour(method))
         axis.set(title=group, xlim=(-0.03, 1.03), ylim=(len(values) - 0.5, -0.5))
         axis.grid(axis="x", linewidth=0.3)
-    axes[0, 0].set_yticks(range(len(values)), [label(method) for method, _ in _sorted(values)], fontsize=6)
-    fig.supxlabel(f"top-1 accuracy, {confidence_level(confidence)} interval", fontsize=7)
+    axes[0, 0].set_yticks(range(len(values)), [label(method) for method, _ in _sorted(values)], fontsize=7.5)
+    fig.supxlabel(f"top-1 accuracy, {confidence_level(confidence)} interval", fontsize=8)
     return fig
 
 
@@ -123,8 +123,8 @@ def confusion(matrix, classes: list[str], order: Sequence[int], groups: list[str
     fig.colorbar(image, ax=axes[0, 0], label="share of the true class", shrink=0.6)
     names = [f"{wrap(classes[index], 56)}  {number}" for number, index in enumerate(order, start=1)]
     axes[0, 0].set(xlabel="predicted class", ylabel="true class")
-    axes[0, 0].set_yticks(range(len(order)), names, fontsize=5)
-    axes[0, 0].set_xticks(range(len(order)), range(1, len(order) + 1), fontsize=5)
+    axes[0, 0].set_yticks(range(len(order)), names, fontsize=6.5)
+    axes[0, 0].set_xticks(range(len(order)), range(1, len(order) + 1), fontsize=6.5)
     if groups:
         _group_marks(axes[0, 0], [groups[index] for index in order])
     return fig
@@ -145,7 +145,7 @@ def _confused(counts: Float[np.ndarray, "c c"], classes: list[str], most: int = 
         values = [shares[pair if shift < 0 else pair[::-1]] for pair in pairs]
         axis.barh(places + shift, values, height=0.36, color=color, label=way)
     names = [f"{wrap(classes[a], 62)}\n{wrap(classes[b], 62)}" for a, b in pairs]
-    axis.set_yticks(places, names, fontsize=4.5)
+    axis.set_yticks(places, names, fontsize=6)
     axis.set(xlabel="share of the true class", ylim=(len(pairs) - 0.5, -0.5))
     fig.legend(loc="outside lower center", ncols=2)
     return fig
@@ -217,7 +217,7 @@ def replicates(values: list[dict[str, dict[str, float | None]]], metrics: tuple[
                 axis.plot([np.mean(found)] * 2, ends, color=colour(method), linewidth=1.5)
         axis.set(xlabel=METRICS[metric], ylim=(len(names) - 0.5, -0.5))
         _few_ticks(axis)
-    axes[0, 0].set_yticks(range(len(names)), [label(name) for name in names], fontsize=6)
+    axes[0, 0].set_yticks(range(len(names)), [label(name) for name in names], fontsize=7.5)
     return fig
 
 
@@ -241,7 +241,7 @@ def ablations(summary: list[dict], metrics: tuple[str, ...], *, confidence: floa
         axis.set(xlabel=f"{METRICS[metric]}, {confidence_level(confidence)} interval", ylim=(len(rows) - 0.5, -0.8))
         _few_ticks(axis)
     names = [heading(row) if isinstance(row, str) else level_name(row["factor"], row["level"]) for row in rows]
-    axes[0, 0].set_yticks(range(len(rows)), names, fontsize=5.5)
+    axes[0, 0].set_yticks(range(len(rows)), names, fontsize=7)
     for tick, row in zip(axes[0, 0].get_yticklabels(), rows, strict=True):
         tick.set_fontweight("bold" if isinstance(row, str) else "normal")
     return fig
@@ -263,7 +263,7 @@ def controls(rows: list[dict]) -> Figure:
         if change["value"] is None:
             continue
         table[y, x] = 100 * change["value"]
-        axis.text(x, y, f"{100 * change['value']:+.0f}", ha="center", va="center", fontsize=6)
+        axis.text(x, y, f"{100 * change['value']:+.0f}", ha="center", va="center", fontsize=7.5)
         if change["low"] is not None and (change["low"] > 0 or change["high"] < 0):
             axis.add_patch(Rectangle((x - 0.46, y - 0.42), 0.92, 0.84, fill=False, linewidth=0.9))
     image = axis.imshow(table, cmap="RdBu", vmin=-100, vmax=100, alpha=0.75, aspect="auto")

@@ -40,7 +40,7 @@ def history(trials: Sequence[dict[str, Any]]) -> Figure:
     axis.set_xlabel("trial")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_ylabel("validation top-1")
-    axis.legend(fontsize=5)
+    axis.legend(fontsize=6.5)
     return fig
 
 
@@ -80,8 +80,8 @@ def parallel(trials: Sequence[dict[str, Any]], space: dict[str, Any]) -> Figure:
         for value in _marks(space[key]):
             height = _height(value, space[key])
             shown = f"{value:.3g}" if isinstance(value, Real) else str(value)
-            axis.text(place + 0.03, height, shown, fontsize=5, zorder=3, va="center", bbox=_BEHIND)
-    axis.set_xticks(range(len(keys)), [key.replace("_", "\n", 1) for key in keys], fontsize=6)
+            axis.text(place + 0.03, height, shown, fontsize=6.5, zorder=3, va="center", bbox=_BEHIND)
+    axis.set_xticks(range(len(keys)), [key.replace("_", "\n", 1) for key in keys], fontsize=7.5)
     axis.set_xlim(-0.1, len(keys) - 0.6)
     axis.set_yticks([])
     axis.spines[["left", "bottom"]].set_visible(False)

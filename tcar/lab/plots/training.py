@@ -20,7 +20,7 @@ def curves(methods: dict[str, dict[int, list[dict]]], best: dict[str, list[int]]
     for column, method in enumerate(in_order(methods, METHODS)):
         for history, kept in zip(methods[method].values(), best[method], strict=True):
             _curve(axes[:, column], history, kept, colour(method))
-        axes[0, column].set_title(wrap(label(method), 14, 3), fontsize=6)
+        axes[0, column].set_title(wrap(label(method), 14, 3), fontsize=7.5)
         axes[1, column].set_xlabel("epoch")
     axes[0, 0].set_ylabel("loss\n(solid: training,\ndotted: validation)")
     axes[1, 0].set_ylabel("validation\ntop-1")
@@ -67,13 +67,13 @@ def watched(
             axis.axvline(when, color="#CC0000", linewidth=0.6, linestyle="--")
     for kind, when in alerts:
         loss.annotate(kind, (when, 1.0), xycoords=("data", "axes fraction"), rotation=90, ha="right", va="top",
-                      fontsize=4, color="#CC0000")  # fmt: skip
+                      fontsize=6, color="#CC0000")  # fmt: skip
     for axis in (loss, top1):
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=5)
+            axis.legend(fontsize=6.5)
     for axis in axes[1]:
         axis.set_xlabel("epoch")
-    loss.set_title(name, fontsize=6, loc="left")
+    loss.set_title(name, fontsize=7.5, loc="left")
     return fig
 
 
@@ -110,7 +110,7 @@ def compared(histories: dict[str, list[dict[str, float]]], *, named: int = 8) ->
     axes[0, 0].set(xlabel="epoch", ylabel="validation top-1")
     if best:
         handles, names = axes[0, 0].get_legend_handles_labels()
-        axes[0, 0].legend(handles[::-1], names[::-1], fontsize=5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes[0, 0].legend(handles[::-1], names[::-1], fontsize=6.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return fig
 
 
@@ -129,7 +129,7 @@ def loss_terms(rows: list[dict], *, confidence: float) -> Figure:
         filled = "full" if row["on_by_default"] else "none"
         axis.plot(100 * row["difference"], place, "o", color=FUSED, markersize=3.5, fillstyle=filled)
     names = [f"{row['term'].replace('_', ' ')} {row['value']:g}" for row in rows]
-    axis.set_yticks(range(len(rows)), names, fontsize=6)
+    axis.set_yticks(range(len(rows)), names, fontsize=7.5)
     axis.set_xlabel(f"points of validation top-1\ngained ({confidence_level(confidence)} interval)")
     axis.set(ylim=(len(rows) - 0.5, -0.5))
     return fig

@@ -43,7 +43,7 @@ def exclusive_or(clips: tuple[TwinClip, TwinClip], probes: dict[str, dict[str, f
     probes: of this pair, evidence -> forced-choice accuracy {value, low, high}, as `tcar.tabletop.probes` measures it.
     """
     fig = plt.figure(figsize=(6.875, 1.75))
-    left, middle, right = fig.subfigures(1, 3, width_ratios=[3.5, 1.35, 2.0], wspace=0.02)
+    left, middle, right = fig.subfigures(1, 3, width_ratios=[3.3, 1.25, 2.3], wspace=0.02)
     for axis, clip in zip(left.subplots(1, 2), clips, strict=True):
         _clip(axis, clip)
     _table(middle.subplots(), clips)
@@ -60,7 +60,7 @@ def _clip(axis, clip: TwinClip) -> None:
               markeredgewidth=0.8, linestyle="none")  # fmt: skip
     axis.set(xticks=[], yticks=[], xlim=(0, clip.picture.shape[1]), ylim=(clip.picture.shape[0], 0))
     axis.spines[:].set_visible(False)
-    axis.set_title(wrap(clip.name, 24, 2), fontsize=7)
+    axis.set_title(wrap(clip.name, 24, 2), fontsize=8)
 
 
 def _table(axis, clips: tuple[TwinClip, TwinClip]) -> None:
@@ -72,17 +72,17 @@ def _table(axis, clips: tuple[TwinClip, TwinClip]) -> None:
             nears = heads == lies
             axis.add_patch(mpl.patches.Rectangle((column, row), 1, 1, facecolor="#CFE8DF" if nears else "#F3F3F3",
                                                  edgecolor="white", linewidth=2))  # fmt: skip
-            axis.text(column + 0.5, row + 0.5, words[0 if nears else 1], ha="center", va="center", fontsize=7,
+            axis.text(column + 0.5, row + 0.5, words[0 if nears else 1], ha="center", va="center", fontsize=8,
                       fontweight="bold" if nears else "normal")  # fmt: skip
     axis.set(xlim=(0, 2), ylim=(2, 0), aspect="equal")
-    axis.set_xticks([0.5, 1.5], sides, fontsize=6.5)
-    axis.set_yticks([0.5, 1.5], sides, fontsize=6.5)
+    axis.set_xticks([0.5, 1.5], sides, fontsize=8)
+    axis.set_yticks([0.5, 1.5], sides, fontsize=8)
     axis.xaxis.tick_top()
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.xaxis.set_label_position("top")
-    axis.set_xlabel("the circled thing lies", fontsize=6.5, color=SEMANTIC)
-    axis.set_ylabel("the coloured one heads", fontsize=6.5, color=MOTION)
+    axis.set_xlabel("the circled thing lies", fontsize=8, color=SEMANTIC)
+    axis.set_ylabel("the coloured one heads", fontsize=8, color=MOTION)
 
 
 def _bars(axis, probes: dict[str, dict[str, float | None]]) -> None:
@@ -91,10 +91,12 @@ def _bars(axis, probes: dict[str, dict[str, float | None]]) -> None:
         entry = probes[name]
         axis.barh(row, entry["value"], height=0.66, color="#B9D7EA" if entry["value"] < 0.75 else "#7CC3A5")
         if entry["low"] is not None and entry["low"] < entry["high"]:
-            axis.plot([entry["low"], entry["high"]], [row + 0.26] * 2, color="black", linewidth=0.8)
-        axis.text(0.03, row, EVIDENCE[name], va="center", ha="left", fontsize=6.5)
+            axis.plot([entry["low"], entry["high"]], [row, row], color="black", linewidth=0.8)
     axis.axvline(0.5, color="black", linewidth=0.6, linestyle="--")
-    axis.set(xlim=(0, 1), ylim=(len(shown) - 0.5, -0.5), yticks=[])
-    axis.set_xticks([0, 0.5, 1], ["0", "50%\n(guessing)", "100%"], fontsize=6.5)
-    axis.set_title("which of the two is it?", fontsize=7)
+    axis.set(xlim=(0, 1), ylim=(len(shown) - 0.5, -0.5))
+    axis.set_yticks(range(len(shown)), [EVIDENCE[name] for name in shown], fontsize=8)
+    axis.tick_params(axis="y", length=0)
+    axis.set_xticks([0, 0.5, 1], ["0", "50%\n(guessing)", "100%"], fontsize=8)
+    axis.get_xticklabels()[2].set_horizontalalignment("right")
+    axis.set_title("which of the two is it?", fontsize=8)
     axis.spines["left"].set_visible(False)

@@ -35,6 +35,8 @@ COLLIDE = (
 BOUND = (CLOSER, MANY)
 # How figures and sentences call the pairs.
 PAIRS = {CLOSER: "closer / away", MANY: "many movers", COVER: "cover / uncover", COLLIDE: "collide / pass"}
+# And the keys of what the paper states.
+SHORT = {CLOSER: "closer", MANY: "movers", COVER: "cover", COLLIDE: "collide"}
 FEWEST, MOST = "3 movers", "9 movers"
 
 

@@ -87,7 +87,7 @@ def evidence_sentence(method: str, rows: list[dict]) -> str:
     return f"{label(method)} {'; '.join(parts)}."
 
 
-def group_sentence(group: str, reached: dict[str, float | None], differences: dict[str, dict]) -> str:
+def group_meaning(reached: dict[str, float | None], differences: dict[str, dict]) -> str:
     """Say what a group's twin accuracy and its paired differences show, and what they do not.
 
     `differences[rival]` is the headline method minus that rival in this group.
@@ -96,23 +96,27 @@ def group_sentence(group: str, reached: dict[str, float | None], differences: di
     alone = {rival: said[rival] for rival in ("semantic", "motion") if rival in said}
     fused = {rival: said[rival] for rival in ("late_concat", "sum") if rival in said}
     if reached["value"] is None:
-        meaning = "nothing is known of this group, which has no pair"
-    elif "below" in said.values():
+        return "nothing is known of this group, which has no pair"
+    if "below" in said.values():
         better = [label(rival).lower() for rival, word in said.items() if word == "below"]
-        meaning = f"reading across is not the best choice here: {', '.join(better)} does better"
-    elif fused and all(word == "above" for word in (*fused.values(), *alone.values())):
+        return f"reading across is not the best choice here: {', '.join(better)} does better"
+    if fused and all(word == "above" for word in (*fused.values(), *alone.values())):
         rest = " and ".join(label(rival).lower() for rival in fused)
-        meaning = f"reading across does better here than {rest}, on these streams and with this recipe"
-    elif alone and all(word == "above" for word in alone.values()):
-        meaning = "both streams are needed; that they read each other is not shown to matter"
-    elif "above" in alone.values():
+        return f"reading across does better here than {rest}, on these streams and with this recipe"
+    if alone and all(word == "above" for word in alone.values()):
+        return "both streams are needed; that they read each other is not shown to matter"
+    if "above" in alone.values():
         equal = next(rival for rival, word in alone.items() if word != "above")
-        meaning = f"the {label(equal).lower()} alone is not shown to do worse"
-    else:
-        meaning = "this group does not tell the methods apart"
+        return f"the {label(equal).lower()} alone is not shown to do worse"
+    return "this group does not tell the methods apart"
+
+
+def group_sentence(group: str, reached: dict[str, float | None], differences: dict[str, dict]) -> str:
+    """Say what a group's twin accuracy is, how it compares, and what that means (`group_meaning`)."""
     rivals = ", ".join(
-        f"{said[rival]} {label(rival).lower()} ({shown(row, '+')})" for rival, row in differences.items()
+        f"{verdict(row)} {label(rival).lower()} ({shown(row, '+')})" for rival, row in differences.items()
     )
+    meaning = group_meaning(reached, differences)
     return f"**{group}**: twin accuracy {shown(reached)}, {rivals}. So {meaning}."
 
 

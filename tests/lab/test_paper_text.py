@@ -1,0 +1,96 @@
+"""The text of the paper: no measured number is typed into it, and a sentence that states an outcome has to be borne."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import matplotlib
+import pytest
+import typst
+from test_experiment import values
+
+from tcar.lab.paper import claims
+from tcar.lab.steps import experiment
+
+PAPER = Path(__file__).parents[2] / "paper"
+TEXTS = ("tcar.typ", "supplement.typ")
+# What others report, what the dataset has, what is aimed at, and names: no result of ours.
+FACTS = (
+    "220,847 videos of 174 classes", "168,913 for training, 24,777 for validation and 27,157 for test",
+    "fewer than 20 million trained parameters and 75% top-1", "states 74.6% for a frozen ViT-E of 4.4 billion parameters",
+    "stays near 50%", "somewhere between 50% and 60%", "target of 75 to 78% top-1",
+    "under 20 million trained parameters is a target", "V-JEPA 2 or 2.1", "V-JEPA 2.1", "V-JEPA 2",
+    "where theory puts a probe at 50", "exclude 0.",
+    "DINOv2 ViT-S/14", "3D convolutions",
+)  # fmt: skip
+
+
+def prose(source: str) -> str:
+    """What a reader sees of a text: without comments, code, mathematics, references and lengths."""
+    source = re.sub(r"^\s*//.*$", "", source, flags=re.MULTILINE)
+    for code in (r"\$[^$]*\$", r"`[^`]*`", r'"[^"\n]*"', r"@[\w-]+", r"#if [^\[]*(?=\[)", r"[\d.]+(?:em|pt|fr|in)\b", r"width: \d+%",
+                 r"(?:left|level|size|columns|update|h|v|kind|unit): ?\(?\d+", r"\(\d\)", r"//.*",
+                 r"regex\([^)]*\)", r"\.at\(\d\)", r"update\(\d\)"):  # fmt: skip
+        source = re.sub(code, " ", source)
+    source = " ".join(source.split())
+    for fact in FACTS:
+        source = source.replace(fact, " ")
+    return source
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_no_number_is_typed_where_a_result_belongs(name):
+    found = re.findall(r".{0,40}(?<![\w.-])\d[\d.,]*.{0,20}", prose((PAPER / name).read_text(encoding="utf-8")))
+    assert not found
+
+
+def test_a_typed_number_is_found():
+    """The test above fails for a result that somebody copies by hand."""
+    assert re.search(r"(?<![\w.-])\d", prose("It reaches 83.4% top-1 on 884 clips."))
+    assert not re.search(r"(?<![\w.-])\d", prose('(1) In top-1, #v("x1")% of $2^3$ @smith2020 with I3D and V-JEPA 2.'))
+
+
+def test_what_the_experiment_shows_has_a_key_for_every_test():
+    given = values()
+    said = claims.claims({36: values(1), 120: given})
+    assert len(said) == len(experiment.tests(given))
+    assert said["h1 closer sum_averaged"]["word"] == "above"
+    assert re.fullmatch(r"\+\d+\.\d points \[\d+\.\d, \d+\.\d\]", said["h1 closer sum_averaged"]["difference"])
+    assert {key.split()[0] for key in said} == {"h1", "h2", "h3", "h4", "h5"}
+    assert claims.claims({}) == claims.reached({}) == {}
+
+
+def test_the_word_is_that_of_the_corrected_test():
+    given = values()
+    for number, row in enumerate(given["replicates"]):  # as far below as above: no test tells a difference
+        row["sum_averaged"]["per_pair"][experiment.CLOSER]["twin_accuracy"] = 0.9 + (-1) ** number * 0.3
+    assert claims.claims({120: given})["h1 closer sum_averaged"]["word"] == claims.NONE
+
+
+def test_numbers_of_the_experiment_are_those_of_its_cells():
+    small, large = values(1), values(5)
+    found = claims.reached({36: small, 120: large})
+    assert (found["sets"], found["trainings"], found["replicates"], found["sizes"]) == ("120", "5", "4", "36, 120")
+    cell = experiment.cells(large)[experiment.CLOSER]["sum"]["value"]
+    assert found["closer sum"].startswith(f"{100 * cell:.1f} [") and found["closer sum emap"] != found["closer sum"]
+    movers = experiment.cells(large, "per_variant")["9 movers"]["cross_attention"]["value"]
+    assert found["movers9 cross_attention"].startswith(f"{100 * movers:.1f} [")
+    assert found["36 collide joint"] == found["collide joint"]
+
+
+@pytest.mark.parametrize(("word", "compiles"), [("above", True), ("below", False), (claims.NONE, False)])
+def test_a_sentence_that_its_result_does_not_bear_is_not_printed(tmp_path, word, compiles):
+    shutil.copy(PAPER / "layout.typ", tmp_path)
+    inserted = json.loads((PAPER / "tables" / "numbers.json").read_text(encoding="utf-8"))
+    inserted |= {"claims": {"h1": {"word": "above"}}, "experiment": {}}
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "numbers.json").write_text(json.dumps(inserted), encoding="utf-8")
+    text = f'#import "layout.typ": *\n#states("h1", "{word}")[It is.]'
+    (tmp_path / "text.typ").write_text(text, encoding="utf-8")
+    options = {"root": tmp_path, "font_paths": [Path(matplotlib.get_data_path()) / "fonts" / "ttf"]}
+    if compiles:
+        assert typst.compile(tmp_path / "text.typ", **options)
+    else:
+        with pytest.raises(typst.TypstError, match=r"says of `h1`"):
+            typst.compile(tmp_path / "text.typ", **options)
