@@ -294,7 +294,7 @@ def test_the_gallery_shows_clips_and_no_text_lies_on_another(rendered):
 
 
 def test_what_a_twin_loses_is_what_alone_tells_it_apart():
-    """By the evidence that theory says is blind: unordered frames lose order, the true flow appearance, both binding."""
+    """By the evidence that theory has as blind: frames without order, the true flow, and each of them."""
     blind_to = {"order lost": {"bag of frames"}, "appearance lost": {"true flow"},
                 "binding lost": {"bag of frames", "true flow"}}  # fmt: skip
     for pair in (pair for family in FAMILIES.values() for pair in family.pairs):
