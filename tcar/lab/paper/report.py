@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 FIGURES = (
     "twins", "contact_sheet", "class_balance", "ceilings", "twin_probes", "stream_probes", "concepts",
-    "attention_sanity", "training_curves", "methods", "per_group", "confusion", "reliability", "ablations", "controls",
-    "experiment_pairs", "experiment_movers", "experiment_sets", "replicates", "loss_terms", "miniatures", "umap",
-    "attention_spacetime", "saliency", "temporal_importance",
+    "attention_sanity", "training_curves", "methods", "per_group", "confusion", "errors", "reliability", "ablations",
+    "controls", "experiment_pairs", "experiment_movers", "experiment_sets", "replicates", "loss_terms", "miniatures",
+    "umap", "attention_spacetime", "saliency", "temporal_importance",
 )
 
 

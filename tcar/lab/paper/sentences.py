@@ -71,8 +71,10 @@ def interaction(results: dict) -> str:
     lost = [row for row in rows if row["kept"]["high"] < 0]
     told = ", ".join(f"\u201c{row['pair'][0]}\u201d and its twin ({percent(row['kept']['value'], '+')} points "
                      f"{interval(row['kept'])})" for row in lost)
-    rest = f"of the other {len(rows) - len(lost)} pairs" if lost else f"of any of the {len(rows)} pairs"
-    return (f"{f'It loses {told}; ' if lost else ''}that it loses {rest} cannot be told") if rows else ""
+    if not rows:
+        return ""
+    return f"It loses {told}; of the other {len(rows) - len(lost)} pairs no loss can be told" if lost else (
+        f"Of none of the {len(rows)} pairs a loss can be told")
 
 
 def attention_gains(results: dict) -> str:
@@ -107,17 +109,18 @@ def plateaus(results: dict) -> str:
 
 def sentences(results: dict) -> dict[str, str]:
     """Every sentence that states an outcome, computed so that it says no more than the numbers bear."""
-    from tcar.lab.steps.words import blind_probes  # with all that draws, which the check needs not
+    from tcar.lab.steps.words import blind_probes, error_sentences  # with all that draws, which the check needs not
 
     need(results, "evaluation", "methods", HEADLINE)
     metric = "twin_accuracy" if twins_measured(results) else "top1"
-    name = WORDS[metric]
+    name, errors = WORDS[metric], results["evaluation"].get("errors")
     said = {
         "abstract": (f"In {name} it is {{}}.", against(results, ["semantic", "motion", "late_concat"], metric)),
         "rivals": (f"In {name}, temporal cross-attention is {{}}.", against(results, list(RIVALS), metric)),
         "groups": ("{}", groups_told(results)),
         "groups_caption": ("Cross-attention is above both of its streams alone in {}.", both_needed(results)),
         "emap": ("{}.", interaction(results)),
+        "errors": ("{}", " ".join(error_sentences(HEADLINE, errors)) if errors else ""),
         "attention": ("The moving object receives {}.", attention_gains(results)),
         "converged": ("By this criterion, {}.", plateaus(results)),
     }

@@ -171,7 +171,8 @@ def told(table: Table) -> Table:
     """The table without columns that say nothing: those that are empty in every row, and those that say the same in
     every row of several, which its caption says once."""
     columns = [[row[i] for row in table.rows] for i in range(len(table.columns))]
-    same = [i for i, cells in enumerate(columns) if i and len(cells) > 2 and cells[0] and len(set(cells)) == 1]
+    same = [i for i, cells in enumerate(columns)
+            if i and len(cells) > 2 and len(set(cells)) == 1 and cells[0] and "[" not in cells[0]]
     kept = [i for i, cells in enumerate(columns) if any(cells) and i not in same]
     once = "".join(f" {table.columns[i]}: {columns[i][0]} in every row." for i in same)
     return replace(table, caption=table.caption + once, columns=[table.columns[i] for i in kept],

@@ -48,8 +48,7 @@ def contact_sheet(clips: dict[str, UInt8[np.ndarray, "t h w 3"]], columns: int =
         axis.set(xticks=[], yticks=[], facecolor="none")  # a filled one would cover its neighbour's label
         axis.spines[:].set_visible(False)
     for axis, (name, clip) in zip(axes.T.flat, clips.items(), strict=False):
-        # One image a row, and a palette of 256 colours: matplotlib then writes an indexed image into the PDF.
-        axis.imshow(_palette(np.concatenate(list(_thumbnail(clip)), axis=1)), interpolation="none")
+        axis.imshow(strip(clip), interpolation="none")
         side_label(axis, wrap(name, 22, 3))
     return fig
 
@@ -72,6 +71,14 @@ def previews(
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
     rows = [np.concatenate(tiles[i : i + columns], axis=2) for i in range(0, len(tiles), columns)]
     return np.concatenate(rows, axis=1)
+
+
+def strip(clip: UInt8[np.ndarray, "t h w 3"], width: int = 72) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Lay the frames of a clip side by side, each `width` pixels wide.
+
+    They are one image with a palette of 256 colours: matplotlib then writes an indexed image into the PDF.
+    """
+    return _palette(np.concatenate(list(_thumbnail(clip, width)), axis=1))
 
 
 def _thumbnail(clip: np.ndarray, width: int = 72) -> np.ndarray:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tcar.lab.numerals import heading, interval, level_name, outcome, percent
+from tcar.lab.numerals import count, heading, interval, level_name, outcome, percent
 from tcar.lab.plots import label
 from tcar.lab.plots.scores import METRICS
 
@@ -85,6 +85,64 @@ def evidence_sentence(method: str, rows: list[dict]) -> str:
         if found[word]
     ]
     return f"{label(method)} {'; '.join(parts)}."
+
+
+# What is lost with each kind of error, and the clips that a condition compares, after "in which".
+LOSSES = {
+    "order lost": "lose order (their twin is the clip played backwards)",
+    "binding lost": "lose binding (in their twin, things that move have exchanged their colours)",
+    "appearance lost": "lose appearance (their twin differs in what the frames show)",
+    "within the group": "name another class of the group", "another group": "name a class of another group",
+}  # fmt: skip
+COMPARED = {
+    "small": ("what acts is small", "it is large"), "fast": ("what acts is fast", "it is slow"),
+    "late": ("the last event begins late", "it begins early"),
+    "occluded": ("much of what acts is hidden", "little of it is"),
+}  # fmt: skip
+
+
+def error_sentences(method: str, found: Mapping[str, Any]) -> list[str]:
+    """Say where a method is wrong, as `tcar.lab.steps.errors.error_analysis` found it, and no more than the intervals
+    bear.
+    """
+    trainings = found["answers"] // found["clips"]
+    basis = f"{count(found['answers'])} answers (clips: {count(found['clips'])}, trainings: {trainings})"
+    if not found["errors"]:
+        return [f"{label(method)} makes no error in {basis}."]
+    said = [f"{label(method)}: {count(found['errors'])} errors in {basis}."]
+    if found["twins"]:
+        twins = found["twins"]["share"]
+        lead = f"Most of them, {shown(twins)}," if (twins["low"] or 0) > 0.5 else f"Of them, {shown(twins)}"
+        kinds = [f"{shown(row['share'])} {LOSSES[row['kind']]}" for row in found["kinds"] if row["count"]]
+        said.append(f"{lead} take a clip for its own twin. Of all, {', '.join(kinds)}.")
+    said.append(_confident_sentence(found["confident"], found["errors"]))
+    return said + [_condition_sentence(row) for row in found["conditions"]]
+
+
+def _confident_sentence(row: Mapping[str, Any], errors: int) -> str:
+    if not row["answers"]:
+        return f"No answer has a confidence above {row['above']:.0%}."
+    admitted, share = round(1 - row["above"], 6), row["share"]
+    against = {"low": None, "high": None}
+    if share["low"] is not None:
+        against = {end: share[end] - admitted for end in ("low", "high")}
+    word = {"above": "more than", "below": "fewer than", "": "with too few to compare with"}
+    return (
+        f"Of the {count(row['answers'])} answers with a confidence above {row['above']:.0%}, {shown(share)} are wrong, "
+        f"{word.get(outcome(against), 'not told apart from')} the {admitted:.0%} that such confidence admits at most: "
+        f"{count(row['count'])} of the {count(errors)} errors."
+    )
+
+
+def _condition_sentence(row: Mapping[str, Any]) -> str:
+    (one, other), told = COMPARED[row["condition"]], outcome(row["difference"])
+    if not told:
+        return f"Whether it matters that {one} is not known: too few clips have it to compare."
+    word = {"above": "named rightly more often than", "below": "named rightly less often than"}
+    return (
+        f"Clips in which {one} are {word.get(told, 'not told apart from')} those of their class in which {other} "
+        f"({shown(row['difference'], '+')}; clips: {count(row['clips'])}, classes: {row['classes']})."
+    )
 
 
 def group_meaning(reached: dict[str, float | None], differences: dict[str, dict]) -> str:

@@ -1,0 +1,52 @@
+"""Sentences that are computed say what intervals bear: by groups of twins, and of additive projections."""
+
+from tcar.lab.paper import sentences
+
+
+def entry(value: float, low: float, high: float) -> dict:
+    return {"value": value, "low": low, "high": high}
+
+
+def minus(difference: float, low: float, high: float) -> dict:
+    return {"difference": difference, "low": low, "high": high, "metric": "twin_accuracy"}
+
+
+def evaluated(**against: dict) -> dict:
+    reached = {group: entry(0.75, 0.5, 1.0) for group in against}
+    methods = {"cross_attention": {"per_group_twin_accuracy": reached}}
+    return {"evaluation": {"methods": methods, "comparisons_by_group": against}}
+
+
+ABOVE, SAME = minus(0.25, 0.125, 0.375), minus(0.125, -0.125, 0.25)
+
+
+def test_a_group_is_said_to_need_both_streams_where_the_headline_is_above_each():
+    results = evaluated(bound={"semantic": ABOVE, "motion": ABOVE, "sum": SAME},
+                        motion={"semantic": ABOVE, "motion": SAME, "sum": SAME})  # fmt: skip
+    said = sentences.groups_told(results)
+    assert "have to be bound, it answers 75.0% [50.0, 100.0] of the pairs; both streams are needed" in said
+    assert "Where motion decides" in said and "the motion stream alone is not shown to do worse." in said
+    assert sentences.both_needed(results) == "the group bound"
+    one = evaluated(bound={"semantic": SAME, "motion": ABOVE})
+    assert sentences.both_needed(one) == "no group"
+    two = evaluated(bound={"semantic": ABOVE, "motion": ABOVE}, motion={"semantic": ABOVE, "motion": ABOVE})
+    assert sentences.both_needed(two) == "the groups motion and bound"
+
+
+def test_clips_without_twins_have_no_groups_to_tell_of():
+    results = {"evaluation": {"methods": {"cross_attention": {}}}}
+    assert sentences.groups_told(results) == sentences.both_needed(results) == sentences.interaction(results) == ""
+
+
+def test_only_pairs_whose_interval_is_below_zero_are_said_to_interact():
+    def row(pair: list[str] | str, kept: dict, method: str = "cross_attention") -> dict:
+        return {"method": method, "pair": pair, "kept": kept}
+
+    lost, told = entry(-0.5, -0.75, -0.25), entry(-0.25, -0.5, 0.25)
+    rows = [row(["Closer", "Away"], lost), row(["Up", "Down"], told), row(["Left", "Right"], entry(0.0, 0.0, 0.0)),
+            row("all", lost), row(["Cover", "Uncover"], lost, "sum")]  # fmt: skip
+    said = sentences.interaction({"evaluation": {"emap": rows}})
+    assert said == ("It loses “Closer” and its twin (-50.0 points [-75.0, -25.0]); of the other 2 pairs no loss can "
+                    "be told")  # fmt: skip
+    none = sentences.interaction({"evaluation": {"emap": rows[1:3]}})
+    assert none == "Of none of the 2 pairs a loss can be told"
