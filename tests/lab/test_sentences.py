@@ -33,6 +33,15 @@ def test_a_group_is_said_to_need_both_streams_where_the_headline_is_above_each()
     assert sentences.both_needed(two) == "the groups motion and bound"
 
 
+def test_rivals_stand_below_above_or_beside_the_headline():
+    rows = [{"a": "cross_attention", "b": rival, **row} for rival, row in
+            {"motion": ABOVE, "sum": SAME, "semantic": ABOVE, "joint": minus(-0.25, -0.5, -0.125)}.items()]  # fmt: skip
+    said = sentences.standing({"evaluation": {"comparisons": rows}}, "twin_accuracy")
+    assert said == ("In twin accuracy, below temporal cross-attention: the semantic stream, the motion stream; not told "
+                    "apart from it: the sum of both streams' scores; above it: one transformer over all tokens")  # fmt: skip
+    assert sentences.standing({"evaluation": {"comparisons": rows}}, "top1") == ""
+
+
 def test_clips_without_twins_have_no_groups_to_tell_of():
     results = {"evaluation": {"methods": {"cross_attention": {}}}}
     assert sentences.groups_told(results) == sentences.both_needed(results) == sentences.interaction(results) == ""

@@ -40,6 +40,18 @@ def against(results: dict, rivals: list[str], metric: str) -> str:
     return f"{', '.join(parts[:-1])}{',' * (len(parts) > 2)} and {parts[-1]}"
 
 
+def standing(results: dict, metric: str) -> str:
+    """`In twin accuracy, below temporal cross-attention: the motion stream; not told apart from it: the sum …`."""
+    titles = {"above": "below temporal cross-attention", "not distinguishable from": "not told apart from it",
+              "below": "above it"}  # fmt: skip
+    found: dict[str, list[str]] = {word: [] for word in titles}
+    for rival, name in RIVALS.items():
+        if word := outcome(find_comparison(results, HEADLINE, rival, metric)):
+            found[word].append(name)
+    parts = [f"{titles[word]}: {', '.join(names)}" for word, names in found.items() if names]
+    return f"In {WORDS[metric]}, {'; '.join(parts)}" if parts else ""
+
+
 def groups_told(results: dict) -> str:
     """What each group of twins shows: `Of bound pairs it answers 23.7% [12.0, 36.0]: …`, group by group."""
     from tcar.lab.steps.words import group_meaning
@@ -117,6 +129,7 @@ def sentences(results: dict) -> dict[str, str]:
     said = {
         "abstract": (f"In {name} it is {{}}.", against(results, ["semantic", "motion", "late_concat"], metric)),
         "rivals": (f"In {name}, temporal cross-attention is {{}}.", against(results, list(RIVALS), metric)),
+        "methods_caption": ("{}.", standing(results, metric)),
         "groups": ("{}", groups_told(results)),
         "groups_caption": ("Cross-attention is above both of its streams alone in {}.", both_needed(results)),
         "emap": ("{}.", interaction(results)),
