@@ -37,8 +37,10 @@ def test_rivals_stand_below_above_or_beside_the_headline():
     rows = [{"a": "cross_attention", "b": rival, **row} for rival, row in
             {"motion": ABOVE, "sum": SAME, "semantic": ABOVE, "joint": minus(-0.25, -0.5, -0.125)}.items()]  # fmt: skip
     said = sentences.standing({"evaluation": {"comparisons": rows}}, "twin_accuracy")
-    assert said == ("In twin accuracy, below temporal cross-attention: the semantic stream, the motion stream; not told "
-                    "apart from it: the sum of both streams' scores; above it: one transformer over all tokens")  # fmt: skip
+    assert said == (
+        "In twin accuracy, below temporal cross-attention: the semantic stream, the motion stream; not told apart from "
+        "it: the sum of both streams' scores; above it: one transformer over all tokens"
+    )
     assert sentences.standing({"evaluation": {"comparisons": rows}}, "top1") == ""
 
 
