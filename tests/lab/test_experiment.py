@@ -71,6 +71,8 @@ def test_only_results_of_todays_parameter_files_are_shown(tmp_path):
     opened = replace(plan, evaluation=replace(plan.evaluation, evaluation_split="test"))
     results.save(measured.shared(plan) / measured.FILE, {"split": "test"}, params=opened)
     assert experiment.found(run) == {12: {"split": "test"}}
+    real = replace(run, data=replace(run.data, dataset="ssv2"))
+    assert experiment.found(real) == {}
     file.write_text(file.read_text().replace("train_sets: 12", "train_sets: 13"))
     assert experiment.found(run) == {}
 
