@@ -84,7 +84,7 @@ def test_the_experiment_s_files_are_of_one_design(sets):
     other = params.load(ROOT / "params" / "bound_36.yaml").as_dict()
     differs = {key for key, value in run.as_dict().items() if value != other[key]}
     assert differs <= {"name", "publish_as", "train_sets", "epochs", "epochs_by_method", "learning_rate_by_method",
-                       "replicate_seeds", "recipe_epochs"}  # fmt: skip
+                       "replicate_seeds", "recipe_epochs", "recipe_learning_rates"}  # fmt: skip
     assert set(run.ablations.replicate_methods) == set(METHODS) and run.tabletop.train_sets == sets
     assert run.evaluation.evaluation_split == "validation" and run.ablations.replicates == 4
 
