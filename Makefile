@@ -14,7 +14,7 @@ wanted := { echo "$(CURDIR)"; cat pyproject.toml; }
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup doctor test paper replicates terms miniatures streams lab lint benchmark clean clean-venv
+.PHONY: help setup doctor test paper replicates terms pairs miniatures streams lab lint benchmark clean clean-venv
 
 help:
 	@echo "make paper      render the data, run the stale notebooks, build the paper  [PARAMS=params/demo.yaml]"
@@ -23,6 +23,7 @@ help:
 	@echo "make lab        JupyterLab on copies of the notebooks, which git does not see"
 	@echo "make replicates the methods on other clips, streams and trainings: half an hour  [PARAMS=params/demo.yaml]"
 	@echo "make terms      each loss term and regulariser against its absence, five seeds each  [PARAMS=params/demo.yaml]"
+	@echo "make pairs      the headline and late concatenation on other pairs of streams  [PARAMS=params/demo.yaml]"
 	@echo "make miniatures CAST and TimeSformer in miniature beside the headline method  [PARAMS=params/demo.yaml]"
 	@echo "make streams    train the small streams and baselines that come with the package again"
 	@echo "make setup      create $(venv) and install; every target does so when it has to  [PYTHON=…]"
@@ -62,6 +63,9 @@ replicates: setup
 
 terms: setup
 	@$(venv)/bin/tcar terms "$(PARAMS)"
+
+pairs: setup
+	@$(venv)/bin/tcar pairs "$(PARAMS)"
 
 miniatures: setup
 	@$(venv)/bin/tcar miniatures "$(PARAMS)"

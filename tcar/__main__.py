@@ -23,6 +23,7 @@ VERBS = {
     "replicates": "compare the methods on other clips, streams and trainings",
     "recipes": "find how long each method trains, and at which learning rate",
     "terms": "compare each loss term and regulariser with its absence",
+    "pairs": "train the headline method on other pairs of frozen streams",
     "miniatures": "compare with published designs in miniature, on the same clips",
     "predict": "name the action in a video",
     "tabletop": "render the synthetic benchmark to a folder, in any size",
@@ -44,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     listed = "\n".join(f"  {verb:<12}{about}" for verb, about in VERBS.items())
     parser = _Parser(
-        "tcar", usage="tcar VERB …", formatter_class=argparse.RawDescriptionHelpFormatter, description=listed,
-        epilog="tcar VERB --help shows the options of a verb, and an example.", add_help=False,
+        "tcar", usage="tcar VERB … (tcar VERB --help shows its options, and an example)", description=listed,
+        formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False,
     )  # fmt: skip
     parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     parser.add_argument("verb", metavar="VERB", help=argparse.SUPPRESS)

@@ -29,6 +29,7 @@ WRONG = {
     "replicates": (["wrong.yaml"], "did you mean 'epochs'"),
     "recipes": (["wrong.yaml"], "did you mean 'epochs'"),
     "terms": (["wrong.yaml"], "did you mean 'epochs'"),
+    "pairs": (["wrong.yaml"], "did you mean 'epochs'"),
     "miniatures": (["wrong.yaml"], "did you mean 'epochs'"),
     "predict": (["nowhere.mp4", "--model", "nowhere"], "nowhere"),
     "tabletop": (["folder", "--classes", "3"], "3"),

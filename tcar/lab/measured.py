@@ -1,7 +1,7 @@
 """Where results that take a command of their own are kept, and whether they belong to a run.
 
-`tcar replicates`, `tcar recipes`, `tcar terms`, `tcar search` and `tcar miniatures` measure them. This is what the
-pipeline asks before it loads anything heavy.
+`tcar replicates`, `tcar recipes`, `tcar terms`, `tcar pairs`, `tcar search` and `tcar miniatures` measure them. This is
+what the pipeline asks before it loads anything heavy.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ from tcar.lab import results
 from tcar.lab.params import GROUPS, Params
 
 FILE, RECIPES, TERMS, SEARCH = "replicates.json", "recipes.json", "loss_terms.json", "search.json"
-MINIATURES = "miniatures.json"
-MEASURED = FILE, RECIPES, TERMS, SEARCH, MINIATURES
+MINIATURES, PAIRS = "miniatures.json", "pairs.json"
+MEASURED = FILE, RECIPES, TERMS, PAIRS, SEARCH, MINIATURES
 # The parameters that decide the numbers of each, by the groups that they are of: results of others are not shown.
 _GROUPS = ("data", "tabletop", "streams", "fusion", "training")
 # What `tcar recipes` finds, and so does not depend on.
@@ -22,6 +22,10 @@ _DECISIVE = {
     FILE: (("seed", "confidence", "evaluation_split", "replicates", "replicate_seeds", "replicate_methods"), _GROUPS),
     RECIPES: (("seed", "replicate_methods", "recipe_learning_rates", "recipe_epochs", "recipe_seeds"), _GROUPS),
     TERMS: (("seed", "confidence", "loss_terms", "loss_term_seeds"), (*_GROUPS, "trainer")),
+    PAIRS: (
+        ("seed", "confidence", "bootstrap_samples", "evaluation_split", "ablation_streams", "ablation_stream_seeds"),
+        (*_GROUPS, "trainer"),
+    ),
     SEARCH: (("seed", "confidence"), _GROUPS),
     MINIATURES: (
         ("seed", "confidence", "miniatures", "miniature_seeds", "baseline_epochs", "baseline_batch_size",

@@ -98,7 +98,7 @@ def _parameters(step: Step, run: Params) -> dict[str, Any]:
 def _inputs(step: Step, run: Params) -> list[Path]:
     """The files a step reads that an earlier step or the user has written."""
     found = [run.results_dir / f"{name}.json" for name in step.inputs]
-    apart = (measured.FILE, measured.TERMS, measured.MINIATURES)
+    apart = (measured.FILE, measured.TERMS, measured.PAIRS, measured.MINIATURES)
     shown = {"05_ablations": apart, "report": measured.MEASURED}.get(step.name, ())
     found += filter(None, (measured.find(run, file) for file in shown))
     if step.name == "02_fusion":

@@ -78,7 +78,6 @@ APART = {"fusion": "gated", "methods": ["gated", "cross_attention"]}
         ({"ablation_heads": [4, 5]}, "ablation_heads has [5]"),
         ({"semantic_grid": [2, 4, 4], "ablation_semantic_grids": ["4x2x2"]}, "ablation_semantic_grids has 4x2x2"),
         ({"ablation_motion_grids": ["2x4x5"]}, "no axis can have more"),
-        ({"ablation_streams": ["seed1"], "motion_checkpoint": "mine.pt"}, "motion is mine.pt"),
         ({"classes": [200]}, "classes names [200], which Tabletop does not render"),
         ({"classes": [93, 87]}, "classes lacks [86, 94]: family push_pull"),
         ({"dataset": "ssv2", "classes": PUSH}, "only Tabletop can be rendered in part"),

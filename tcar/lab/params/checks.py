@@ -11,7 +11,7 @@ from tcar.fusion.settings import AVERAGED, EXCHANGING, WITHOUT_ATTENTION
 from tcar.ground.errors import unknown
 from tcar.lab.params.run import Params
 from tcar.lab.params.settings import FIELDS, HEADLINE
-from tcar.streams.catalogue import PACKAGED, STREAMS, TIMM, StreamFacts
+from tcar.streams.catalogue import STREAMS, TIMM, StreamFacts
 from tcar.streams.settings import known_streams
 from tcar.tabletop.settings import FAMILIES
 
@@ -176,12 +176,6 @@ def _ablations(run: Params) -> Iterator[Mistake]:
                     f"{key} has {level} where {role}_grid is {grid}: stored tokens are averaged, so no axis can have "
                     "more; give coarser grids, or []"
                 )
-        name, stated = getattr(run.streams, role), getattr(run.streams, f"{role}_checkpoint")
-        if "seed1" in run.ablations.ablation_streams and (name not in PACKAGED or stated):
-            yield {"ablation_streams", role, f"{role}_checkpoint"}, (
-                f"ablation_streams has seed1, but {role} is {stated or name}: only the streams that come with the "
-                "package have a second training; leave seed1 out"
-            )
 
 
 def _loss_terms(run: Params) -> Iterator[Mistake]:

@@ -93,12 +93,16 @@ class Ablations:
     # Coarser grids, time x rows x columns, to which the stored tokens of one stream are averaged.
     ablation_semantic_grids: list[str] = bounded(["4x2x2", "1x4x4"], distinct=True, **_GRID)
     ablation_motion_grids: list[str] = bounded(["1x4x4"], distinct=True, **_GRID)
-    # Other streams, whose tokens are extracted anew: seed1 (the package's other training of both), untrained (both with
-    # random weights), timm:MODEL (in the place of the semantic stream, with random weights).
-    ablation_streams: list[str] = bounded(
-        [], pattern=r"seed1|untrained|timm:.+", expected="seed1, untrained or timm:MODEL", distinct=True
-    )
     ablation_seeds: list[int] = bounded([0], minimum=0, shortest=1, distinct=True)
+    # What `tcar pairs` measures, each with tokens of its own: seed1 (the package's other training of both streams),
+    # untrained (both with random weights), timm:MODEL (in the place of the semantic stream, with random weights),
+    # frames:SxM (so many frames for the semantic and for the motion stream). Whether a run can have them is seen there.
+    ablation_streams: list[str] = bounded(
+        ["seed1", "untrained", "timm:vit_tiny_patch16_224", "frames:4x8"],
+        pattern=r"seed1|untrained|timm:.+|frames:[1-9]\d*x[1-9]\d*",
+        expected="seed1, untrained, timm:MODEL or frames:SEMANTICxMOTION, such as frames:4x8", distinct=True,
+    )  # fmt: skip
+    ablation_stream_seeds: list[int] = bounded([0, 1, 2], minimum=0, shortest=1, distinct=True)
     # Twin sets of each family, of the scored split, that are rendered again under each control of Tabletop; 0 = none.
     control_sets: int = bounded(8, minimum=0)
     # What `tcar replicates` measures: each replicate has clips, streams and trainings of its own.

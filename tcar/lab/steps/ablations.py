@@ -1,7 +1,7 @@
 """Notebook 05: one factor at a time is changed from the headline method, trained, scored, and compared with it.
 
 A factor changes the fusion, or the tokens that it is given: a coarser grid of one stream, averaged from the tokens that
-are stored, or those of other streams, which are extracted.
+are stored. Other streams are a matter of `tcar.lab.steps.pairs`, which scores and compares as here.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from jaxtyping import Bool, Float
 from tcar.evaluate import Metrics, Scoring, holm, metrics, over_seeds, paired, paired_difference
 from tcar.features.pooled import PooledStore
 from tcar.fusion.kinds import FusionConfig, fusion_cost
-from tcar.lab.steps.clips import class_names, healthy_clips
-from tcar.lab.steps.fits import Fit, fit_all
+from tcar.lab.steps.fits import Fit, Name, fit_all
 from tcar.lab.steps.fusion import fusion_config
 from tcar.lab.steps.methods import scored, scoring
-from tcar.lab.steps.streams import ROLES, extract, stores, with_packaged
+from tcar.lab.steps.streams import ROLES
 from tcar.lab.steps.units import by_set, clip_units, right, shares, twin_units
-from tcar.streams.packaged import SEEDS
 from tcar.train.tokens import StoredTokens
 
 if TYPE_CHECKING:
@@ -40,7 +38,6 @@ FACTORS = {
     "heads": ("ablation_heads", "heads"),
 }
 SCORES = ("top1", "twin_accuracy")
-AS_USED = "as used"  # the level of the run's own streams
 
 Grid = tuple[int, int, int]
 Level = tuple[str, str]  # of a factor
@@ -48,12 +45,9 @@ Level = tuple[str, str]  # of a factor
 
 @dataclass(frozen=True)
 class Source:
-    """The tokens that a variant is trained on: `grids` are coarser than those stored, by role; `streams` names others
-    than the run's (`ablation_streams`).
-    """
+    """The tokens that a variant is trained on: `grids` are coarser than those stored, by role."""
 
     grids: tuple[tuple[str, Grid], ...] = ()
-    streams: str = ""
 
 
 OWN = Source()
@@ -84,9 +78,6 @@ def variants(run: Params, **sizes: int) -> dict[Level, Variant]:
         for level in _levels(own, getattr(varied, f"ablation_{role}_grids")):
             source = OWN if level == own else Source(grids=((role, tuple(map(int, level.split("x")))),))
             found[f"{role}_grid", level] = Variant(headline, source)
-    for level in _levels(AS_USED, varied.ablation_streams):
-        source = OWN if level == AS_USED else Source(streams=level)
-        found["stream_weights", level] = Variant(config(**_widths(level)), source)
     return found | {("streams", one): Variant(config(one)) for one in (*ROLES, method)}
 
 
@@ -97,54 +88,21 @@ def _levels(own: Any, stated: Sequence) -> list:
     return list(stated) if own in stated else [own, *stated]
 
 
-def _widths(level: str) -> dict[str, int]:
-    """The widths of tokens that other streams change."""
-    if not level.startswith("timm:"):
-        return {}
-    from tcar.streams.registry import stream_spec  # takes seconds
-
-    return {"semantic_width": stream_spec(level).width}
-
-
 def tokens_by_source(
-    run: Params, asked: Mapping[Level, Variant], tokens: Mapping[str, StoredTokens]
+    asked: Mapping[Level, Variant], tokens: Mapping[str, StoredTokens]
 ) -> dict[Source, dict[str, StoredTokens]]:
     """Give the tokens of each split for every source that is asked for, the run's own (`tokens`) first.
 
-    Those of other streams are extracted. Raises FeatureError, ParameterError.
+    Raises FeatureError: a grid is not coarser than that of the stored tokens.
     """
-    found = {OWN: dict(tokens)}
-    for variant in asked.values():
-        if variant.source not in found:
-            found[variant.source] = _tokens(run, variant.source, tokens)
-    return found
+    sources = dict.fromkeys([OWN, *(variant.source for variant in asked.values())])
+    return {source: _averaged(source, tokens) for source in sources}
 
 
-def _tokens(run: Params, source: Source, tokens: Mapping[str, StoredTokens]) -> dict[str, StoredTokens]:
-    if source.streams:
-        made, names = other_stores(run, source.streams), class_names(run)
-        clips = healthy_clips(run, *tokens)
-        return {split: StoredTokens.of(*made, found, names) for split, found in clips.items()}
+def _averaged(source: Source, tokens: Mapping[str, StoredTokens]) -> dict[str, StoredTokens]:
     for role, grid in source.grids:
         tokens = {split: replace(one, **{role: PooledStore(getattr(one, role), grid)}) for split, one in tokens.items()}
     return dict(tokens)
-
-
-def other_stores(run: Params, level: str) -> list:
-    """Extract the tokens of all clips with other streams (a level of `ablation_streams`), or open what is there.
-
-    Gives the stores of the semantic and the motion stream. Random weights are drawn from the run's seed.
-    """
-    used, roles, untrained = run, ROLES, ()
-    if level.startswith("timm:"):
-        roles = untrained = ("semantic",)
-        used = replace(run, streams=replace(run.streams, semantic=level, semantic_checkpoint=""))
-    elif level == "untrained":
-        untrained = ROLES
-    else:
-        used = with_packaged(run, SEEDS[1])
-    made = stores(run) | extract(used, healthy_clips(run), roles, untrained=untrained)
-    return [made[role] for role in ROLES]
 
 
 def fit_variants(
@@ -186,11 +144,19 @@ def score_variants(
     found = {}
     for source, by_split in sources.items():
         tokens = by_split[run.evaluation.evaluation_split]
-        known, chosen = scoring(run, tokens.ids), {v: done for v, done in fits.items() if v.source == source}
-        for variant, logits in scored(run, chosen, tokens).items():
-            made = [metrics(one, tokens.labels, known) for one in logits]
-            found[variant] = Scores(made, right(logits, tokens.labels), known)
+        chosen = {v: done for v, done in fits.items() if v.source == source}
+        found |= scores_of(run, chosen, tokens, scoring(run, tokens.ids))
     return found
+
+
+def scores_of(
+    run: Params, fits: Mapping[Name, Sequence[Fit]], tokens: StoredTokens, known: Scoring
+) -> dict[Name, Scores]:
+    """Score fits on the tokens of one split, of whose clips this is `known`."""
+    return {
+        name: Scores([metrics(one, tokens.labels, known) for one in logits], right(logits, tokens.labels), known)
+        for name, logits in scored(run, fits, tokens).items()
+    }
 
 
 def ablation_rows(
@@ -230,17 +196,12 @@ def headline_of(asked: Mapping[Level, Variant]) -> Variant:
 def comparisons(asked: Mapping[Level, Variant], scores: Mapping[Variant, Scores]) -> list[dict]:
     """Compare each level with the headline on the same clips: rows of factor, level, `against`, metric and difference.
 
-    `low` and `high` are of the bootstrap over twin sets and seeds; `p` of the paired t-test over twin sets, of the mean
-    over seeds, and `holm` is corrected for the number of variants (Holm 1979), as one may have several names.
+    What a difference has is as in `compared`, corrected for the number of variants, as one may have several names.
     """
     own, rows = headline_of(asked), []
     names = {factor: level for (factor, level), variant in asked.items() if variant == own}
     for metric in SCORES:
-        found = {
-            variant: _compared(score, scores[own], metric) for variant, score in scores.items() if variant != own
-        }
-        corrected = holm([row["p"] for row in found.values()])
-        found = {v: row | {"holm": p} for (v, row), p in zip(found.items(), corrected, strict=True)}
+        found = compared({v: (score, scores[own]) for v, score in scores.items() if v != own}, metric)
         rows += [
             {"factor": factor, "level": level, "against": names[factor], **found[variant]}
             for (factor, level), variant in asked.items()
@@ -249,6 +210,17 @@ def comparisons(asked: Mapping[Level, Variant], scores: Mapping[Variant, Scores]
     return rows
 
 
+def compared(pairs: Mapping[Name, tuple[Scores, Scores]], metric: str) -> dict[Name, dict]:
+    """Compare scores a and b of the same clips, as often as there are names: `metric` and the `difference` a - b.
+
+    `low` and `high` are of the bootstrap over twin sets and seeds; `p` of the paired t-test over twin sets, of the mean
+    over seeds, and `holm` is corrected for the number of comparisons (Holm 1979).
+    """
+    found = {name: _compared(*pair, metric) for name, pair in pairs.items()}
+    corrected = holm([row["p"] for row in found.values()])
+    return {name: row | {"holm": p} for (name, row), p in zip(found.items(), corrected, strict=True)}
+
+
 def _compared(a: Scores, b: Scores, metric: str) -> dict:
-    test = paired(a.by_set(metric), b.by_set(metric), a.known.bootstrap.confidence)
-    return paired_difference(a.metrics, b.metrics, metric) | {"p": test["p"]}
+    difference = paired_difference(a.metrics, b.metrics, metric)  # which refuses scores of other clips
+    return difference | {"p": paired(a.by_set(metric), b.by_set(metric), a.known.bootstrap.confidence)["p"]}

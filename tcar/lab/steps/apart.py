@@ -1,4 +1,4 @@
-"""What is measured apart from the notebooks, by a command of its own: replicates, loss terms and searches."""
+"""What is measured apart from the notebooks, by commands of their own (`tcar.lab.measured` has them all)."""
 
 import os
 from collections.abc import Callable

@@ -25,7 +25,7 @@ from tcar.fusion.kinds import FusionConfig, fusion_cost
 from tcar.ground import log, processes
 from tcar.lab import results
 from tcar.lab.steps.clips import class_names, healthy_clips
-from tcar.lab.steps.streams import stores
+from tcar.lab.steps.streams import extract, stores
 from tcar.train import tracking
 from tcar.train.checkpoints import Checkpoints
 from tcar.train.recipe import converged, epochs_of
@@ -36,6 +36,7 @@ from tcar.train.training import Member
 from tcar.train.watch import TrainingError
 
 if TYPE_CHECKING:
+    from tcar.data.ssv2 import Clip
     from tcar.lab.params import Params
     from tcar.train.watch import Watcher
 
@@ -103,6 +104,16 @@ def tokens_of(run: Params, *splits: str) -> dict[str, StoredTokens]:
     return {
         split: StoredTokens.of(opened["semantic"], opened["motion"], clips, names) for split, clips in found.items()
     }
+
+
+def extracted(
+    run: Params, clips: Mapping[str, list[Clip]], names: Sequence[str], untrained: Sequence[str] = ()
+) -> dict[str, StoredTokens]:
+    """Extract the tokens of the clips of each split, or open what is there; `names` are those of the classes, and
+    `untrained` the roles whose streams have random weights. Raises FeatureError, ParameterError, TrainingError.
+    """
+    made = extract(run, dict(clips), untrained=untrained).values()
+    return {split: StoredTokens.of(*made, some, names) for split, some in clips.items()}
 
 
 def fit_all(

@@ -84,10 +84,12 @@ def lowered(run: Params, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, kinds.get(run.trainer.precision), run.trainer.precision in kinds)
 
 
-def scoring(run: Params, ids: Sequence[str]) -> Scoring:
-    """Give everything `tcar.evaluate.metrics` needs besides logits and labels, for clips by their ids."""
+def scoring(run: Params, ids: Sequence[str], names: Sequence[str] | None = None) -> Scoring:
+    """Give everything `tcar.evaluate.metrics` needs besides logits and labels, for clips by their ids; `names` are
+    those of the classes, by default as the audit found them.
+    """
     return Scoring(
-        names=class_names(run),
+        names=class_names(run) if names is None else names,
         bootstrap=bootstrap(run),
         calibration_bins=run.evaluation.calibration_bins,
         **annotations(list(ids), ground_truth(run)),

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tcar.data.ssv2 import SPLITS, load_labels, load_split
+from tcar.data.ssv2 import SPLITS, Clip, load_labels, load_split
 from tcar.evaluate import holm, paired, student
 from tcar.ground import locks, log
 from tcar.lab import results
@@ -27,10 +27,10 @@ from tcar.lab.measured import FILE, published, same_parameters
 from tcar.lab.params import ParameterError, Params
 from tcar.lab.steps.apart import publish
 from tcar.lab.steps.audit import dataset_folder
-from tcar.lab.steps.fits import fit_all
+from tcar.lab.steps.fits import extracted, fit_all
 from tcar.lab.steps.fusion import fusion_config
 from tcar.lab.steps.parts import METRICS, part_scores
-from tcar.lab.steps.streams import ROLES, extract, with_packaged
+from tcar.lab.steps.streams import ROLES, with_packaged
 from tcar.streams.packaged import SEEDS, packaged
 from tcar.train.tokens import StoredTokens
 
@@ -88,10 +88,16 @@ def drawn(run: Params) -> tuple[dict[str, StoredTokens], list[str]]:
     Gives the tokens of each split, and the class names in the order of their indices. Raises DatasetError and
     FeatureError.
     """
+    clips, names = rendered(run)
+    return extracted(run, clips, names), names
+
+
+def rendered(run: Params) -> tuple[dict[str, list[Clip]], list[str]]:
+    """Render the clips of a Tabletop run where they are not there yet; gives those of each split, and the class names
+    in the order of their indices. Raises DatasetError.
+    """
     folder = dataset_folder(run)
-    found, names = {split: load_split(folder, split) for split in SPLITS}, list(load_labels(folder))
-    made = extract(run, found).values()
-    return {split: StoredTokens.of(*made, clips, names) for split, clips in found.items()}, names
+    return {split: load_split(folder, split) for split in SPLITS}, list(load_labels(folder))
 
 
 def summary(scores: Sequence[dict[str, Scores]], headline: str, confidence: float) -> dict:

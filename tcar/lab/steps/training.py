@@ -51,7 +51,7 @@ def all_trainings(run: Params, other_code: bool) -> Iterator[tuple[str, Fit]]:
             yield name, fit
     else:
         methods, asked = method_configs(run), variants(run)
-        for source, tokens in tokens_by_source(run, asked, tokens_of(run, *LEARNING)).items():
+        for source, tokens in tokens_by_source(asked, tokens_of(run, *LEARNING)).items():
             varied = [one.fusion for one in dict.fromkeys(asked.values()) if one.source == source]
             jobs = [Job(run, fusion, seed) for fusion in varied for seed in run.ablations.ablation_seeds]
             if source == OWN:
