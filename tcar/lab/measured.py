@@ -23,7 +23,7 @@ _DECISIVE = {
     RECIPES: (("seed", "replicate_methods", "recipe_learning_rates", "recipe_epochs", "recipe_seeds"), _GROUPS),
     TERMS: (("seed", "confidence", "loss_terms", "loss_term_seeds"), (*_GROUPS, "trainer")),
     PAIRS: (
-        ("seed", "confidence", "bootstrap_samples", "evaluation_split", "ablation_streams", "ablation_stream_seeds"),
+        ("seed", "confidence", "bootstrap_samples", "evaluation_split", "ablation_streams", "pair_seeds"),
         (*_GROUPS, "trainer"),
     ),
     SEARCH: (("seed", "confidence"), _GROUPS),

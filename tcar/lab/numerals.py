@@ -99,6 +99,17 @@ def level_name(factor: str, level: Any) -> str:
     return f"{'no' if level == 'none' else level} {unit}"
 
 
+def pair_name(level: str) -> str:
+    """A pair of streams that `tcar pairs` measures: `untrained streams`, `4 and 8 frames`."""
+    if level.startswith("timm:"):
+        return f"an untrained {level.removeprefix('timm:')} for appearance"
+    if level.startswith("frames:"):
+        return f"{level.removeprefix('frames:').replace('x', ' and ')} frames"
+    return {
+        "as used": "the run's own streams", "seed1": "streams of another training", "untrained": "untrained streams",
+    }[level]  # fmt: skip
+
+
 def outcome(comparison: dict) -> str:
     """What the interval of a paired difference allows to say, as it is shown: above, below, or neither."""
     low, high = comparison.get("low"), comparison.get("high")

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from memory_store import in_memory
 from stores import write_store
-from videos import write_video
 
-from tcar.data.ssv2 import Clip
 from tcar.evaluate import Bootstrap, Scoring, metrics
 from tcar.lab import params
 from tcar.lab.steps import ablations, fusion, streams, training
@@ -57,7 +55,7 @@ def test_the_headline_has_a_level_of_every_factor_and_a_factor_without_another_i
     assert [level for factor, level in found if factor == "self_blocks"] == ["0", "1"]
     assert [level for factor, level in found if factor == "semantic_grid"] == ["4x4x4", "4x2x2", "1x4x4"]
     few = replace(run, ablations=replace(run.ablations, ablation_self_blocks=[1], ablation_windows=[]))
-    assert not {"self_blocks", "window", "stream_weights"} & {factor for factor, _ in variants(few, **SIZES)}
+    assert not {"self_blocks", "window"} & {factor for factor, _ in variants(few, **SIZES)}
 
 
 def test_a_coarser_grid_is_of_one_stream_alone(run, tmp_path):
@@ -67,7 +65,7 @@ def test_a_coarser_grid_is_of_one_stream_alone(run, tmp_path):
     whole = replace(whole, semantic=store)
     source = Source(grids=(("semantic", (1, 4, 4)),))
     asked = {("semantic_grid", "1x4x4"): Variant(fusion.fusion_config(run, **SIZES), source)}
-    found = ablations.tokens_by_source(run, asked, {"train": whole})
+    found = ablations.tokens_by_source(asked, {"train": whole})
     assert list(found) == [OWN, source]
     coarse = found[source]["train"]
     (semantic,), (motion,) = coarse.read([1, 3])
@@ -75,41 +73,6 @@ def test_a_coarser_grid_is_of_one_stream_alone(run, tmp_path):
     np.testing.assert_allclose(semantic, expected, atol=1e-6)
     np.testing.assert_array_equal(motion, whole.motion.tokens[[1, 3]])
     assert coarse.digest != whole.digest and coarse.labels is whole.labels
-
-
-def clips_in(folder) -> dict[str, list[Clip]]:
-    made = [write_video(folder / f"{n}.webm", 17, width=64, height=48) for n in range(3)]
-    clips = [Clip(path.stem, path, 0, "", "", ()) for path in made]
-    return {"train": clips[:1], "validation": clips[1:2], "test": clips[2:]}
-
-
-@pytest.mark.usefixtures("extraction_inline")
-def test_other_streams_have_tokens_of_their_own_from_the_same_clips(run, tmp_path, monkeypatch):
-    found = clips_in(tmp_path)
-    own = streams.extract(run, found)
-    monkeypatch.setattr(ablations, "healthy_clips", lambda run, *splits: found)
-    monkeypatch.setattr(ablations, "stores", lambda run: own)
-    made = {level: ablations.other_stores(run, level) for level in ("seed1", "untrained")}
-    for place, role in enumerate(streams.ROLES):
-        stores = [own[role], *(pair[place] for pair in made.values())]
-        assert len({store.content for store in stores}) == 3
-        assert {tuple(store.ids) for store in stores} == {("0", "1", "2")}
-        assert len({store.stream for store in stores}) == 1
-    again = ablations.other_stores(run, "untrained")
-    assert [store.content for store in again] == [store.content for store in made["untrained"]]
-
-
-def test_a_model_of_timm_takes_the_place_of_the_semantic_stream_alone(run, tmp_path, monkeypatch):
-    asked = {}
-    monkeypatch.setattr(ablations, "healthy_clips", lambda run: {})
-    monkeypatch.setattr(ablations, "stores", lambda run: {"semantic": "own", "motion": "own"})
-    monkeypatch.setattr(ablations, "extract", lambda used, found, roles, untrained: asked.update(
-        semantic=used.streams.semantic, roles=roles, untrained=untrained) or dict.fromkeys(roles, "other"))  # fmt: skip
-    assert ablations.other_stores(run, "timm:resnet18") == ["other", "own"]
-    assert asked == {"semantic": "timm:resnet18", "roles": ("semantic",), "untrained": ("semantic",)}
-    named = replace(run, ablations=replace(run.ablations, ablation_streams=["timm:resnet18"]))
-    variant = variants(named, **SIZES)["stream_weights", "timm:resnet18"]
-    assert variant.fusion.semantic_width == 512 and variant.source == Source(streams="timm:resnet18")
 
 
 def scored(right: np.ndarray) -> Scores:
@@ -181,7 +144,7 @@ def test_what_is_trained_on_other_tokens_is_kept_apart_and_scored_on_them(run, t
               "methods": ["cross_attention"]}  # fmt: skip
     small = params.from_values(values)
     asked = {key: v for key, v in variants(small, **SIZES).items() if key[1] not in streams.ROLES}
-    sources = ablations.tokens_by_source(small, asked, dict.fromkeys(("train", "validation", "test"), whole))
+    sources = ablations.tokens_by_source(asked, dict.fromkeys(("train", "validation", "test"), whole))
     fits = ablations.fit_variants(small, asked, sources)
     assert len(fits) == 2 and len({done[0].folder for done in fits.values()}) == 2
     monkeypatch.setattr(ablations, "scoring", lambda run, ids: Scoring(bootstrap=Bootstrap(10)))

@@ -1,8 +1,18 @@
-"""The tables of what commands of their own measure: replicates, recipes, loss terms, and the deciding experiment."""
+"""The tables of what commands of their own measure: replicates, recipes, pairs of streams, loss terms, and others."""
 
 from typing import Any
 
-from tcar.lab.numerals import count, estimate, heading, interval, millions, percent, readable, significant
+from tcar.lab.numerals import (
+    count,
+    estimate,
+    heading,
+    interval,
+    millions,
+    pair_name,
+    percent,
+    readable,
+    significant,
+)
 from tcar.lab.paper.writing import Table
 
 
@@ -11,6 +21,7 @@ def all_tables(results: dict, data: str, confidence: str) -> list[Table]:
     return [
         *replicate_tables(results.get("replicates"), data, confidence),
         recipes_table(results.get("recipes"), data),
+        pairs_table(results.get("pairs"), data, confidence),
         terms_table(results.get("loss_terms"), data, confidence),
         miniatures_table(results.get("miniatures"), data, confidence),
         *experiment_tables(results.get("experiment") or {}, data, confidence),
@@ -50,6 +61,36 @@ def replicate_tables(measured: dict | None, data: str, confidence: str) -> list[
                    "Method", {method: {group: entry["twin_accuracy"] for group, entry in row["per_group"].items()}
                               for method, row in measured["methods"].items()}),
     ]
+
+
+def pairs_table(measured: dict | None, data: str, confidence: str) -> Table:
+    """The headline method and its closest rival on each pair of streams; no rows where nothing was measured."""
+    measured = measured or {"rows": [], "comparisons": [], "over_rival": [], "seeds": [], "metric": "top1",
+                            "headline": "", "rival": "", "split": "test"}  # fmt: skip
+    metric, rival = measured["metric"], measured["rival"]
+    changed = {(row["level"], row["method"]): row for row in measured["comparisons"] if row["metric"] == metric}
+    over = {(row["level"], rival): row for row in measured["over_rival"] if row["metric"] == metric}
+    rows = []
+    for row in measured["rows"]:
+        key, name = (row["level"], row["method"]), pair_name(row["level"])
+        tests = [cell for some in (changed, over) for cell in _test(some.get(key))]
+        rows.append([name[:1].upper() + name[1:], readable(row["method"]), estimate(row["top1"]),
+                     estimate(row["twin_accuracy"]), *tests])
+    called, unit = {"twin_accuracy": ("twin accuracy", "twin sets"), "top1": ("top-1", "clips")}[metric]
+    return Table(
+        "pairs", f"{heading(measured['headline'])} and {readable(rival).lower()} on other pairs of frozen streams, "
+        f"trained with the recipe on tokens of the same grids, {data}: {measured['split']} clips, "
+        f"{len(measured['seeds'])} seed(s), in % with {confidence} intervals. Change: {called} minus that of the same "
+        "method on the run's own streams; headline minus it: on the same streams; both paired, in points, with p of "
+        f"the paired t-test over {unit}, corrected for the number of tests of each kind (Holm).",
+        ["Streams", "Method", "Top-1", "Twin accuracy", "Change", "p of it", "Headline minus it", "p"], rows)
+
+
+def _test(row: dict | None) -> list[str]:
+    """A paired difference and its corrected p, as two cells."""
+    if not row:
+        return ["", ""]
+    return [f"{percent(row['difference'], '+')} {interval(row)}".strip(), significant(row["holm"], 2)]
 
 
 def terms_table(measured: dict | None, data: str, confidence: str) -> Table:

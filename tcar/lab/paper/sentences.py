@@ -1,6 +1,6 @@
 """The sentences of the paper that state an outcome, computed so that they say no more than the numbers bear."""
 
-from tcar.lab.numerals import interval, level_name, outcome, percent, readable, significant
+from tcar.lab.numerals import interval, level_name, outcome, pair_name, percent, readable, significant
 from tcar.lab.paper.tables import WORDS, methods_of, need, twins_measured
 
 HEADLINE = "cross_attention"
@@ -142,6 +142,8 @@ def sentences(results: dict) -> dict[str, str]:
                      "intervals of the other {measured}, {excluded} exclude 50%.".format(**blind)
                      if blind["probes"] else "")
     said["ablations"] = (f"In {name}, {{}}.", ablations_told(results["ablations"], metric))
+    pairs = results.get("pairs", {})
+    said["pairs"] = (f"In {WORDS.get(pairs.get('metric'))}, {{}}.", pairs_told(pairs))
     said["controls"] = ("{}", controls_told(results["ablations"]))
     said["replicates"] = ("In twin accuracy, temporal cross-attention is {}.", over_replicates(results))
     # The rivals of which the abstract speaks, whichever of them the replicates tell it from.
@@ -156,14 +158,44 @@ def ablations_told(measured: dict, metric: str) -> str:
     rows = [row for row in measured.get("comparisons", []) if row["metric"] == metric]
     parts = []
     for row in rows:
-        word = outcome(row)
-        if row["holm"] is not None and row["holm"] < measured["alpha"] and word in ("above", "below"):
+        if word := _told(row, measured["alpha"]):
             level, own = (level_name(row["factor"], row[key]) for key in ("level", "against"))
             parts.append(f"{level} is {word} {own} ({percent(row['difference'], '+')} points {interval(row)})")
     if len(parts) < len(rows):
         those = "the others" if parts else "any level"
         parts.append(f"no difference from the headline can be told of {those}")
     return "; ".join(parts)
+
+
+def _told(row: dict, alpha: float) -> str:
+    """`above` or `below` where a corrected test tells a paired difference from none; empty where it does not."""
+    word = outcome(row)
+    return word if row["holm"] is not None and row["holm"] < alpha and word in ("above", "below") else ""
+
+
+def pairs_told(measured: dict) -> str:
+    """`cross-attention is below what it reaches on the run's own streams with untrained streams (-2.1 points [-3.0,
+    -1.2]), and …; it is …`: then on which pairs of streams it can be told from its closest rival.
+    """
+    if not measured:
+        return ""
+    own = [row for row in measured["comparisons"] if row["method"] == measured["headline"]]
+    asked = {"what it reaches on the run's own streams": own,
+             readable(measured["rival"]).lower(): measured["over_rival"]}  # fmt: skip
+    parts = []
+    for whom, compared in asked.items():
+        rows = [row for row in compared if row["metric"] == measured["metric"]]
+        told: dict[str, list[str]] = {"above": [], "below": []}
+        for row in rows:
+            if word := _told(row, measured["alpha"]):
+                name = f"{pair_name(row['level'])} ({percent(row['difference'], '+')} points {interval(row)})"
+                told[word].append(name)
+        said = {word: " and ".join(names) for word, names in told.items() if names}
+        if sum(map(len, told.values())) < len(rows):
+            said["not told apart from"] = "the others" if said else "any pair of streams"
+        words = [f"{word} {'it' if n else whom} with {names}" for n, (word, names) in enumerate(said.items())]
+        parts += [", and ".join(words)] * bool(rows)
+    return f"{readable(measured['headline']).lower()} is {'; it is '.join(parts)}"
 
 
 def controls_told(measured: dict) -> str:

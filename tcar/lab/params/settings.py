@@ -102,7 +102,7 @@ class Ablations:
         pattern=r"seed1|untrained|timm:.+|frames:[1-9]\d*x[1-9]\d*",
         expected="seed1, untrained, timm:MODEL or frames:SEMANTICxMOTION, such as frames:4x8", distinct=True,
     )  # fmt: skip
-    ablation_stream_seeds: list[int] = bounded([0, 1, 2], minimum=0, shortest=1, distinct=True)
+    pair_seeds: list[int] = bounded([0, 1, 2], minimum=0, shortest=1, distinct=True)
     # Twin sets of each family, of the scored split, that are rendered again under each control of Tabletop; 0 = none.
     control_sets: int = bounded(8, minimum=0)
     # What `tcar replicates` measures: each replicate has clips, streams and trainings of its own.

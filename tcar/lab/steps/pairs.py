@@ -124,7 +124,7 @@ def measure(run: Params, tokens: Mapping[str, Mapping[str, StoredTokens]], names
         configs = {
             (level, method): fusion_config(run, method, num_classes=len(names), **sizes) for method in methods
         }
-        fits = fit_all(run, configs, run.ablations.ablation_stream_seeds, by_split)
+        fits = fit_all(run, configs, run.ablations.pair_seeds, by_split)
         found |= scores_of(run, fits, asked, scoring(run, asked.ids, names))
     return found
 
@@ -169,7 +169,7 @@ def build(run: Params) -> Path:
     """
     if not run.ablations.ablation_streams:
         raise ParameterError("ablation_streams is empty: name a pair of streams, such as untrained")
-    asked, seeds = pairs(run), run.ablations.ablation_stream_seeds
+    asked, seeds = pairs(run), run.ablations.pair_seeds
     if run.data.dataset == "tabletop":
         clips, names = rendered(run)
     else:

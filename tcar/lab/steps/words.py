@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tcar.lab.numerals import count, heading, interval, level_name, outcome, percent
+from tcar.lab.numerals import count, heading, interval, level_name, outcome, pair_name, percent
 from tcar.lab.plots import label
 from tcar.lab.plots.scores import METRICS
 
@@ -46,13 +46,36 @@ def replicate_sentence(row: dict, alpha: float) -> str:
 def factor_sentence(rows: list[dict], alpha: float) -> str:
     """Say how the levels of a factor compare with the headline's, `rows` of one factor and metric."""
     factor, metric = rows[0]["factor"], METRICS[rows[0]["metric"]]
-    own = level_name(factor, rows[0]["against"])
-    said = [
-        f"{level_name(factor, row['level'])} is {corrected(row, alpha)} it ({shown(_difference(row), '+')}"
+    own, levels = level_name(factor, rows[0]["against"]), [level_name(factor, row["level"]) for row in rows]
+    return f"**{heading(factor)}**, against {own}, in {metric}: {_judged(levels, rows, alpha)}."
+
+
+def pair_sentences(measured: Mapping[str, Any]) -> list[str]:
+    """Say how each method does on other pairs of streams than its own, and the headline against its closest rival on
+    every pair; `measured` is what `pairs.json` holds.
+    """
+    headline, rival = measured["headline"], measured["rival"]
+    asked = {
+        (method, "what it reaches on the run's own streams"): [
+            row for row in measured["comparisons"] if row["method"] == method
+        ]
+        for method in dict.fromkeys((headline, rival))
+    } | {(headline, f"{label(rival).lower()} on the same streams"): measured["over_rival"]}
+    said = []
+    for (method, against), compared in asked.items():
+        if rows := [row for row in compared if row["metric"] == measured["metric"]]:
+            levels = [f"with {pair_name(row['level'])} it" for row in rows]
+            judged = _judged(levels, rows, measured["alpha"])
+            said.append(f"**{label(method)}**, against {against}, in {METRICS[measured['metric']]}: {judged}.")
+    return said
+
+
+def _judged(levels: list[str], rows: list[dict], alpha: float) -> str:
+    return "; ".join(
+        f"{level} is {corrected(row, alpha)} it ({shown(_difference(row), '+')}"
         + (f", corrected p = {row['holm']:.2g})" if row["holm"] is not None else ")")
-        for row in rows
-    ]
-    return f"**{heading(factor)}**, against {own}, in {metric}: {'; '.join(said)}."
+        for level, row in zip(levels, rows, strict=True)
+    )
 
 
 def _difference(row: dict) -> dict[str, float | None]:
