@@ -73,7 +73,8 @@ def numbers(results: dict, params: "Params", figures: list[str], captions: dict[
         "packaged": all(getattr(streams, role) in PACKAGED and not getattr(streams, f"{role}_checkpoint")
                         for role in ("semantic", "motion")),
         "text": sentences(results), "figures": figures,
-        "claims": claims(results["experiment"]), "experiment": reached(results["experiment"]),
+        "claims": claims(results.get("experiment") or {}),
+        "experiment": reached(results.get("experiment") or {}),
         "parameters": {key: parameter(value) for key, value in shown(params.as_dict()).items()},
     }
 

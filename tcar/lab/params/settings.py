@@ -69,7 +69,7 @@ class Evaluation:
     evaluation_views: list[str] = bounded(["1"], choices=VIEWS, shortest=1, distinct=True)
     bootstrap_samples: int = bounded(1000, minimum=1)
     # Clips of two classes of twins whose streams are exchanged, each with each (EMAP); 0 = none.
-    emap_clips: int = bounded(36, minimum=0)
+    emap_clips: int = bounded(24, minimum=0)
     calibration_bins: int = bounded(15, minimum=1)
     confidence: float = bounded(0.95, minimum=0.5, maximum=0.999)
 
@@ -89,9 +89,9 @@ class Ablations:
     ablation_positions: list[str] = bounded(list(POSITIONS), choices=POSITIONS, distinct=True)
     ablation_fusion_blocks: list[int] = bounded([1, 2], minimum=1, distinct=True)
     ablation_self_blocks: list[int] = bounded([0, 1], minimum=0, distinct=True)
-    ablation_heads: list[int] = bounded([4, 16], minimum=1, distinct=True)
+    ablation_heads: list[int] = bounded([], minimum=1, distinct=True)
     # Coarser grids, time x rows x columns, to which the stored tokens of one stream are averaged.
-    ablation_semantic_grids: list[str] = bounded(["4x2x2", "1x4x4"], distinct=True, **_GRID)
+    ablation_semantic_grids: list[str] = bounded(["4x2x2"], distinct=True, **_GRID)
     ablation_motion_grids: list[str] = bounded(["1x4x4"], distinct=True, **_GRID)
     ablation_seeds: list[int] = bounded([0], minimum=0, shortest=1, distinct=True)
     # What `tcar pairs` measures, each with tokens of its own: seed1 (the package's other training of both streams),
