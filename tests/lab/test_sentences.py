@@ -44,6 +44,18 @@ def test_rivals_stand_below_above_or_beside_the_headline():
     assert sentences.standing({"evaluation": {"comparisons": rows}}, "top1") == ""
 
 
+def test_the_control_that_costs_most_is_named_of_each_group():
+    def row(group: str, control: str, change: dict, method: str = "cross_attention") -> dict:
+        return {"group": group, "control": control, "change": change, "method": method}
+
+    rows = [row("bound", "frozen", entry(-0.25, -0.5, -0.125)), row("bound", "reversed", entry(-0.5, -0.75, -0.25)),
+            row("motion", "noise", entry(-0.25, -0.5, 0.125)), row("all", "noise", entry(-1.0, -1.0, -0.5)),
+            row("bound", "noise", entry(-1.0, -1.0, -0.5), "sum")]  # fmt: skip
+    said = sentences.hurts_most({"controls": {"rows": rows}})
+    assert said == "bound, when clips are played backwards"
+    assert sentences.hurts_most({}) == ""
+
+
 def test_clips_without_twins_have_no_groups_to_tell_of():
     results = {"evaluation": {"methods": {"cross_attention": {}}}}
     assert sentences.groups_told(results) == sentences.both_needed(results) == sentences.interaction(results) == ""

@@ -145,6 +145,7 @@ def sentences(results: dict) -> dict[str, str]:
     pairs = results.get("pairs", {})
     said["pairs"] = (f"In {WORDS.get(pairs.get('metric'))}, {{}}.", pairs_told(pairs))
     said["controls"] = ("{}", controls_told(results["ablations"]))
+    said["controls_caption"] = ("It loses most, of each group: {}.", hurts_most(results["ablations"]))
     said["replicates"] = ("In twin accuracy, temporal cross-attention is {}.", over_replicates(results))
     # The rivals of which the abstract speaks, whichever of them the replicates tell it from.
     said["anew"] = ("Drawn anew with other clips and streams, it is {}.",
@@ -205,6 +206,17 @@ def controls_told(measured: dict) -> str:
     rows = [row for row in (measured.get("controls") or {}).get("rows", [])
             if (row["method"], row["group"]) == (HEADLINE, "all")]
     return evidence_sentence(HEADLINE, rows) if rows else ""
+
+
+def hurts_most(measured: dict) -> str:
+    """Of each group of classes the control that costs the headline most: `bound, when frames are shuffled; …`."""
+    from tcar.lab.steps.words import UNDER
+
+    worst: dict[str, dict] = {}
+    for row in (measured.get("controls") or {}).get("rows", []):
+        if row["method"] == HEADLINE and row["group"] in DECIDES and outcome(row["change"]) == "below":
+            worst[row["group"]] = min(row, worst.get(row["group"], row), key=lambda row: row["change"]["value"])
+    return "; ".join(f"{group}, when {UNDER[worst[group]['control']]}" for group in DECIDES if group in worst)
 
 
 def terms_told(measured: dict) -> str:
