@@ -19,9 +19,9 @@ class Recipe:
     """The recipe of one training."""
 
     epochs: int = bounded(24, minimum=1)
-    # Where a method converges at another length; a kind's own count is that of its averaged form too.
+    # Where a method converges later than `epochs`; a kind's own count is that of its averaged form too.
     epochs_by_method: dict[str, int] = bounded(
-        {"semantic": 48, "joint": 12, "late_concat": 12, "late_concat_raw": 12, "sum": 12}, minimum=1, keys=METHODS
+        {"semantic": 48}, minimum=1, keys=METHODS
     )
     batch_size: int = bounded(24, minimum=1)  # clips
     learning_rate: float = bounded(0.003, minimum=0.0)

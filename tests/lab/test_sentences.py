@@ -56,6 +56,19 @@ def test_the_control_that_costs_most_is_named_of_each_group():
     assert sentences.hurts_most({}) == ""
 
 
+def test_of_conditions_only_those_that_matter_are_told_in_full():
+    def condition(name: str, difference: dict) -> dict:
+        return {"condition": name, "difference": difference, "clips": 12, "classes": 2}
+
+    found = {"answers": 24, "clips": 12, "errors": 6, "twins": None, "kinds": [],
+             "confident": {"above": 0.9, "answers": 0}, "conditions": [
+                 condition("small", entry(-0.25, -0.5, -0.125)), condition("fast", entry(0.125, -0.25, 0.5)),
+                 condition("late", entry(0.125, -0.25, 0.5))]}  # fmt: skip
+    said = sentences.errors_told(found)
+    assert "what acts is small are named rightly less often" in said and said.count("Clips in which") == 1
+    assert said.endswith("Clips whose action is fast, late are not told apart from others of their class.")
+
+
 def test_clips_without_twins_have_no_groups_to_tell_of():
     results = {"evaluation": {"methods": {"cross_attention": {}}}}
     assert sentences.groups_told(results) == sentences.both_needed(results) == sentences.interaction(results) == ""

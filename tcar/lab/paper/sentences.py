@@ -89,6 +89,21 @@ def interaction(results: dict) -> str:
         f"Of none of the {len(rows)} pairs a loss can be told")
 
 
+def errors_told(found: dict) -> str:
+    """Where the headline is wrong: the kinds of its errors, how often it is sure, and the conditions that matter."""
+    from tcar.lab.steps.words import error_sentences
+
+    said = error_sentences(HEADLINE, found)
+    conditions = said[len(said) - len(found["conditions"]):]
+    told, equal = [], []
+    for text, row in zip(conditions, found["conditions"], strict=True):
+        different = outcome(row["difference"]) in ("above", "below")
+        (told if different else equal).append(text if different else row["condition"])
+    if equal:
+        told.append(f"Clips whose action is {', '.join(equal)} are not told apart from others of their class.")
+    return " ".join([*said[: len(said) - len(conditions)], *told])
+
+
 def attention_gains(results: dict) -> str:
     """Of each stream, whether what moves gets more attention than an even map would give it."""
     parts = []
@@ -121,7 +136,7 @@ def plateaus(results: dict) -> str:
 
 def sentences(results: dict) -> dict[str, str]:
     """Every sentence that states an outcome, computed so that it says no more than the numbers bear."""
-    from tcar.lab.steps.words import blind_probes, error_sentences  # with all that draws, which the check needs not
+    from tcar.lab.steps.words import blind_probes  # with all that draws, which the check needs not
 
     need(results, "evaluation", "methods", HEADLINE)
     metric = "twin_accuracy" if twins_measured(results) else "top1"
@@ -133,7 +148,7 @@ def sentences(results: dict) -> dict[str, str]:
         "groups": ("{}", groups_told(results)),
         "groups_caption": ("Cross-attention is above both of its streams alone in {}.", both_needed(results)),
         "emap": ("{}.", interaction(results)),
-        "errors": ("{}", " ".join(error_sentences(HEADLINE, errors)) if errors else ""),
+        "errors": ("{}", errors_told(errors) if errors else ""),
         "attention": ("The moving object receives {}.", attention_gains(results)),
         "converged": ("By this criterion, {}.", plateaus(results)),
     }

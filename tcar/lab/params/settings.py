@@ -69,7 +69,7 @@ class Evaluation:
     evaluation_views: list[str] = bounded(["1"], choices=VIEWS, shortest=1, distinct=True)
     bootstrap_samples: int = bounded(1000, minimum=1)
     # Clips of two classes of twins whose streams are exchanged, each with each (EMAP); 0 = none.
-    emap_clips: int = bounded(24, minimum=0)
+    emap_clips: int = bounded(36, minimum=0)
     calibration_bins: int = bounded(15, minimum=1)
     confidence: float = bounded(0.95, minimum=0.5, maximum=0.999)
 

@@ -155,7 +155,7 @@ def wrap(text: str, width: int, lines: int = 1) -> str:
 
 def side_label(axis, text: str, color: str = "black") -> None:
     """Write a label at the left of an axis, level with its middle."""
-    axis.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=6.5, color=color)
+    axis.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=6.5, linespacing=0.85, color=color)
 
 
 def save(fig: Figure, run, name: str, data, *, source: str | None = None) -> None:

@@ -74,7 +74,7 @@ def attention_spacetime(clips: list[dict], columns: int = 2) -> Figure:
 
 def _clip_strips(axes, clip: dict, text: str) -> None:
     strip(axes[0], clip["frames"])
-    side_label(axes[0], wrap(clip["name"], 16, 4))
+    side_label(axes[0], wrap(clip["name"], 21, 3))
     for axis, (stream, weights) in zip(axes[1:], clip["maps"].items(), strict=True):
         strip(axis, overlay(clip["frames"], weights))
         side_label(axis, f"{text}{label(stream).lower()}", colour(stream))
@@ -114,7 +114,7 @@ def temporal_importance(values: dict[str, list[dict[str, float | None]]]) -> Fig
     """Show how much each moment of a clip matters: `values[group]` has `time` in [0, 1], `value`, `low`,
     `high`.
     """
-    fig, axes = canvas(height=2.1)
+    fig, axes = canvas(height=2.3)
     for group in in_order(values, GROUPS):
         rows = values[group]
         times, middle, low, high = (
@@ -129,7 +129,7 @@ def temporal_importance(values: dict[str, list[dict[str, float | None]]]) -> Fig
         xlim=(0, 1),
     )
     if len(values) > 1:
-        fig.legend(loc="outside lower center", ncols=5, fontsize=7, columnspacing=1, handlelength=1.2)
+        fig.legend(loc="outside lower center", ncols=3, fontsize=7, columnspacing=1, handlelength=1.2)
     return fig
 
 

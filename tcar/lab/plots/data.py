@@ -49,7 +49,7 @@ def contact_sheet(clips: dict[str, UInt8[np.ndarray, "t h w 3"]], columns: int =
         axis.spines[:].set_visible(False)
     for axis, (name, clip) in zip(axes.T.flat, clips.items(), strict=False):
         axis.imshow(strip(clip), interpolation="none")
-        side_label(axis, wrap(name, 22, 3))
+        side_label(axis, wrap(name, 27, 3))
     return fig
 
 

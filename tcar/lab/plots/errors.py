@@ -40,7 +40,7 @@ def gallery(rows: Sequence[dict], clips: Sequence[UInt8[np.ndarray, "t _ _ 3"]])
         line = 0
         for said, look in told:
             place = {"xytext": (0, -_LINE * line), "textcoords": "offset points"}
-            text.annotate(said, (0, 1), **place, xycoords="axes fraction", va="top", fontsize=7, linespacing=0.9,
+            text.annotate(said, (0, 1), **place, xycoords="axes fraction", va="top", fontsize=7, linespacing=1.1,
                           **look)  # fmt: skip
             line += said.count("\n") + 1.15
     return fig

@@ -30,7 +30,7 @@ def stream_probes(rows: list[dict], *, confidence: float) -> Figure:
         axis.set(ylim=(len(names) - 0.5, -0.5))
         axis.grid(axis="x", linewidth=0.3)
     axes[0, 0].set_yticks(
-        range(len(names)), [f"{label(stream)},\n{pooling}" for stream, pooling in names], fontsize=7.5
+        range(len(names)), [f"{label(stream)}, {pooling}" for stream, pooling in names], fontsize=7.5
     )
     return fig
 
@@ -101,7 +101,7 @@ def token_pca(
     for number, (name, frames) in enumerate(clips.items()):
         rows = axes[number * strips : (number + 1) * strips, 0]
         strip(rows[0], frames)
-        side_label(rows[0], wrap(name, 16, 4))
+        side_label(rows[0], wrap(name, 21, 3))
         for axis, (stream, grids) in zip(rows[1:], colours.items(), strict=True):
             strip(axis, grids[number])
             side_label(axis, wrap(label(stream), 16, 2), colour(stream))

@@ -145,7 +145,7 @@ def _confused(counts: Float[np.ndarray, "c c"], classes: list[str], most: int = 
         values = [shares[pair if shift < 0 else pair[::-1]] for pair in pairs]
         axis.barh(places + shift, values, height=0.36, color=color, label=way)
     names = [f"{wrap(classes[a], 62)}\n{wrap(classes[b], 62)}" for a, b in pairs]
-    axis.set_yticks(places, names, fontsize=6)
+    axis.set_yticks(places, names, fontsize=6, linespacing=0.8)
     axis.set(xlabel="share of the true class", ylim=(len(pairs) - 0.5, -0.5))
     fig.legend(loc="outside lower center", ncols=2)
     return fig
@@ -167,7 +167,7 @@ def reliability(before: list[dict], after: list[dict]) -> Figure:
     Each is what `tcar.evaluate.reliability` gives, one row a bin: the `share` of the clips in it, their mean
     `confidence` and `accuracy`. A dot's area is its share; a calibrated model lies on the diagonal.
     """
-    fig, axes = canvas(height=2.3)
+    fig, axes = canvas(height=3.0)
     axes[0, 0].plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=0.6)
     for bins, color, name in ((before, "#999999", "as trained"), (after, FUSED, "after temperature scaling")):
         confidence, accuracy, share = np.array(
