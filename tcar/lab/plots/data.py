@@ -175,7 +175,7 @@ def frame_differences(spread: dict[str, dict[str, float]]) -> Figure:
 @styled()
 def words(templates: dict[str, int], groups: dict[str, int], most: int = 16) -> Figure:
     """Show the commonest words of the templates, in clips, and the classes that begin with the same word."""
-    fig, axes = canvas(1, 2, height=0.45 + 0.11 * most)
+    fig, axes = canvas(1, 2, height=0.45 + 0.14 * most)
     for axis, counts, label in zip(axes.flat, (templates, groups), ("clips", "classes"), strict=True):
         shown = list(counts.items())[:most]
         axis.barh(range(len(shown)), [count for _, count in shown], color=SPLITS["train"])
@@ -238,7 +238,7 @@ def twin_probes(rows: list[dict]) -> Figure:
             axis.add_patch(mpl.patches.Rectangle(place, 0.92, 0.84, fill=False, linewidth=0.9))
     image = axis.imshow(table, cmap="RdBu_r", vmin=0, vmax=1, alpha=0.75, aspect="auto")
     axis.set_xticks(range(len(names)), names, fontsize=7, rotation=35, ha="right", rotation_mode="anchor")
-    axis.set_yticks(range(len(pairs)), ["\n".join(pair) for _, pair in pairs], fontsize=6, linespacing=0.8)
+    axis.set_yticks(range(len(pairs)), ["\n".join(pair) for _, pair in pairs], fontsize=6, linespacing=1.0)
     axis.tick_params(length=0)
     groups = [group for group, _ in pairs]
     for place in [i for i in range(1, len(groups)) if groups[i] != groups[i - 1]]:

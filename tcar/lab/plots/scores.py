@@ -145,7 +145,7 @@ def _confused(counts: Float[np.ndarray, "c c"], classes: list[str], most: int = 
         values = [shares[pair if shift < 0 else pair[::-1]] for pair in pairs]
         axis.barh(places + shift, values, height=0.36, color=color, label=way)
     names = [f"{wrap(classes[a], 62)}\n{wrap(classes[b], 62)}" for a, b in pairs]
-    axis.set_yticks(places, names, fontsize=6, linespacing=0.8)
+    axis.set_yticks(places, names, fontsize=6, linespacing=1.0)
     axis.set(xlabel="share of the true class", ylim=(len(pairs) - 0.5, -0.5))
     fig.legend(loc="outside lower center", ncols=2)
     return fig
