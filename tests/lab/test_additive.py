@@ -77,7 +77,7 @@ def test_each_pair_of_classes_is_projected_as_plain_loops_do(clips):
 
 
 def test_a_single_stream_is_its_own_projection_and_a_sum_of_scores_keeps_everything(clips):
-    run = token_task.run(bootstrap_samples=50)
+    run = token_task.run(bootstrap_samples=50, workers=1)
     kinds = ("semantic", "motion", "motion_probe_1", "sum")
     rows = additive.emap_rows(run, {kind: [fresh(kind, 0)] for kind in kinds}, clips)
     assert all(row["kept"] == {"value": 0, "low": 0, "high": 0} for row in rows)
@@ -85,6 +85,12 @@ def test_a_single_stream_is_its_own_projection_and_a_sum_of_scores_keeps_everyth
     assert [of(rows, kind)["all"]["streams"] for kind in kinds] == [
         ["semantic"], ["motion"], ["motion"], ["semantic", "motion"]
     ]  # fmt: skip
+
+
+def test_methods_side_by_side_are_projected_as_one_after_the_other(clips):
+    fits = {kind: [fresh(kind, 0)] for kind in ("cross_attention", "late_concat")}
+    one, two = (additive.emap_rows(token_task.run(bootstrap_samples=9, workers=n), fits, clips) for n in (1, 2))
+    assert one == two and {row["method"] for row in two} == set(fits)
 
 
 def test_its_own_logits_are_those_that_are_scored(clips):

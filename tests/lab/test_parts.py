@@ -14,7 +14,7 @@ def test_parts_are_counted_as_plain_loops_do(clips, monkeypatch):  # noqa: F811
              for i, (name, row) in enumerate(parts_index(clips).items())}  # fmt: skip
     monkeypatch.setattr(parts, "ground_truth", lambda run: index)
     fits = {kind: [fresh(kind, seed) for seed in (0, 1)] for kind in ("cross_attention", "motion")}
-    run = token_task.run(evaluation_split="validation")
+    run = token_task.run(evaluation_split="validation", workers=1)
     found = parts.part_scores(run, fits, {"train": clips, "validation": clips}, NAMES)
     logits = methods.scored(run, fits, clips)
     for method, seeds in logits.items():
@@ -47,6 +47,6 @@ def test_without_twins_there_are_no_pairs(monkeypatch):
         name: {"group": "a", "set": name, "twin": "gone", "variant": ""} for name in tokens.ids})  # fmt: skip
     monkeypatch.setattr(parts, "emap_rows", lambda *asked: [])
     fits = {"motion": [fresh("motion", 0)]}
-    run = token_task.run(evaluation_split="validation")
+    run = token_task.run(evaluation_split="validation", workers=1)
     found = parts.part_scores(run, fits, {"train": tokens, "validation": tokens}, NAMES)
     assert "per_pair" not in found["motion"] and found["motion"]["per_variant"] == {}

@@ -7,6 +7,7 @@ clip's motion tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from tcar.evaluate import Scoring, annotations, emap, metrics, over_seeds, paired_difference
 from tcar.features import unpacked
-from tcar.ground import log
+from tcar.ground import log, processes
 from tcar.lab.steps.clips import class_names, ground_truth
 from tcar.lab.steps.fits import device_of
 from tcar.lab.steps.methods import SCORED_AT_ONCE, bootstrap, lowered, token_model
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 ALL = "all"  # pairs together
 Pair = tuple[int, int]  # of classes, the smaller index first
+Both = tuple[tuple[str, ...], list[Float[np.ndarray, "n c"]], list[Float[np.ndarray, "n c"]]]
 
 
 def emap_rows(
@@ -49,8 +51,8 @@ def emap_rows(
     chosen = twin_pairs(tokens.labels, facts["twins"], run.evaluation.emap_clips, run.common.seed) if facts else {}
     if not chosen:
         return []
-    shown = log.progress(fits.items(), len(fits), "additive projections", "methods")
-    both = {method: _both(run, done, tokens, list(chosen.values())) for method, done in shown}
+    shown = log.progress(_each(run, fits, tokens, list(chosen.values())), len(fits), "additive projections", "methods")
+    both = dict(zip(fits, shown, strict=True))
     names, places = names or class_names(run), np.concatenate(list(chosen.values()))
     where = {place: position for position, place in enumerate(places.tolist())}
     settings = Scoring(
@@ -99,10 +101,22 @@ def twin_pairs(
     return found
 
 
+def _each(
+    run: Params, fits: Mapping[str, Sequence[Fit]], tokens: StoredTokens, pairs: Sequence[Int[np.ndarray, " m"]]
+) -> Iterator[Both]:
+    """Do `_both` for each method, in their order; on a CPU as many at a time as there are workers."""
+    workers = min(run.workers, len(fits))
+    if workers < 2 or device_of(run).type != "cpu":
+        yield from (_both(run, done, tokens, pairs) for done in fits.values())
+        return
+    with processes.pool(workers) as pool:
+        yield from pool.map(partial(_both, run, tokens=tokens, pairs=pairs), fits.values())
+
+
 @torch.inference_mode()
 def _both(
     run: Params, done: Sequence[Fit], tokens: StoredTokens, pairs: Sequence[Int[np.ndarray, " m"]]
-) -> tuple[tuple[str, ...], list[Float[np.ndarray, "n c"]], list[Float[np.ndarray, "n c"]]]:
+) -> Both:
     """The streams that a method reads, and for each seed its logits and those of its projection, pair after pair."""
     device, own, projected = device_of(run), [], []
     with reproducible(run.common.seed), lowered(run, device):
