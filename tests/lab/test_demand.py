@@ -19,7 +19,7 @@ from tcar.features import FeatureError
 from tcar.fusion.kinds import create_fusion
 from tcar.lab import params
 from tcar.lab.demand import bill, hours, sizes
-from tcar.lab.paper import tables
+from tcar.lab.paper import given
 from tcar.streams.registry import create_stream
 
 ROOT = Path(__file__).parents[2]
@@ -176,14 +176,14 @@ def test_the_bill_of_the_real_runs_is_what_was_measured_times_what_is_to_be_done
 
 
 def test_money_is_hours_times_a_price_that_is_said_to_be_assumed():
-    table = tables.real_run_table(4.0)
+    table = given.real_run_table(4.0)
     assert "assumed price of 4 USD" in table.caption and "nobody's offer" in table.caption
     for row, item in zip(table.rows, bill.real_run(), strict=True):
         run, work, source, gigabytes, took, price = row
         assert (run, work, source) == (item.run, item.work, item.source)
         assert bool(took) == bool(price) == (item.hours is not None) and bool(gigabytes) == (work == "tokens")
         assert not price or float(price) == pytest.approx(4 * item.hours, abs=0.0051)
-    assert tables.real_run_table(None).rows == []
+    assert given.real_run_table(None).rows == []
 
 
 def test_what_nobody_measured_is_unknown(card, project):

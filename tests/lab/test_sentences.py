@@ -1,6 +1,6 @@
 """Sentences that are computed say what intervals bear: by groups of twins, and of additive projections."""
 
-from tcar.lab.paper import sentences
+from tcar.lab.paper import sentences, tables
 
 
 def entry(value: float, low: float, high: float) -> dict:
@@ -86,3 +86,13 @@ def test_only_pairs_whose_interval_is_below_zero_are_said_to_interact():
                     "be told")  # fmt: skip
     none = sentences.interaction({"evaluation": {"emap": rows[1:3]}})
     assert none == "Of none of the 2 pairs a loss can be told"
+
+
+def test_classes_are_listed_from_the_weakest_and_of_many_the_rest_is_left_out():
+    few = {"Up": entry(0.75, 0.5, 1.0) | {"support": 8}, "Down": entry(0.5, 0.25, 0.75) | {"support": 4},
+           "Gone": {"value": None, "low": None, "high": None, "support": 0}}  # fmt: skip
+    table = tables.per_class_table("Classes.", few)
+    assert [row[:2] for row in table.rows] == [["Down", "4"], ["Up", "8"], ["Gone", "0"]]
+    assert table.rows[1][2] == "75.0 [50.0, 100.0]" and table.caption == "Classes."
+    many = tables.per_class_table("Classes.", {f"Class {n:02}": few["Up"] for n in range(50)})
+    assert len(many.rows) == 40 and many.caption == "Classes. Of 50 classes, 40 are shown."

@@ -11,8 +11,9 @@ from tcar.ground import files
 from tcar.lab import measured
 from tcar.lab.numerals import ReportError, count, estimate, interval, millions, parameter, percent, significant
 from tcar.lab.paper.claims import claims, reached
+from tcar.lab.paper.given import SOURCES
 from tcar.lab.paper.sentences import HEADLINE, sentences
-from tcar.lab.paper.tables import METRICS, PRODUCERS, SOURCES, Scored, load_results, need, tables
+from tcar.lab.paper.tables import METRICS, PRODUCERS, Scored, load_results, need, tables
 from tcar.lab.paper.writing import Table, to_csv, to_latex
 from tcar.lab.params import shown
 from tcar.lab.real_plans import PLANS

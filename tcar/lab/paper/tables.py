@@ -1,13 +1,10 @@
 """The tables of the paper: finished text from result files, for typst, CSV and LaTeX alike."""
 
-import csv
-import io
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcar.ground.sources import PACKAGE
 from tcar.lab.numerals import (
     ReportError,
     confidence_level,
@@ -24,13 +21,13 @@ from tcar.lab.numerals import (
 )
 from tcar.lab.paper import apart
 from tcar.lab.paper.apart import grid_table, notes_of
+from tcar.lab.paper.given import published_table, real_run_table, streams_tables
 from tcar.lab.paper.writing import Table
 from tcar.lab.results import outdated
 
 if TYPE_CHECKING:
     from tcar.lab.params import Params
 
-SOURCES = PACKAGE.parent / "paper"
 PRODUCERS = {
     "audit": "00_data_audit", "extractors": "01_extractors", "fusion": "02_fusion", "training": "03_training",
     "evaluation": "04_evaluation", "ablations": "05_ablations", "interpretability": "06_interpretability",
@@ -140,6 +137,8 @@ def tables(results: dict, params: "Params") -> list[Table]:
                    "Method", {m: row.get("per_group") or {} for m, row in methods.items()}),
         grid_table("per_group_twin_accuracy", f"Twin accuracy per group, {data}: {about.intervals()}.",
                    "Method", {m: row.get("per_group_twin_accuracy") or {} for m, row in methods.items()}),
+        per_class_table(f"Top-1 accuracy of temporal cross-attention by class on the {about.split} clips, {data}, the "
+                        f"weakest first: {about.means} {about.intervals()}.", evaluation.get("per_class") or {}),
         ablations_table(f"Ablations on the {ablated.split} clips, {data}: one factor is changed at a time; "
                         f"{ablated.means} {ablated.intervals()}. Paired differences from the headline in points, in "
                         f"{WORDS['twin_accuracy' if about.twins else 'top1']}, with p of the paired t-test over "
@@ -153,7 +152,7 @@ def tables(results: dict, params: "Params") -> list[Table]:
                    "clip's semantic stream is put together with every clip's motion stream.",
                    evaluation.get("emap") or []),
         *apart.all_tables(results, data, about.confidence),
-        *streams_tables(results, params.material == "tabletop"),
+        *streams_tables(need(results, "extractors", "streams"), results, params.material == "tabletop"),
         grid_table("ceilings", "Ceilings before any method is trained: how often a probe of one kind of "
                    f"evidence prefers a clip's class to its twin's, {data}: {asked}",
                    "Group", audit.get("ceilings") or {}),
@@ -195,6 +194,16 @@ def protocol_table(caption: str, rows: list[dict]) -> Table:
     shown = [[readable(row["method"]), row["views"].replace("x", " × "), count(row.get("clips")),
               estimate(row["top1"]), estimate(row.get("top5"))] for row in rows] if several else []
     return Table("protocol", caption, ["Method", "Views", "Clips", "Top-1", "Top-5"], shown)
+
+
+def per_class_table(caption: str, per_class: dict[str, dict]) -> Table:
+    """The accuracy of each class with the clips that it rests on; of many classes those that are named weakest."""
+    from tcar.lab.plots import NAMED
+
+    ranked = sorted(per_class.items(), key=lambda item: (item[1]["value"] is None, item[1]["value"], item[0]))
+    rows = [[name, count(entry["support"]), estimate(entry)] for name, entry in ranked[:NAMED]]
+    shown = f" Of {len(ranked)} classes, {NAMED} are shown." if len(ranked) > NAMED else ""
+    return Table("per_class", caption + shown, ["Class", "Clips", "Top-1"], rows)
 
 
 def comparisons_table(caption: str, comparisons: list[dict]) -> Table:
@@ -241,40 +250,6 @@ def controls_table(caption: str, results: dict) -> Table:
     return grid_table("controls", caption, "Method", values)
 
 
-def streams_tables(results: dict, planning: bool) -> list[Table]:
-    """The streams of this run, with `planning` beside those planned for the real dataset, and all that are
-    registered at full size."""
-    full_size = results["extractors"].get("full_size") or []
-    planned = {plan[role] for plan in results["fusion"].get("plans") or [] for role in ("semantic", "motion")}
-    shown = ("input, token width and grid (time × height × width), parameters in millions, and GFLOPs for one clip "
-             "(2 a multiply-add)")
-    used = need(results, "extractors", "streams")
-    if planning:
-        used = [*used, *(s for s in full_size if s["name"] in planned)]
-    those = "The frozen streams of this run"
-    those += ", then those that are planned for the real dataset" if planning else ""
-    return [
-        streams_table("streams", f"{those}: {shown}.", used),
-        streams_table("full_size", f"Every published stream that can be named, as counted from its architecture: "
-                      f"{shown}.", full_size),
-    ]
-
-
-def streams_table(name: str, caption: str, streams: list[dict]) -> Table:
-    """Dimensions and cost of frozen streams."""
-    def sides(value: Any) -> str:
-        return "×".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
-
-    rows = [
-        [s.get("name", ""), s.get("role", ""), count(s.get("frames")), sides(s.get("input_size")),
-         count(s.get("width")), sides(s.get("grid")), millions(s.get("parameters")),
-         millions(s.get("trained_parameters")), significant(s.get("gflops"))]
-        for s in streams
-    ]
-    columns = ["Stream", "Role", "Frames", "Pixels", "Width", "Grid", "Parameters", "Trained", "GFLOPs"]
-    return Table(name, caption, columns, rows)
-
-
 def leaves(values: dict, path: str = "") -> list[list[str]]:
     """A nested dictionary as rows of path and value: estimates and shares in percent, other numbers as is."""
     rows = []
@@ -288,25 +263,3 @@ def leaves(values: dict, path: str = "") -> list[list[str]]:
             is_share = isinstance(value, float) and abs(value) <= 1
             rows.append([name, percent(value) if is_share else significant(value)])
     return rows
-
-
-def real_run_table(price: float | None) -> Table:
-    """What the planned runs on the real dataset take, with hours at this price in USD; no rows where it is None."""
-    from tcar.lab.demand.bill import GPU, real_run  # builds the streams, which no other table needs
-
-    items = [] if price is None else real_run()
-    rows = [[item.run, item.work, item.source, significant(item.gigabytes), significant(item.hours),
-             "" if item.hours is None else f"{item.hours * price:.2f}"] for item in items]
-    caption = (f"What the planned runs on the real dataset take, by multiplication of speeds that were measured on one "
-               f"{GPU} with rendered clips; what was not measured is empty. USD: hours times an assumed price of "
-               f"{price or 0:g} USD for an hour of one GPU, which is nobody's offer.")
-    return Table("real_run", caption, ["Run", "Work", "Multiplied from", "GB", "Hours", "USD"], rows)
-
-
-def published_table() -> Table:
-    """Results of others on the real dataset, as paper/published.csv has them; unknown cells are empty."""
-    header, *rows = csv.reader(io.StringIO((SOURCES / "published.csv").read_text(encoding="utf-8")))
-    caption = ("Published results on the validation set of Something-Something V2 (real videos), in %, as "
-               "the cited sources state them; what was not found is left empty. Trained parameters of "
-               "attentive probes are computed from their published configuration. None of these is ours.")
-    return Table("published", caption, [c[:1].upper() + c[1:] for c in header], rows)
