@@ -401,4 +401,4 @@ def test_only_changes_whose_interval_excludes_zero_are_framed():
     axis = scores.controls(rows).axes[0]
     (frame,) = axis.patches
     assert (round(frame.get_x()), round(frame.get_y())) == (0, 0)
-    assert sorted(text.get_text() for text in axis.texts) == ["+0", "-10", "-20"]
+    assert sorted(text.get_text() for text in axis.texts) == ["+0", "\u221210", "\u221220"]

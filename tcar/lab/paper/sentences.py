@@ -175,7 +175,8 @@ def ablations_told(measured: dict, metric: str) -> str:
     parts = []
     for row in rows:
         if word := _told(row, measured["alpha"]):
-            level, own = (level_name(row["factor"], row[key]) for key in ("level", "against"))
+            level, own = (f"{name[:1].lower()}{name[1:]}" for name in
+                          (level_name(row["factor"], row[key]) for key in ("level", "against")))  # fmt: skip
             parts.append(f"{level} is {word} {own} ({percent(row['difference'], '+')} points {interval(row)})")
     if len(parts) < len(rows):
         those = "the others" if parts else "any level"

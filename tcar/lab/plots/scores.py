@@ -263,7 +263,7 @@ def controls(rows: list[dict]) -> Figure:
         if change["value"] is None:
             continue
         table[y, x] = 100 * change["value"]
-        axis.text(x, y, f"{100 * change['value']:+.0f}", ha="center", va="center", fontsize=7.5)
+        axis.text(x, y, f"{100 * change['value']:+.0f}".replace("-", "\u2212"), ha="center", va="center", fontsize=7.5)
         if change["low"] is not None and (change["low"] > 0 or change["high"] < 0):
             axis.add_patch(Rectangle((x - 0.46, y - 0.42), 0.92, 0.84, fill=False, linewidth=0.9))
     image = axis.imshow(table, cmap="RdBu", vmin=-100, vmax=100, alpha=0.75, aspect="auto")
