@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tcar.lab import results
-from tcar.lab.params import GROUPS, Params
+from tcar.lab.params import GROUPS, Params, load
 
 FILE, RECIPES, TERMS, SEARCH = "replicates.json", "recipes.json", "loss_terms.json", "search.json"
 MINIATURES, PAIRS = "miniatures.json", "pairs.json"
@@ -43,6 +43,23 @@ def find(run: Params, file: str = FILE) -> Path | None:
         if _same(results.load(path.with_suffix(".meta.json")), run, decisive(file)):
             return path
     return None
+
+
+def experiment(run: Params) -> dict[int, Path]:
+    """Find what was measured of the deciding experiment (params/bound_*.yaml), by the number of training sets: of test
+    clips where they are unsealed.
+
+    Only results of the parameters that these files have today are given, and to a run on other clips than Tabletop's
+    none: they would stand among numbers of real videos.
+    """
+    sizes = {}
+    files = (run.root / "params").glob("bound_*.yaml") if run.data.dataset == "tabletop" else ()
+    for file in files:
+        plan = dataclasses.replace(load(file), root=run.root)
+        opened = dataclasses.replace(plan, evaluation=dataclasses.replace(plan.evaluation, evaluation_split="test"))
+        if path := find(opened) or find(plan):
+            sizes[plan.tabletop.train_sets] = path
+    return dict(sorted(sizes.items()))
 
 
 def published(run: Params, file: str) -> list[Path]:

@@ -99,8 +99,10 @@ def _inputs(step: Step, run: Params) -> list[Path]:
     """The files a step reads that an earlier step or the user has written."""
     found = [run.results_dir / f"{name}.json" for name in step.inputs]
     apart = (measured.FILE, measured.TERMS, measured.PAIRS, measured.MINIATURES)
-    shown = {"05_ablations": apart, "report": measured.MEASURED}.get(step.name, ())
+    shown = {"03_training": (measured.RECIPES,), "05_ablations": apart, "report": measured.MEASURED}.get(step.name, ())
     found += filter(None, (measured.find(run, file) for file in shown))
+    if step.name == "04_evaluation" or step is REPORT:
+        found += measured.experiment(run).values()
     if step.name == "02_fusion":
         found += plan_files(run.root).values()
     if step.name == "03_training" and run.search.search_trials:

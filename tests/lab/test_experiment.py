@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from tcar.lab import measured, params, results
+from tcar.lab import measured, params, pipeline, results
 from tcar.lab.paper import apart
 from tcar.lab.plots import experiment as figures
 from tcar.lab.steps import experiment, replicates
@@ -71,6 +71,9 @@ def test_only_results_of_todays_parameter_files_are_shown(tmp_path):
     opened = replace(plan, evaluation=replace(plan.evaluation, evaluation_split="test"))
     results.save(measured.shared(plan) / measured.FILE, {"split": "test"}, params=opened)
     assert experiment.found(run) == {12: {"split": "test"}}
+    for step in (*pipeline.TABLE, pipeline.REPORT):  # who shows it has it among what makes it stale
+        shows = step.name in ("04_evaluation", "report")
+        assert (measured.shared(plan) / measured.FILE in pipeline._inputs(step, run)) == shows, step.name
     real = replace(run, data=replace(run.data, dataset="ssv2"))
     assert experiment.found(real) == {}
     file.write_text(file.read_text().replace("train_sets: 12", "train_sets: 13"))

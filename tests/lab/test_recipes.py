@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from token_task import FUSION, run, tokens
 
-from tcar.lab import measured, results
+from tcar.lab import measured, pipeline, results
 from tcar.lab.steps import recipes
 from tcar.lab.steps.fits import Fit, Job
 
@@ -73,6 +73,13 @@ def test_a_method_trains_at_its_own_rate(tmp_path):
         for kind, looks in (("sum", "ordered"), ("sum", "averaged"), ("cross_attention", "ordered"))
     }  # fmt: skip
     assert rates == {"sum": 0.02, "cross_attention": 0.1}
+
+
+def test_a_grid_makes_stale_what_shows_it(tmp_path):
+    asked = dataclasses.replace(run(), root=tmp_path)
+    path = results.save(measured.shared(asked) / measured.RECIPES, {}, params=asked)
+    stale = [step.name for step in (*pipeline.TABLE, pipeline.REPORT) if path in pipeline._inputs(step, asked)]
+    assert stale == ["03_training", "report"]
 
 
 def test_what_follows_from_a_grid_does_not_make_it_another(tmp_path):

@@ -82,10 +82,12 @@ def test_only_pairs_whose_interval_is_below_zero_are_said_to_interact():
     rows = [row(["Closer", "Away"], lost), row(["Up", "Down"], told), row(["Left", "Right"], entry(0.0, 0.0, 0.0)),
             row("all", lost), row(["Cover", "Uncover"], lost, "sum")]  # fmt: skip
     said = sentences.interaction({"evaluation": {"emap": rows}})
-    assert said == ("It loses “Closer” and its twin (-50.0 points [-75.0, -25.0]); of the other 2 pairs no loss can "
-                    "be told")  # fmt: skip
+    assert said == (
+        "By it temporal cross-attention loses “Closer” and its twin (-50.0 points [-75.0, -25.0]); of the other 2 "
+        "pairs no loss can be told"
+    )
     none = sentences.interaction({"evaluation": {"emap": rows[1:3]}})
-    assert none == "Of none of the 2 pairs a loss can be told"
+    assert none == "Of none of 2 pairs can it be told that temporal cross-attention loses anything by it"
 
 
 def test_classes_are_listed_from_the_weakest_and_of_many_the_rest_is_left_out():

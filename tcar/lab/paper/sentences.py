@@ -85,8 +85,10 @@ def interaction(results: dict) -> str:
                      f"{interval(row['kept'])})" for row in lost)
     if not rows:
         return ""
-    return f"It loses {told}; of the other {len(rows) - len(lost)} pairs no loss can be told" if lost else (
-        f"Of none of the {len(rows)} pairs a loss can be told")
+    if not lost:
+        return f"Of none of {len(rows)} pairs can it be told that temporal cross-attention loses anything by it"
+    return (f"By it temporal cross-attention loses {told}; of the other {len(rows) - len(lost)} pairs no loss can be "
+            "told")  # fmt: skip
 
 
 def errors_told(found: dict) -> str:
@@ -154,7 +156,8 @@ def sentences(results: dict) -> dict[str, str]:
     }
     blind = blind_probes(need(results, "audit", "twins"))
     said["blind"] = ("{}", "Of {probes} such probes of single pairs, {same} see the same in both twins; of the "
-                     "intervals of the other {measured}, {excluded} exclude 50%.".format(**blind)
+                     "intervals of the other {measured}, {excluded} exclude{ending} 50%.".format(
+                         **blind, ending="s" * (blind["excluded"] == 1))
                      if blind["probes"] else "")
     said["ablations"] = (f"In {name}, {{}}.", ablations_told(results["ablations"], metric))
     pairs = results.get("pairs", {})

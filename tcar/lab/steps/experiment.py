@@ -7,7 +7,6 @@ and its siblings measure it; here the hypotheses are tested on what they have wr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from jaxtyping import Float
 
 from tcar.evaluate import holm, paired
 from tcar.fusion.settings import AVERAGED, METHODS
-from tcar.lab import measured, params, results
+from tcar.lab import measured, results
 from tcar.lab.plots import label
 
 if TYPE_CHECKING:
@@ -41,21 +40,8 @@ FEWEST, MOST = "3 movers", "9 movers"
 
 
 def found(run: Params) -> dict[int, dict[str, Any]]:
-    """Give what was measured of the experiment, by the number of training sets: of test clips where they are unsealed.
-
-    Only results of the parameters that params/bound_*.yaml have today are given, and to a run on other clips than
-    Tabletop's none: they would stand among numbers of real videos.
-    """
-    sizes = {}
-    if run.data.dataset != "tabletop":
-        return sizes
-    for file in (run.root / "params").glob("bound_*.yaml"):
-        plan = replace(params.load(file), root=run.root)
-        opened = replace(plan, evaluation=replace(plan.evaluation, evaluation_split="test"))
-        path = measured.find(opened) or measured.find(plan)
-        if path:
-            sizes[plan.tabletop.train_sets] = results.load(path)
-    return dict(sorted(sizes.items()))
+    """Give what was measured of the experiment, by the number of training sets (`tcar.lab.measured.experiment`)."""
+    return {sets: results.load(path) for sets, path in measured.experiment(run).items()}
 
 
 def main_size(sizes: Mapping[int, Mapping]) -> int:
