@@ -196,7 +196,7 @@ def test_a_sentence_says_what_the_interval_allows(built):
     # The file holds late concatenation minus cross-attention; the sentence turns it round.
     assert "not distinguishable from late concatenation (-2.1 points [-5.0, 1.0])" in said["rivals"]
     assert "semantic" not in said["rivals"]
-    told = "Of 2 such probes of single pairs, 0 see the same in both twins; of the intervals of the other 2, 1 exclude"
+    told = "Of 2 such probes of single pairs, 0 see the same in both twins; of the intervals of the other 2, 1 excludes"
     assert said["blind"] == f"{told} 50%."
     gain = "less than its share of the area in the motion grid (-10.0 points [-20.0, -1.0])"
     assert said["attention"] == f"The moving object receives {gain}."
