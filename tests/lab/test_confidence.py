@@ -40,7 +40,7 @@ def test_captions_and_sentences_follow_it(tmp_path):
     captions = [table.caption for table in tables(results, run) if "intervals" in table.caption]
     assert len(captions) >= 6 and all("50% intervals" in caption and "95" not in caption for caption in captions)
     said = report.numbers(results, run, [], {})["text"]["blind"]
-    told = "Of 2 such probes of single pairs, 0 see the same in both twins; of the intervals of the other 2, 1 exclude"
+    told = "Of 2 such probes of single pairs, 0 see the same in both twins; of the intervals of the other 2, 1 excludes"
     assert said == f"{told} 50%."
 
 
