@@ -11,7 +11,7 @@ import pytest
 
 from tcar.ground.sources import PACKAGE
 from tcar.lab import numerals, params
-from tcar.lab.paper import apart, report, sentences, writing
+from tcar.lab.paper import report, writing
 
 METHODS = {
     "cross_attention": "Cross-attention", "late_concat": "Late concatenation", "motion": "Motion stream",
@@ -358,45 +358,3 @@ def test_the_published_tables_equal_the_published_results():
     assert_shows(f"{values['tca_top1']} {values['tca_top1_interval']}", headline["top1"])
     clips = json.loads((PAPER / "results" / "audit.json").read_text())["clips"]
     assert values["clips_test"].replace(",", "") == str(clips["test"])
-
-
-def test_replicates_are_told_by_their_corrected_test():
-    groups = {"binding": {"top1": {"value": 0.5}, "twin_accuracy": {"value": 0.625, "low": 0.5, "high": 0.75}}}
-    score = {"value": 0.8125, "low": 0.7, "high": 0.9, "spread": 0.04}
-    measured = {
-        "headline": "cross_attention", "alpha": 0.05, "replicates": [{}] * 5,
-        "methods": {m: {"top1": score, "twin_accuracy": score, "per_group": groups} for m in METHODS},
-        "comparisons": [
-            {"a": "cross_attention", "b": b, "metric": metric, "difference": 0.125, "low": 0.01, "high": 0.24,
-             "p": p, "holm": p}
-            for metric in ("top1", "twin_accuracy") for b, p in (("late_concat", 0.09), ("motion", 0.002))
-        ],
-    }  # fmt: skip
-    methods, per_group = apart.replicate_tables(measured, "synthetic (Tabletop)", "95%")
-    assert methods.rows[1] == ["Late concatenation", "81.2 [70.0, 90.0]", "81.2 [70.0, 90.0]", "4.0",
-                               "+12.5 [1.0, 24.0]", "0.090"]
-    assert methods.rows[0][4:] == ["", ""] and "over 5 replicates" in methods.caption
-    assert per_group.rows[0] == ["Cross-attention", "62.5 [50.0, 75.0]"]
-    said = sentences.over_replicates({"replicates": measured})
-    # an interval above zero is not enough: the word follows the p that is corrected for the number of rivals
-    late = "not distinguishable from late concatenation (+12.5 points [1.0, 24.0], corrected p = 0.090)"
-    assert said.startswith(late)
-    assert "and above the motion stream" in said
-    assert [table.rows for table in apart.replicate_tables(None, "", "95%")] == [[], []]
-    assert sentences.over_replicates({}) == ""
-    assert sentences.over_replicates({"replicates": measured}, ("late_concat",)) == late
-
-
-def test_the_abstract_names_both_main_rivals_as_the_replicates_have_them():
-    """Of the paper as it is committed: three seeds may tell a rival that new clips and streams do not."""
-    said = json.loads((PAPER / "tables" / "numbers.json").read_text())["text"]["anew"]
-    path = PAPER / "results" / "replicates.json"
-    measured = json.loads(path.read_text()) if path.is_file() else {"comparisons": []}
-    if not measured["comparisons"]:
-        assert said == ""
-        return
-    rows = {row["b"]: row for row in measured["comparisons"] if row["metric"] == "twin_accuracy"}
-    for rival, name in (("late_concat", "late concatenation"), ("sum", "the sum of both streams' scores")):
-        told = rows[rival]["holm"] < measured["alpha"]
-        word = "not distinguishable from" if not told else "above" if rows[rival]["difference"] > 0 else "below"
-        assert f"{word} {name} (" in said

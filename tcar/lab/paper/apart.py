@@ -1,5 +1,6 @@
 """The tables of what commands of their own measure: replicates, recipes, pairs of streams, loss terms, and others."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from tcar.lab.numerals import (
@@ -15,6 +16,12 @@ from tcar.lab.numerals import (
 )
 from tcar.lab.paper.writing import Table
 
+# The commands that measure apart, by the stem of what they write.
+COMMANDS = {
+    "replicates": "tcar replicates", "recipes": "tcar recipes", "loss_terms": "tcar terms", "pairs": "tcar pairs",
+    "search": "tcar search", "miniatures": "tcar miniatures",
+}
+
 
 def all_tables(results: dict, data: str, confidence: str) -> list[Table]:
     """Those of everything that was measured; without rows where nothing was."""
@@ -25,7 +32,26 @@ def all_tables(results: dict, data: str, confidence: str) -> list[Table]:
         terms_table(results.get("loss_terms"), data, confidence),
         miniatures_table(results.get("miniatures"), data, confidence),
         *experiment_tables(results.get("experiment") or {}, data, confidence),
+        compute_table(results.get("provenance") or {}),
     ]
+
+
+def compute_table(provenance: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What made every result that is not of the notebooks, and the hours of its trainings; of provenance by name."""
+    rows = []
+    for name, made in provenance.items():
+        command, given = COMMANDS[name.rsplit("/", 1)[-1]], made["parameters"]
+        opened = given.get("publish_as") and given["evaluation_split"] == "test" and name.endswith("/replicates")
+        seconds, commit = made["extra"].get("training_seconds"), (made["commit"] or "")[:7]
+        rows.append([
+            name, f"{command} params/{given['name']}.yaml{' --unseal' * bool(opened)}",
+            significant(seconds / 3600, 2) if seconds else "", made["device"],
+            f"{commit}{' and changes' * bool(made['dirty'])}",
+        ])  # fmt: skip
+    return Table(
+        "compute", "What made the results that `make paper` does not: the command, on what and at which commit, and "
+        "the hours that their trainings took, summed over processes that ran side by side on one core each.",
+        ["Result", "Command", "Hours", "Machine", "Commit"], rows)
 
 
 def grid_table(name: str, caption: str, corner: str, values: dict[str, dict]) -> Table:

@@ -80,6 +80,22 @@ def numbers(results: dict, params: "Params", figures: list[str], captions: dict[
     }
 
 
+def provenance(params: "Params") -> dict[str, dict]:
+    """The provenance of every result that took a command of its own, by its name: `pairs`, `bound_120/replicates`.
+
+    That of the notebooks' results is another after each run, and the paper is not.
+    """
+    found = [path for file in measured.MEASURED if (path := measured.find(params, file))]
+    for path in measured.experiment(params).values():
+        found += [one for one in (path.with_name(measured.RECIPES), path) if one.is_file()]
+    named = {}
+    for path in found:
+        made = json.loads(path.with_suffix(".meta.json").read_text(encoding="utf-8"))
+        own = made["parameters"]["name"] == params.common.name
+        named[path.stem if own else f"{made['parameters']['name']}/{path.stem}"] = made
+    return named
+
+
 def frozen_share(results: dict, trained: int | None) -> str:
     """The share of all parameters of streams and fusion that is not trained, in percent; empty where not known."""
     sizes = [stream.get("parameters") for stream in need(results, "extractors", "streams")]
@@ -123,6 +139,7 @@ def build(params: "Params", figures: Iterable[Path]) -> list[Path]:
     for path in apart:
         results[path.stem] = json.loads(path.read_text(encoding="utf-8"))
     results["experiment"] = experiment.found(params)
+    results["provenance"] = provenance(params)
     made = tables(results, params)
     drawn = [given[name] for name in FIGURES if name in given]
     captions = {table.name: table.caption for table in made}

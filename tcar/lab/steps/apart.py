@@ -24,8 +24,12 @@ def write_result(name: str, file: Path, build: Callable[[Params], Path]) -> int:
 def publish(run: Params, file: str, values: dict[str, Any], **provenance) -> Path:
     """Write a result where notebooks and paper look for it, in the run's results and, if it publishes, in the paper's.
 
-    provenance: `seeds`, `inputs` and `extra`, as `tcar.lab.results.save` takes them. Gives the path.
+    provenance: `seeds`, `inputs` and `extra`, as `tcar.lab.results.save` takes them; the seconds of the trainings that
+    it took are added. Gives the path.
     """
+    from tcar.lab.steps.fits import seconds_asked_for  # takes seconds
+
+    provenance["extra"] = {"training_seconds": seconds_asked_for()} | provenance.get("extra", {})
     publishes = run.common.publish or bool(run.common.publish_as)
     for folder in (run.results_dir, shared(run))[: 1 + publishes]:
         written = results.save(folder / file, values, params=run, **provenance)

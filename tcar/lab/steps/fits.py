@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 LOG = log.get(__name__)
 Name = TypeVar("Name")
 LEARNING = ("train", "validation")
+_ASKED_FOR: dict[Path, float] = {}  # the seconds of each training that this process asked for, by its folder
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,14 @@ def fit_jobs(
     else:
         for one in passes:
             _train(one, tokens, follow and {folders[0]: follow(folders[0])}, other_code)
-    return [opened(folder, job.fusion, job.seed) for folder, job in zip(folders, jobs, strict=True)]
+    fits = [opened(folder, job.fusion, job.seed) for folder, job in zip(folders, jobs, strict=True)]
+    _ASKED_FOR.update((fit.folder, fit.seconds) for fit in fits)
+    return fits
+
+
+def seconds_asked_for() -> float:
+    """Give the seconds that all trainings took which this process asked for, those that were there already too."""
+    return sum(_ASKED_FOR.values())
 
 
 def folder_of(run_dir: Path, job: Job, tokens: Mapping[str, StoredTokens], other_code: bool = False) -> Path:
