@@ -23,6 +23,7 @@ from tcar.lab.paper import given
 from tcar.streams.registry import create_stream
 
 ROOT = Path(__file__).parents[2]
+MEASURED = ["cross_attention", "late_concat", "late_concat_raw", "semantic", "motion"]
 OFF = dict.fromkeys(
     (f"ablation_{factor}" for factor in
      ("directions", "windows", "positions", "fusion_blocks", "self_blocks", "semantic_grids", "motion_grids")), [],
@@ -115,8 +116,9 @@ def test_a_training_keeps_three_snapshots_and_its_best_weights(project):
 @pytest.fixture
 def card(tmp_path, monkeypatch):
     """What tests/benchmarks/gpu.py wrote of a card: five heads, 4,096 clips, an epoch of 8 seconds."""
+    alone = dict.fromkeys(MEASURED, 2.0)
     values = {"from_files": {"dinov2_vits14": {"clips_per_second": 200.0}, "i3d_r50": {"clips_per_second": 100.0}},
-              "trainings": {"clips": 4096, "heads": 5, "seconds_in_company": 8.0}}  # fmt: skip
+              "trainings": {"clips": 4096, "heads": 5, "seconds_in_company": 8.0, "seconds_alone": alone}}  # fmt: skip
     file = tmp_path / "A_card.json"
     file.write_text(json.dumps(values))
     monkeypatch.setattr(hours, "BENCHMARKS", tmp_path)
@@ -129,7 +131,7 @@ def real(**values) -> params.Params:
 
 
 def test_hours_are_work_over_measured_speed(card):
-    extraction, views, training = hours.hours(real(), "A card")
+    extraction, views, training = hours.hours(real(methods=MEASURED), "A card")
     assert extraction.hours == pytest.approx(220_847 * (1 / 200 + 1 / 100) / 3600)
     assert views.hours == pytest.approx(extraction.hours * 6 * 24_777 / 220_847)
     assert training.hours == pytest.approx(168_913 * 30 / 4096 * 8 / 3600)  # the five, and no other
@@ -143,7 +145,7 @@ def test_hours_are_work_over_measured_speed(card):
     assert found["extraction"] == pytest.approx(2 * 220_847 / 90 / 3600)
     assert found["2x3 views"] == pytest.approx(found["extraction"] * 3 * 24_777 / 220_847)
     assert found["audit"] == pytest.approx(220_847 / 250 / 3600)
-    work = {each.fusion.kind: each.gflops for each in sizes.trainings(real())}
+    work = {each.fusion.kind: each.gflops for each in sizes.trainings(real(methods=MEASURED))}
     alone = sum(work[kind] for kind in ("cross_attention", "semantic", "motion"))  # of these, two as ablations
     assert found["training"] == pytest.approx(training.hours * alone / sum(work.values()))
 

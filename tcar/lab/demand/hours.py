@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from math import prod
 
@@ -183,7 +183,7 @@ def _pair(run: Params) -> list[str]:
 
 
 def _benchmarked_run() -> Params:
-    """The run whose streams and methods tests/benchmarks/gpu.py measures."""
+    """The run whose streams and fusions tests/benchmarks/gpu.py measures."""
     return load(real_plans.plan_files(PACKAGE.parent)["ssv2"])
 
 
@@ -191,8 +191,9 @@ def _training_rate(planned: PlannedTraining, gpu: str) -> tuple[float | None, st
     """The GFLOPs of forward passes that training does in a second on a GPU, as was measured, and in words."""
     if not (made := benchmarked(gpu).get("trainings")):
         return None, "no training was measured on such a machine (--measure times some steps here)"
-    real = _benchmarked_run()
-    costs = [each.gflops for each in sizes.trainings(real)[: len(real.training.methods)]]
+    real, methods = _benchmarked_run(), list(made["seconds_alone"])  # those of its methods that it had at that time
+    real = replace(real, training=replace(real.training, methods=methods))
+    costs = [each.gflops for each in sizes.trainings(real)[: len(methods)]]
     if not costs[0] / ALIKE <= planned.gflops <= costs[0] * ALIKE:
         return None, f"{gpu} was measured with the fusion of params/ssv2.yaml, which is of another size"
     work = made["clips"] * sum(costs) * made["heads"] / len(costs)

@@ -106,8 +106,7 @@ def summary(scores: Sequence[dict[str, Scores]], headline: str, confidence: floa
     scores: of each replicate, what `measure` gives. Gives `methods` (each metric {"value", "low", "high", "spread"},
     and `per_group`, `per_pair`, `per_variant` likewise), `comparisons` (rows of a, b, metric, `difference`, `low`,
     `high`, `p`, and `holm`, the p corrected for the number of rivals), `by_part` (the same of the twin accuracy of each
-    `part`: a group, a pair or a variant; only where pairs are counted) and `by_group` (of those the groups: group ->
-    rival -> the same).
+    `part`: a group, a pair or a variant; only where pairs are counted).
     """
     methods = list(scores[0])
     parts = [(kind, part) for kind in PARTS for part in scores[0][headline].get(kind, {})]
@@ -129,7 +128,6 @@ def summary(scores: Sequence[dict[str, Scores]], headline: str, confidence: floa
     comparisons = [row for metric in METRICS for row in compared(metric)]
     by_part = [{"part": part} | row for kind, part in parts for row in compared("twin_accuracy", kind, part)
                if row["difference"] is not None]  # fmt: skip
-    groups = scores[0][headline]["per_group"]
     return {
         "methods": {
             method: {metric: student(of(method, metric), confidence) for metric in METRICS}
@@ -145,11 +143,6 @@ def summary(scores: Sequence[dict[str, Scores]], headline: str, confidence: floa
         },
         "comparisons": comparisons,
         "by_part": by_part,
-        "by_group": {
-            group: {row["b"]: {key: row[key] for key in ("difference", "low", "high", "p", "holm")} for row in rows}
-            for group in groups
-            if (rows := [row for row in by_part if row["part"] == group])
-        },
     }
 
 
