@@ -98,8 +98,10 @@ def _parameters(step: Step, run: Params) -> dict[str, Any]:
 def _inputs(step: Step, run: Params) -> list[Path]:
     """The files a step reads that an earlier step or the user has written."""
     found = [run.results_dir / f"{name}.json" for name in step.inputs]
-    apart = (measured.FILE, measured.TERMS, measured.PAIRS, measured.MINIATURES)
-    shown = {"03_training": (measured.RECIPES,), "05_ablations": apart, "report": measured.MEASURED}.get(step.name, ())
+    shown = {
+        "03_training": (measured.RECIPES,), "04_evaluation": (measured.MINIATURES,),
+        "05_ablations": (measured.FILE, measured.TERMS, measured.PAIRS), "report": measured.MEASURED,
+    }.get(step.name, ())  # fmt: skip
     found += filter(None, (measured.find(run, file) for file in shown))
     if step.name == "04_evaluation" or step is REPORT:
         found += measured.experiment(run).values()

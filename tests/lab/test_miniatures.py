@@ -11,7 +11,7 @@ from memory_store import in_memory
 from token_task import FUSION
 
 from tcar.evaluate import Scoring
-from tcar.lab import measured, params, results
+from tcar.lab import measured, params, pipeline, results
 from tcar.lab.paper import apart
 from tcar.lab.params import ParameterError
 from tcar.lab.plots import scores as figures
@@ -111,6 +111,12 @@ def test_what_was_measured_with_another_recipe_is_not_shown(run):
     assert measured.find(run, measured.MINIATURES) == path
     changed = dataclasses.replace(run.baselines, baseline_learning_rate=0.5)
     assert measured.find(dataclasses.replace(run, baselines=changed), measured.MINIATURES) is None
+
+
+def test_what_was_measured_makes_the_notebook_that_shows_it_stale(run):
+    path = results.save(measured.shared(run) / measured.MINIATURES, {}, params=run)
+    stale = [step.name for step in (*pipeline.TABLE, pipeline.REPORT) if path in pipeline._inputs(step, run)]
+    assert stale == ["04_evaluation", "report"]
 
 
 def rows() -> dict:
