@@ -98,3 +98,12 @@ def test_classes_are_listed_from_the_weakest_and_of_many_the_rest_is_left_out():
     assert table.rows[1][2] == "75.0 [50.0, 100.0]" and table.caption == "Classes."
     many = tables.per_class_table("Classes.", {f"Class {n:02}": few["Up"] for n in range(50)})
     assert len(many.rows) == 40 and many.caption == "Classes. Of 50 classes, 40 are shown."
+
+
+def test_ablations_of_one_training_say_how_far_trainings_are_apart():
+    own = {"per_seed": {"top1": [0.75, 0.8125, 0.6875]}}
+    results = {"ablations": {"rows": [{"seed": 0}] * 2}, "evaluation": {"methods": {"cross_attention": own}}}
+    assert sentences.trained_once(results, "top1").endswith("3 in number, lie within 12.5 points of each other.")
+    assert sentences.trained_once(results, "twin_accuracy") == ""  # no twins
+    results["ablations"]["rows"].append({"seed": 1})
+    assert sentences.trained_once(results, "top1") == ""

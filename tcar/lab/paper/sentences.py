@@ -159,7 +159,8 @@ def sentences(results: dict) -> dict[str, str]:
                      "intervals of the other {measured}, {excluded} exclude{ending} 50%.".format(
                          **blind, ending="s" * (blind["excluded"] == 1))
                      if blind["probes"] else "")
-    said["ablations"] = (f"In {name}, {{}}.", ablations_told(results["ablations"], metric))
+    once = trained_once(results, metric)
+    said["ablations"] = (f"In {name}, {{}}.{once}", ablations_told(results["ablations"], metric))
     pairs = results.get("pairs", {})
     said["pairs"] = (f"In {WORDS.get(pairs.get('metric'))}, {{}}.", pairs_told(pairs))
     said["controls"] = ("{}", controls_told(results["ablations"]))
@@ -185,6 +186,16 @@ def ablations_told(measured: dict, metric: str) -> str:
         those = "the others" if parts else "any level"
         parts.append(f"no difference from the headline can be told of {those}")
     return "; ".join(parts)
+
+
+def trained_once(results: dict, metric: str) -> str:
+    """Warns where each level has one training: how far apart those of the headline are; empty where it has one too."""
+    seeds = {row["seed"] for row in need(results, "ablations", "rows")}
+    own = (need(results, "evaluation", "methods", HEADLINE).get("per_seed") or {}).get(metric) or []
+    if len(seeds) > 1 or len(own) < 2:
+        return ""
+    return (f" Each level is trained once, and no interval here knows of other trainings: those of the headline, "
+            f"{len(own)} in number, lie within {percent(max(own) - min(own))} points of each other.")
 
 
 def _told(row: dict, alpha: float) -> str:
