@@ -10,6 +10,8 @@ from tcar.lab import measured, params, pipeline, results
 from tcar.lab.paper import apart
 from tcar.lab.plots import experiment as figures
 from tcar.lab.steps import experiment, replicates
+from tcar.tabletop.dataset import chosen_families
+from tcar.tabletop.templates import LABELS
 
 ROOT = Path(__file__).parents[2]
 METHODS = [kind + form for kind in experiment.KINDS for form in ("", "_averaged")]
@@ -90,6 +92,21 @@ def test_the_experiment_s_files_are_of_one_design(sets):
                        "replicate_seeds", "recipe_epochs", "recipe_learning_rates"}  # fmt: skip
     assert set(run.ablations.replicate_methods) == set(METHODS) and run.tabletop.train_sets == sets
     assert run.evaluation.evaluation_split == "validation" and run.ablations.replicates == 4
+
+
+def test_the_pairs_of_the_hypotheses_are_those_of_the_experiment_s_clips():
+    """By the names that scores have: both labels, the class of the smaller index first."""
+    families = chosen_families(params.load(ROOT / "params" / "bound_36.yaml").tabletop.classes)
+    named = {" / ".join(LABELS[k] for k in sorted(pair.twins)) for family in families for pair in family.pairs}
+    assert set(experiment.PAIRS) == set(experiment.SHORT) == named
+
+
+def test_a_pair_that_was_not_scored_is_no_difference_of_nothing():
+    given = values()
+    for row in given["replicates"]:
+        del row["joint"]["per_pair"][experiment.CLOSER]
+    with pytest.raises(KeyError, match="away"):
+        experiment.tests(given)
 
 
 def test_figures_show_every_method_where_it_stands():

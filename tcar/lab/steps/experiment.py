@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from tcar.lab.params import Params
 
 OURS, SUM, LATE, JOINT = KINDS = ("cross_attention", "sum", "late_concat", "joint")
-CLOSER = "Moving something closer to something / Moving something away from something"
+# The pairs as `tcar.lab.steps.parts` names them: the class of the smaller index first.
+CLOSER = "Moving something away from something / Moving something closer to something"
 MANY = (
     "Putting something similar to other things that are already on the table / "
     "Taking one of many similar things on the table"
@@ -58,7 +59,7 @@ def tests(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     scores, confidence = values["replicates"], 1 - values["alpha"]
 
     def of(method: str, kind: str, part: str, metric: str = "twin_accuracy") -> Float[np.ndarray, " r"]:
-        return np.array([row[method][kind].get(part, {}).get(metric) for row in scores], float)
+        return np.array([row[method][kind][part][metric] for row in scores], float)
 
     def rows(hypothesis: int, part: str, pairs: Sequence[tuple[str, str, np.ndarray, np.ndarray]]) -> list[dict]:
         tested = [paired(a, b, confidence) for *_, a, b in pairs]
