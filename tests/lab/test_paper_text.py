@@ -80,6 +80,17 @@ def test_numbers_of_the_experiment_are_those_of_its_cells():
     assert found["36 collide joint"] == found["collide joint"]
 
 
+def test_every_key_that_the_text_names_is_one_that_the_results_have():
+    source, sizes = (PAPER / "tcar.typ").read_text(encoding="utf-8"), {36: values(1), 120: values()}
+    stated = re.findall(r"#states\(\(?((?:\s*\"[^\"]*\",?)+)\)?,\s*(\"[a-z]+\"|claim-none)\)", source)
+    assert len(stated) == source.count("#states(")
+    named = {key for some, _ in stated for key in re.findall(r'"([^"]+)"', some)}
+    named |= set(re.findall(r'#by\("([^"]+)"\)', source))
+    assert len(named) > 9 and named <= claims.claims(sizes).keys()
+    reached = set(re.findall(r'[#(]x\("([^"]+)"\)', source))
+    assert len(reached) > 9 and reached <= claims.reached(sizes).keys()
+
+
 @pytest.mark.parametrize(("word", "compiles"), [("above", True), ("below", False), (claims.NONE, False)])
 def test_a_sentence_that_its_result_does_not_bear_is_not_printed(tmp_path, word, compiles):
     shutil.copy(PAPER / "layout.typ", tmp_path)
