@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from tcar.lab import measured, params, pipeline, results
+from tcar.lab import measured, numerals, params, pipeline, results
 from tcar.lab.paper import apart
 from tcar.lab.plots import experiment as figures
 from tcar.lab.steps import experiment, replicates
@@ -127,13 +127,24 @@ def test_figures_show_every_method_where_it_stands():
 
 def test_tables_say_what_was_measured_and_are_empty_where_nothing_was():
     assert apart.experiment_tables({}, "synthetic", "95%") == []
-    pairs, tests, sizes = apart.experiment_tables({36: values(1), 120: values(5)}, "synthetic", "95%")
+    small = values(1)
+    for row in small["methods"].values():
+        for pair in row["per_pair"].values():
+            pair["train_loss"]["value"] = 0.25
+    pairs, tests, sizes, losses = apart.experiment_tables({36: small, 120: values(5)}, "synthetic", "95%")
     assert "120 training sets" in pairs.caption and "4 replicates of 5 trainings" in pairs.caption
-    assert len(pairs.rows) == 8 and pairs.columns[1:3] == ["Closer / away", "Closer / away, EMAP"]
+    assert pairs.columns[:4] == ["Appearance", "Method", "Closer / away", "Closer / away, EMAP"]
     reached = 100 * (REACHED["cross_attention"] + sum(WOBBLE) / 4)
-    assert pairs.rows[0][1].startswith(f"{reached:.1f}") and pairs.rows[0][2].startswith(f"{reached / 2:.1f}")
+    assert pairs.rows[0][2].startswith(f"{reached:.1f}") and pairs.rows[0][3].startswith(f"{reached / 2:.1f}")
+    ordered = [("in order", numerals.readable(kind)) for kind in experiment.KINDS]
+    averaged = [("averaged over time", name) for _, name in ordered]
+    assert sorted(tuple(row[:2]) for row in pairs.rows) == sorted(ordered + averaged)
+    assert {row[0] for row in pairs.rows[:4]} == {"in order"}  # a title stands before the first of each
     assert [row[0] for row in tests.rows] == [str(row["hypothesis"]) for row in experiment.tests(values())]
-    assert [row[0] for row in sizes.rows] == ["36"] * 8 + ["120"] * 8
+    for table in (sizes, losses):
+        assert [row[0].split()[0] for row in table.rows] == ["36"] * 8 + ["120"] * 8
+    assert {cell for row in losses.rows[:8] for cell in row[3:]} == {"0.25"}
+    assert {cell for row in losses.rows[8:] for cell in row[3:]} == {"0.10"}
 
 
 def test_the_table_of_recipes_shows_what_was_chosen():

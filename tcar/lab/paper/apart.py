@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tcar.fusion.settings import AVERAGED
 from tcar.lab.numerals import (
     count,
     estimate,
@@ -49,8 +50,8 @@ def compute_table(provenance: Mapping[str, Mapping[str, Any]]) -> Table:
             f"{commit}{' and changes' * bool(made['dirty'])}",
         ])  # fmt: skip
     return Table(
-        "compute", "What made the results that `make paper` does not: the command, on what and at which commit, and "
-        "the hours that their trainings took, summed over processes that ran side by side on one core each.",
+        "compute", "What made the results that take a command of their own: which command, on what and at which commit, "
+        "and the hours that their trainings took, summed over processes that ran side by side on one core each.",
         ["Result", "Command", "Hours", "Machine", "Commit"], rows)
 
 
@@ -165,35 +166,45 @@ def experiment_tables(sizes: dict[int, dict[str, Any]], data: str, confidence: s
     over = (f"{count(sets)} training sets of each family, {values['split']} clips, {data}: means in % with "
             f"{confidence} intervals (Student) over {len(values['replicates'])} replicates of {heads} trainings each")
     shown = {pair: name for pair, name in experiment.PAIRS.items() if pair in accuracy}
+    methods = sorted(values["methods"], key=lambda method: method.endswith(AVERAGED))  # in order first
     rows = []
-    for method in values["methods"]:
+    for method in methods:
         cells = [cell for pair in shown for cell in (accuracy[pair][method], projected[pair][method])]
-        rows.append([readable(method), *map(estimate, cells)])
+        rows.append([*_apart(method), *map(estimate, cells)])
     columns = [text for name in shown.values() for text in (heading(name), f"{heading(name)}, EMAP")]
     tests = [
         [str(row["hypothesis"]), shown.get(row["part"], row["part"]), experiment.named(row["a"]),
          experiment.named(row["b"]), f"{percent(row['difference'], '+')} {interval(row)}", significant(row["holm"], 2)]
         for row in experiment.tests(values)
     ]
-    by_size = {
-        (size, method): [
-            count(size), readable(method), *(estimate(experiment.cells(one)[pair][method]) for pair in shown),
-            *(significant(experiment.cells(one, metric="train_loss")[pair][method]["value"], 2) for pair in shown),
-        ]
-        for size, one in sizes.items() for method in one["methods"]
-    }  # fmt: skip
+    by_size = [(size, method) for size in sizes for method in methods]
+    reached = {size: experiment.cells(one) for size, one in sizes.items()}
+    losses = {size: experiment.cells(one, metric="train_loss") for size, one in sizes.items()}
+    pairs = [heading(name) for name in shown.values()]
     return [
         Table("experiment", f"Twin accuracy, and what the additive projection keeps of it (EMAP), {over}.",
-              ["Method", *columns], rows),
+              [*_APART, *columns], rows),
         Table("experiment_tests", "The hypotheses that were written down before the experiment: A above B in twin "
               f"accuracy, {over.split(':')[0]}; paired differences in points and p of the paired t-test over "
               "replicates, corrected within each pair (Holm).",
               ["Hypothesis", "On", "A", "B", "Difference", "p"], tests),
-        Table("experiment_sets", f"The experiment at every size, {data}: twin accuracies, and cross-entropies of the "
-              "training clips of each pair in nats.",
-              ["Sets", "Method", *map(heading, shown.values()), *(f"Loss, {name}" for name in shown.values())],
-              list(by_size.values())),
-    ]
+        Table("experiment_sets", f"The experiment at every size, {data}: twin accuracies in % with {confidence} "
+              f"intervals (Student) over {len(values['replicates'])} replicates.", ["Training", *_APART, *pairs],
+              [[f"{count(size)} training sets of each family", *_apart(method),
+                *(estimate(reached[size][pair][method]) for pair in shown)] for size, method in by_size]),
+        Table("experiment_losses", f"The experiment at every size, {data}: cross-entropies of the training clips of "
+              "each pair in nats, means over replicates.", ["Training", *_APART, *pairs],
+              [[f"{count(size)} training sets of each family", *_apart(method),
+                *(significant(losses[size][pair][method]["value"], 2) for pair in shown)] for size, method in by_size]),
+    ]  # fmt: skip
+
+
+_APART = ("Appearance", "Method")
+
+
+def _apart(method: str) -> list[str]:
+    """What a method is given of the appearance, and its kind of fusion, as two cells."""
+    return ["averaged over time" if method.endswith(AVERAGED) else "in order", readable(method.removesuffix(AVERAGED))]
 
 
 def miniatures_table(measured: dict | None, data: str, confidence: str) -> Table:
