@@ -50,7 +50,7 @@ def compute_table(provenance: Mapping[str, Mapping[str, Any]]) -> Table:
             f"{commit}{' and changes' * bool(made['dirty'])}",
         ])  # fmt: skip
     return Table(
-        "compute", "What made the results that take a command of their own: which command, on what and at which commit, "
+        "compute", "What made the results that take a command of their own: which one, on what and at which commit, "
         "and the hours that their trainings took, summed over processes that ran side by side on one core each.",
         ["Result", "Command", "Hours", "Machine", "Commit"], rows)
 
