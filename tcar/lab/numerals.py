@@ -79,7 +79,13 @@ def readable(name: Any) -> str:
 
 def heading(name: Any) -> str:
     """A readable name that begins with a capital."""
-    return readable(name)[:1].upper() + readable(name)[1:]
+    return capital(readable(name))
+
+
+def capital(name: Any) -> str:
+    """A name with spaces that begins with a capital, of what is no method though one is called so: a group, a probe."""
+    spaced = str(name).replace("_", " ")
+    return spaced[:1].upper() + spaced[1:]
 
 
 # What the levels of a factor count or qualify; those of the others are names.

@@ -99,3 +99,11 @@ def test_a_commit_with_changes_is_told(tmp_path):
     rows = apart.compute_table({"pairs": made | {"commit": "0123456789", "dirty": True},
                                 "search": made | {"commit": None, "dirty": None}}).rows  # fmt: skip
     assert [row[-1] for row in rows] == ["0123456 and changes", ""]
+
+
+def test_a_group_is_not_called_as_the_method_of_its_name():
+    score = {"value": 0.5, "low": 0.25, "high": 0.75}
+    by_method = apart.grid_table("g", "", "Method", {"motion": {"motion": score, "what_and_where": score}})
+    assert (by_method.columns, by_method.rows[0][0]) == (["Method", "Motion", "What and where"], "Motion stream")
+    by_group = apart.grid_table("g", "", "Group", {"motion": {"true_flow": score}})
+    assert (by_group.columns, by_group.rows[0][0]) == (["Group", "True flow"], "Motion")

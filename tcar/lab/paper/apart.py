@@ -5,6 +5,7 @@ from typing import Any
 
 from tcar.fusion.settings import AVERAGED
 from tcar.lab.numerals import (
+    capital,
     count,
     estimate,
     heading,
@@ -56,10 +57,11 @@ def compute_table(provenance: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def grid_table(name: str, caption: str, corner: str, values: dict[str, dict]) -> Table:
-    """Estimates by row and column; no rows where there are no columns."""
+    """Estimates by row and column, of which the rows are methods where `corner` says so; no rows without columns."""
     columns = list(dict.fromkeys(column for row in values.values() for column in row))
-    rows = [[heading(key), *(estimate(row.get(c)) for c in columns)] for key, row in values.items()]
-    return Table(name, caption, [corner, *map(heading, columns)], rows if columns else [])
+    called = heading if corner == "Method" else capital
+    rows = [[called(key), *(estimate(row.get(c)) for c in columns)] for key, row in values.items()]
+    return Table(name, caption, [corner, *map(capital, columns)], rows if columns else [])
 
 
 def notes_of(methods: dict[str, dict]) -> str:
