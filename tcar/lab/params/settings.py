@@ -118,7 +118,7 @@ class Ablations:
     # What `tcar recipes` tries of each of these methods, on validation: learning rates at the shortest length, then
     # longer and longer trainings at the best of them.
     recipe_learning_rates: list[float] = bounded([0.0007, 0.0015, 0.003], minimum=0.0, shortest=1, distinct=True)
-    recipe_epochs: list[int] = bounded([12, 24, 48], minimum=1, shortest=2, distinct=True)
+    recipe_epochs: list[int] = bounded([12, 24, 48, 96], minimum=1, shortest=2, distinct=True)
     recipe_seeds: list[int] = bounded([100], minimum=0, shortest=1, distinct=True)
     # What `tcar terms` measures: each term against its absence, all else as in the recipe. What the recipe has is
     # taken away; what it lacks is added with the value here.
