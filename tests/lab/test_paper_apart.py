@@ -30,14 +30,20 @@ def test_replicates_are_told_by_their_corrected_test():
                                "+12.5 [1.0, 24.0]", "0.090"]
     assert methods.rows[0][4:] == ["", ""] and "over 5 replicates" in methods.caption
     assert per_group.rows[0] == ["Cross-attention", "62.5 [50.0, 75.0]"]
-    said = sentences.over_replicates({"replicates": measured})
+    said = sentences.all_over_replicates({"replicates": measured})
     # an interval above zero is not enough: the word follows the p that is corrected for the number of rivals
     late = "not distinguishable from late concatenation (+12.5 points [1.0, 24.0], corrected p = 0.090)"
-    assert said.startswith(late)
-    assert "and above the motion stream" in said
+    assert said == f"above the motion stream; {late}"
     assert [table.rows for table in apart.replicate_tables(None, "", "95%")] == [[], []]
-    assert sentences.over_replicates({}) == ""
+    assert sentences.all_over_replicates({}) == sentences.over_replicates({}, ("motion",)) == ""
     assert sentences.over_replicates({"replicates": measured}, ("late_concat",)) == late
+    both = sentences.over_replicates({"replicates": measured}, ("late_concat", "motion"))
+    assert both.startswith(f"{late} and above the motion stream (")
+    for row in measured["comparisons"]:
+        row["holm"] = 0.01
+        row["difference"] -= 0.0625 * (row["b"] == "motion")
+    said = sentences.all_over_replicates({"replicates": measured})
+    assert said == "above both rivals, and closest to the motion stream (+6.2 points [1.0, 24.0], corrected p = 0.010)"
 
 
 def test_the_abstract_names_both_main_rivals_as_the_replicates_have_them():

@@ -83,8 +83,8 @@ def replicate_tables(measured: dict | None, data: str, confidence: str) -> list[
     over = f"over {len(measured['replicates'])} replicates, each with clips, streams and trainings of its own, {data}"
     return [
         Table("replicates", f"Methods {over}: means in % with {confidence} intervals (Student), the standard deviation "
-              f"of the twin accuracy, and how far {readable(measured['headline'])} is above in it: paired differences "
-              "in points and p of the paired t-test, corrected for the number of rivals (Holm).",
+              f"of the twin accuracy, and how far the headline, {readable(measured['headline']).lower()}, is above in "
+              "it: paired differences in points and p of the paired t-test, corrected for the number of rivals (Holm).",
               ["Method", "Top-1", "Twin accuracy", "Deviation", "Headline minus it", "p"], rows),
         grid_table("replicates_per_group", f"Twin accuracy per group {over}: means in % with {confidence} intervals.",
                    "Method", {method: {group: entry["twin_accuracy"] for group, entry in row["per_group"].items()}
