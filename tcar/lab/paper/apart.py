@@ -111,7 +111,8 @@ def pairs_table(measured: dict | None, data: str, confidence: str) -> Table:
         f"trained with the recipe on tokens of the same grids, {data}: {measured['split']} clips, "
         f"{len(measured['seeds'])} seed(s), in % with {confidence} intervals. Change: {called} minus that of the same "
         "method on the run's own streams; headline minus it: on the same streams; both paired, in points, with p of "
-        f"the paired t-test over {unit}, corrected for the number of tests of each kind (Holm).",
+        f"the paired t-test over {unit}, corrected for the number of tests of each kind (Holm). Intervals are over "
+        f"{unit} and seeds, p over {unit} alone: a difference is told where both tell it.",
         ["Streams", "Method", "Top-1", "Twin accuracy", "Change", "p of it", "Headline minus it", "p"], rows)
 
 
