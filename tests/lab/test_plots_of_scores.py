@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from test_plots import entry
 
 from tcar.lab.plots import scores
 
@@ -11,10 +12,6 @@ from tcar.lab.plots import scores
 def closed():
     yield
     plt.close("all")
-
-
-def entry(value: float) -> dict[str, float]:
-    return {"value": value, "low": value - 0.1, "high": value + 0.05}
 
 
 def test_figures_list_methods_and_groups_in_their_own_order():
