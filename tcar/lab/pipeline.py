@@ -105,6 +105,9 @@ def _inputs(step: Step, run: Params) -> list[Path]:
     found += filter(None, (measured.find(run, file) for file in shown))
     if step.name == "04_evaluation" or step is REPORT:
         found += measured.experiment(run).values()
+    if step is REPORT:  # says of what took a command of its own by what it was made
+        apart = [path for path in found if path.name in measured.MEASURED]
+        found += [meta for path in apart if (meta := path.with_suffix(".meta.json")).is_file()]
     if step.name == "02_fusion":
         found += plan_files(run.root).values()
     if step.name == "03_training" and run.search.search_trials:

@@ -117,6 +117,7 @@ def test_what_was_measured_makes_the_notebook_that_shows_it_stale(run):
     path = results.save(measured.shared(run) / measured.MINIATURES, {}, params=run)
     stale = [step.name for step in (*pipeline.TABLE, pipeline.REPORT) if path in pipeline._inputs(step, run)]
     assert stale == ["04_evaluation", "report"]
+    assert path.with_suffix(".meta.json") in pipeline._inputs(pipeline.REPORT, run)  # it says what made the result
 
 
 def rows() -> dict:
