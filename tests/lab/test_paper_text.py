@@ -86,9 +86,28 @@ def test_every_key_that_the_text_names_is_one_that_the_results_have():
     assert len(stated) == source.count("#states(")
     named = {key for some, _ in stated for key in re.findall(r'"([^"]+)"', some)}
     named |= set(re.findall(r'#by\("([^"]+)"\)', source))
-    assert len(named) > 9 and named <= claims.claims(sizes).keys()
+    kept = PAPER / "results"
+    ablations, recipes = (json.loads((kept / f).read_text()) for f in ("ablations.json", "bound_120/recipes.json"))
+    known = claims.claims(sizes) | claims.ablated(ablations, "twin_accuracy")
+    assert len(named) > 9 and named <= known.keys()
     reached = set(re.findall(r'[#(]x\("([^"]+)"\)', source))
-    assert len(reached) > 9 and reached <= claims.reached(sizes).keys()
+    assert len(reached) > 9 and reached <= claims.reached(sizes, recipes).keys()
+
+
+def test_what_longer_training_added_is_between_half_of_the_epochs_and_all():
+    rows = [{"method": "sum", "learning_rate": rate, "epochs": epochs, "validation_top1": top1}
+            for rate, epochs, top1 in ((0.1, 4, 0.9), (0.2, 4, 0.5), (0.2, 8, 0.625))]  # fmt: skip
+    recipes = {"rows": rows, "chosen": {"sum": {"learning_rate": 0.2, "epochs": 8}}}
+    assert claims.reached({120: values()}, recipes)["doubled sum"] == "+12.5"
+    recipes["chosen"]["sum"]["epochs"] = 4  # the shortest: of half of it nothing is known
+    assert "doubled sum" not in claims.reached({120: values()}, recipes)
+
+
+def test_an_ablation_says_what_its_corrected_test_tells():
+    row = {"metric": "top1", "factor": "window", "level": "joint", "difference": -0.1, "low": -0.2, "high": -0.05}
+    told = {"alpha": 0.05, "comparisons": [row | {"holm": 0.01}, row | {"holm": 0.2, "level": "space"}]}
+    assert claims.ablated(told, "top1") == {"window joint": {"word": "below"}, "window space": {"word": claims.NONE}}
+    assert claims.ablated(told, "twin_accuracy") == {}
 
 
 @pytest.mark.parametrize(("word", "compiles"), [("above", True), ("below", False), (claims.NONE, False)])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tcar.ground import files
 from tcar.lab import measured
 from tcar.lab.numerals import ReportError, count, estimate, interval, millions, parameter, percent, significant
-from tcar.lab.paper.claims import claims, reached
+from tcar.lab.paper.claims import ablated, claims, reached
 from tcar.lab.paper.given import SOURCES
 from tcar.lab.paper.sentences import HEADLINE, sentences
 from tcar.lab.paper.tables import METRICS, PRODUCERS, Scored, load_results, need, tables
@@ -65,6 +65,7 @@ def numbers(results: dict, params: "Params", figures: list[str], captions: dict[
     for key in ("attention_rows_sum_error", "fast_path_error"):
         values[key] = significant(need(results, "fusion", key), 2)
     streams, classes = params.streams, len(need(results, "evaluation", "classes"))
+    sizes = results.get("experiment") or {}
     return {
         "material": params.material, "data": about.data, "split": about.split, "twins": about.twins,
         "looked": results["interpretability"].get("split", "test"), "values": values, "captions": captions,
@@ -74,8 +75,8 @@ def numbers(results: dict, params: "Params", figures: list[str], captions: dict[
         "packaged": all(getattr(streams, role) in PACKAGED and not getattr(streams, f"{role}_checkpoint")
                         for role in ("semantic", "motion")),
         "text": sentences(results), "figures": figures,
-        "claims": claims(results.get("experiment") or {}),
-        "experiment": reached(results.get("experiment") or {}),
+        "claims": claims(sizes) | ablated(results["ablations"], "twin_accuracy" if about.twins else "top1"),
+        "experiment": reached(sizes, results.get("experiment_recipes")),
         "parameters": {key: parameter(value) for key, value in shown(params.as_dict()).items()},
     }
 
@@ -139,6 +140,7 @@ def build(params: "Params", figures: Iterable[Path]) -> list[Path]:
     for path in apart:
         results[path.stem] = json.loads(path.read_text(encoding="utf-8"))
     results["experiment"] = experiment.found(params)
+    results["experiment_recipes"] = experiment.recipes(params)
     results["provenance"] = provenance(params)
     made = tables(results, params)
     drawn = [given[name] for name in FIGURES if name in given]

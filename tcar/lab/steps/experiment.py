@@ -45,6 +45,12 @@ def found(run: Params) -> dict[int, dict[str, Any]]:
     return {sets: results.load(path) for sets, path in measured.experiment(run).items()}
 
 
+def recipes(run: Params) -> dict[str, Any] | None:
+    """Give what the grid found that decided the lengths and learning rates, None where no such result is kept."""
+    kept = [path.with_name(measured.RECIPES) for path in measured.experiment(run).values()]
+    return next((results.load(path) for path in kept if path.is_file()), None)
+
+
 def main_size(sizes: Mapping[int, Mapping]) -> int:
     """Give the number of training sets with the most trainings of each method in a replicate."""
     return max(sizes, key=lambda sets: (len(sizes[sets]["seeds"][0]["heads"]), sets))
