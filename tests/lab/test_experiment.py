@@ -131,6 +131,8 @@ def test_tables_say_what_was_measured_and_are_empty_where_nothing_was():
     for row in small["methods"].values():
         for pair in row["per_pair"].values():
             pair["train_loss"]["value"] = 0.25
+    alone = {table.name: table.rows for table in apart.experiment_tables({120: values(5)}, "synthetic", "95%")}
+    assert alone.pop("experiment_sets") == [] and all(alone.values())  # one size is the table of pairs once more
     pairs, tests, sizes, losses = apart.experiment_tables({36: small, 120: values(5)}, "synthetic", "95%")
     assert "120 training sets" in pairs.caption and "4 replicates of 5 trainings" in pairs.caption
     assert pairs.columns[:4] == ["Appearance", "Method", "Closer / away", "Closer / away, EMAP"]

@@ -194,7 +194,8 @@ def experiment_tables(sizes: dict[int, dict[str, Any]], data: str, confidence: s
         Table("experiment_sets", f"The experiment at every size, {data}: twin accuracies in % with {confidence} "
               f"intervals (Student) over {len(values['replicates'])} replicates.", ["Training", *_APART, *pairs],
               [[f"{count(size)} training sets of each family", *_apart(method),
-                *(estimate(reached[size][pair][method]) for pair in shown)] for size, method in by_size]),
+                *(estimate(reached[size][pair][method]) for pair in shown)]
+               for size, method in by_size if len(sizes) > 1]),
         Table("experiment_losses", f"The experiment at every size, {data}: cross-entropies of the training clips of "
               "each pair in nats, means over replicates.", ["Training", *_APART, *pairs],
               [[f"{count(size)} training sets of each family", *_apart(method),
