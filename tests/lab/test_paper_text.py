@@ -85,7 +85,7 @@ def test_every_key_that_the_text_names_is_one_that_the_results_have():
     stated = re.findall(r"#states\(\(?((?:\s*\"[^\"]*\",?)+)\)?,\s*(\"[a-z]+\"|claim-none)\)", source)
     assert len(stated) == source.count("#states(")
     named = {key for some, _ in stated for key in re.findall(r'"([^"]+)"', some)}
-    named |= set(re.findall(r'#by\("([^"]+)"\)', source))
+    named |= set(re.findall(r'#by\("([^"]+)"\)', source)) | set(re.findall(r'told\("([^"]+)",', source))
     kept = PAPER / "results"
     ablations, recipes = (json.loads((kept / f).read_text()) for f in ("ablations.json", "bound_120/recipes.json"))
     known = claims.claims(sizes) | claims.ablated(ablations, "twin_accuracy")
@@ -108,6 +108,19 @@ def test_an_ablation_says_what_its_corrected_test_tells():
     told = {"alpha": 0.05, "comparisons": [row | {"holm": 0.01}, row | {"holm": 0.2, "level": "space"}]}
     assert claims.ablated(told, "top1") == {"window joint": {"word": "below"}, "window space": {"word": claims.NONE}}
     assert claims.ablated(told, "twin_accuracy") == {}
+
+
+def test_what_is_of_the_run_itself_is_left_out_where_its_results_do_not_bear_it(tmp_path):
+    """A smoke run tells no ablation apart, and has the sentences of the experiment all the same."""
+    shutil.copy(PAPER / "layout.typ", tmp_path)
+    inserted = json.loads((PAPER / "tables" / "numbers.json").read_text(encoding="utf-8"))
+    (tmp_path / "tables").mkdir()
+    text = '#import "layout.typ": *\n#assert.eq(told("window joint", "below"), {})'
+    for said, bears in (({"word": "below"}, "true"), ({"word": claims.NONE}, "false"), (None, "false")):
+        inserted["claims"] = {"window joint": said} if said else {}
+        (tmp_path / "tables" / "numbers.json").write_text(json.dumps(inserted), encoding="utf-8")
+        (tmp_path / "text.typ").write_text(text.replace("{}", bears), encoding="utf-8")
+        assert typst.compile(tmp_path / "text.typ", root=tmp_path)
 
 
 @pytest.mark.parametrize(("word", "compiles"), [("above", True), ("below", False), (claims.NONE, False)])
