@@ -118,11 +118,18 @@ def test_figures_show_every_method_where_it_stands():
     mean = sum(WOBBLE) / 4
     reached = [100 * (REACHED[m] + mean * (2 if m == "sum" else 1)) for m in METHODS]
     assert [dot.get_xdata()[0] for dot in dots] == pytest.approx(reached, abs=0.2)
-    movers = {part.split()[0]: row for part, row in experiment.cells(given, "per_variant").items()}
+    movers = experiment.by_movers(given)
     curve = figures.by_count(movers, experiment.KINDS, axis_label="movers", confidence=0.95)
+    assert [axis.get_title() for axis in curve.axes] == ["appearance in order", "averaged over time"]
     ordered = [line for line in curve.axes[0].lines if line.get_marker() == "o"]
     assert [list(line.get_xdata()) for line in ordered] == [[3, 5, 9]] * 4
     assert ordered[0].get_ydata()[2] == pytest.approx(100 * (0.9 + mean - 0.09))
+    more = experiment.by_sets({36: given, 120: given})
+    assert set(more) == {experiment.PAIRS[pair] for pair in experiment.BOUND}
+    averaged = {kind: accuracy[experiment.CLOSER][f"{kind}_averaged"] for kind in experiment.KINDS}
+    assert more["closer / away"] == {"36": averaged, "120": averaged}
+    curve = figures.by_count(more, experiment.KINDS, axis_label="training sets", confidence=0.95, log=True)
+    assert [list(line.get_xdata()) for line in curve.axes[0].lines if line.get_marker() == "o"] == [[36, 120]] * 4
 
 
 def test_tables_say_what_was_measured_and_are_empty_where_nothing_was():

@@ -55,10 +55,11 @@ def test_a_typed_number_is_found():
 def test_what_the_experiment_shows_has_a_key_for_every_test():
     given = values()
     said = claims.claims({36: values(1), 120: given})
-    assert len(said) == len(experiment.tests(given))
+    assert len(said) == 3 * len(experiment.tests(given))  # of the main size, and by its number of each
     assert said["h1 closer sum_averaged"]["word"] == "above"
     assert re.fullmatch(r"\+\d+\.\d points \[\d+\.\d, \d+\.\d\]", said["h1 closer sum_averaged"]["difference"])
-    assert {key.split()[0] for key in said} == {"h1", "h2", "h3", "h4", "h5"}
+    assert {key.split()[0] for key in said} == {"h1", "h2", "h3", "h4", "h5", "36", "120"}
+    assert said["120 h1 closer sum_averaged"] == said["h1 closer sum_averaged"]
     assert claims.claims({}) == claims.reached({}) == {}
 
 
@@ -81,7 +82,7 @@ def test_numbers_of_the_experiment_are_those_of_its_cells():
 
 
 def test_every_key_that_the_text_names_is_one_that_the_results_have():
-    source, sizes = (PAPER / "tcar.typ").read_text(encoding="utf-8"), {36: values(1), 120: values()}
+    source, sizes = (PAPER / "tcar.typ").read_text(encoding="utf-8"), {36: values(1), 120: values(), 260: values(1)}
     stated = re.findall(r"#states\(\(?((?:\s*\"[^\"]*\",?)+)\)?,\s*(\"[a-z]+\"|claim-none)\)", source)
     assert len(stated) == source.count("#states(")
     named = {key for some, _ in stated for key in re.findall(r'"([^"]+)"', some)}

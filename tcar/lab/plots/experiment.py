@@ -53,17 +53,14 @@ def by_pair(
 
 
 @styled()
-def by_count(values: Mapping[str, Mapping[str, Entry]], kinds: tuple[str, ...], *, axis_label: str,
+def by_count(panels: Mapping[str, Mapping[str, Mapping[str, Entry]]], kinds: tuple[str, ...], *, axis_label: str,
              confidence: float, log: bool = False) -> Figure:  # fmt: skip
-    """Show how the twin accuracy of each kind changes with a number: `values` are count -> method -> entry.
-
-    One panel has appearance in order, the other has it averaged over time.
-    """
-    fig, axes = canvas(1, 2, width="half", height=1.95, sharey=True)
-    counts = sorted(values, key=int)
-    for axis, (form, name) in zip(axes.flat, FORMS.items(), strict=True):
+    """Show how the twin accuracy of each kind of fusion changes with a number: panel -> count -> kind -> entry."""
+    fig, axes = canvas(1, len(panels), width="half", height=1.95, sharey=True)
+    for axis, (name, values) in zip(axes.flat, panels.items(), strict=True):
+        counts = sorted(values, key=int)
         for kind in kinds:
-            told = [(int(count), values[count][kind + form]) for count in counts if kind + form in values[count]]
+            told = [(int(count), values[count][kind]) for count in counts if kind in values[count]]
             x = [count for count, _ in told]
             axis.plot(x, [100 * entry["value"] for _, entry in told], "o-", markersize=3, color=colour(kind))
             for place, entry in told:

@@ -16,6 +16,7 @@ from tcar.evaluate import holm, paired
 from tcar.fusion.settings import AVERAGED, METHODS
 from tcar.lab import measured, results
 from tcar.lab.plots import label
+from tcar.lab.plots.experiment import FORMS
 
 if TYPE_CHECKING:
     from tcar.lab.params import Params
@@ -98,6 +99,22 @@ def cells(values: Mapping[str, Any], kind: str = "per_pair", metric: str = "twin
     methods = values["methods"]
     parts = next(iter(methods.values()))[kind]
     return {part: {method: entry[kind][part][metric] for method, entry in methods.items()} for part in parts}
+
+
+def by_movers(values: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Give twin accuracies on many movers: form of appearance -> how many move -> kind -> {value, low, high}."""
+    counted = {part.split()[0]: row for part, row in cells(values, "per_variant").items()}
+    return {name: {count: _of_form(row, form) for count, row in counted.items()} for form, name in FORMS.items()}
+
+
+def by_sets(sizes: Mapping[int, Mapping]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Give twin accuracies on the bound pairs with averaged appearance: pair -> training sets -> kind -> {value, …}."""
+    told = {str(size): cells(values) for size, values in sizes.items()}
+    return {PAIRS[pair]: {size: _of_form(row[pair], AVERAGED) for size, row in told.items()} for pair in BOUND}
+
+
+def _of_form(row: Mapping[str, Any], form: str) -> dict[str, Any]:
+    return {kind: row[kind + form] for kind in KINDS if kind + form in row}
 
 
 def named(method: str) -> str:
