@@ -82,7 +82,7 @@ def test_numbers_of_the_experiment_are_those_of_its_cells():
 
 
 def test_every_key_that_the_text_names_is_one_that_the_results_have():
-    source, sizes = (PAPER / "tcar.typ").read_text(encoding="utf-8"), {36: values(1), 120: values(), 260: values(1)}
+    source, sizes = (PAPER / "tcar.typ").read_text(encoding="utf-8"), {36: values(1), 120: values(), 260: values(1), 1000: values(1)}
     stated = re.findall(r"#states\(\(?((?:\s*\"[^\"]*\",?)+)\)?,\s*(\"[a-z]+\"|claim-none)\)", source)
     assert len(stated) == source.count("#states(")
     named = {key for some, _ in stated for key in re.findall(r'"([^"]+)"', some)}
