@@ -52,6 +52,17 @@ def test_a_typed_number_is_found():
     assert not re.search(r"(?<![\w.-])\d", prose('(1) In top-1, #v("x1")% of $2^3$ @smith2020 with I3D and V-JEPA 2.'))
 
 
+SWALLOWED = re.compile(r"#[\w.-]+\((?:[^()]|\([^()]*\))*\)(?:\[(?:[^\[\]]|\[[^\[\]]*\])*\])*;")
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_no_semicolon_ends_a_call_instead_of_standing_in_the_text(name):
+    """Typst takes one that follows a call for the end of it; `\\;` is one that a reader sees."""
+    assert not SWALLOWED.findall((PAPER / name).read_text(encoding="utf-8"))
+    assert SWALLOWED.search('told#see("fig-a", "tab-b"); beside') and SWALLOWED.search('#states("a", "b")[it (#x("c"))];')
+    assert not SWALLOWED.search('told#see("fig-a")\\; beside')
+
+
 def test_what_the_experiment_shows_has_a_key_for_every_test():
     given = values()
     said = claims.claims({36: values(1), 120: given})
