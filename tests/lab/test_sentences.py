@@ -107,3 +107,18 @@ def test_ablations_of_one_training_say_how_far_trainings_are_apart():
     assert sentences.trained_once(results, "twin_accuracy") == ""  # no twins
     results["ablations"]["rows"].append({"seed": 1})
     assert sentences.trained_once(results, "top1") == ""
+
+
+def test_miniatures_are_told_with_what_they_cost():
+    methods = {"cross_attention": {"gflops": 2.0}, "cast_tiny": {"gflops": 3.0}, "timesformer_tiny": {"gflops": 0.5}}
+    rows = [{"a": "cross_attention", "b": rival, "metric": metric, **row}
+            for rival, row in {"cast_tiny": ABOVE, "timesformer_tiny": SAME}.items()
+            for metric in ("top1", "twin_accuracy")]  # fmt: skip
+    measured = {"headline": "cross_attention", "methods": methods, "comparisons": rows}
+    said = sentences.miniatures_told(measured)
+    assert said.startswith("In twin accuracy, cross-attention is above CAST (+")
+    assert "it takes 1.5 times as many operations a clip), and not distinguishable from TimeSformer (" in said
+    assert said.endswith("it takes 0.25 times as many operations a clip)")
+    top1 = [row for row in rows if row["metric"] == "top1"]
+    assert sentences.miniatures_told(measured | {"comparisons": top1}).startswith("In top-1 accuracy, ")
+    assert sentences.miniatures_told({}) == ""

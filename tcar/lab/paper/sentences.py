@@ -170,6 +170,7 @@ def sentences(results: dict) -> dict[str, str]:
     said["anew"] = ("Drawn anew with other clips and streams, it is {}.",
                     over_replicates(results, ("late_concat", "sum")))
     said["loss_terms"] = ("{}.", terms_told(results.get("loss_terms", {})))
+    said["miniatures"] = ("{}.", miniatures_told(results.get("miniatures", {})))
     return {key: frame.format(text) if text else "" for key, (frame, text) in said.items()}
 
 
@@ -261,6 +262,23 @@ def terms_told(measured: dict) -> str:
     if len(told) < len(terms):
         parts.append("no difference can be told of " + ("the others" if told else "any"))
     return f"Of {len(terms)} terms, {', and '.join(parts)}" if terms else ""
+
+
+def miniatures_told(measured: dict) -> str:
+    """`In twin accuracy, cross-attention is above CAST (+9.1 points [2.0, 16.0]; it takes 2.2 times as many operations
+    a clip), and …`.
+    """
+    rows = measured.get("comparisons", [])
+    metric = "twin_accuracy" if any(row["metric"] == "twin_accuracy" for row in rows) else "top1"
+    cost = {method: row["gflops"] for method, row in measured.get("methods", {}).items()}
+    parts = []
+    for row in rows:
+        if row["metric"] == metric and (word := outcome(row)):
+            rival = readable(row["b"]).partition(",")[0]  # all of them are tiny
+            times = significant(cost[row["b"]] / cost[row["a"]], 2)
+            parts.append(f"{word} {rival} ({percent(row['difference'], '+')} points {interval(row)}; it takes {times} "
+                         "times as many operations a clip)")  # fmt: skip
+    return f"In {WORDS[metric]}, {readable(measured['headline']).lower()} is {', and '.join(parts)}" if parts else ""
 
 
 def over_replicates(results: dict, rivals: tuple[str, ...]) -> str:
