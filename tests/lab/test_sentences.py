@@ -111,7 +111,7 @@ def test_ablations_of_one_training_say_how_far_trainings_are_apart():
 
 def test_miniatures_are_told_with_what_they_cost():
     methods = {"cross_attention": {"gflops": 2.0}, "cast_tiny": {"gflops": 3.0}, "timesformer_tiny": {"gflops": 0.5}}
-    rows = [{"a": "cross_attention", "b": rival, "metric": metric, **row}
+    rows = [{**row, "a": "cross_attention", "b": rival, "metric": metric}
             for rival, row in {"cast_tiny": ABOVE, "timesformer_tiny": SAME}.items()
             for metric in ("top1", "twin_accuracy")]  # fmt: skip
     measured = {"headline": "cross_attention", "methods": methods, "comparisons": rows}
