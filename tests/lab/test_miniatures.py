@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from clip_files import coloured_clips
 from fusions import GRIDS
@@ -15,7 +16,7 @@ from tcar.lab import measured, params, pipeline, results
 from tcar.lab.paper import apart
 from tcar.lab.params import ParameterError
 from tcar.lab.plots import scores as figures
-from tcar.lab.steps import baselines, miniatures
+from tcar.lab.steps import baselines, fits, miniatures
 from tcar.models.baselines import baseline_cost
 from tcar.models.tca import TCA, TCAConfig
 from tcar.streams.grids import grid_coordinates
@@ -55,6 +56,7 @@ def run(project, monkeypatch):
 
 def test_they_are_trained_scored_and_written_and_not_trained_again(run, monkeypatch):
     monkeypatch.setattr(miniatures, "timings", lambda run: {"cross_attention": {"threads": 1}})
+    monkeypatch.setattr(fits, "_ASKED_FOR", {})
     written = miniatures.build(run)
     made = results.load(written)
     assert written == measured.find(run, measured.MINIATURES) == run.results_dir / "miniatures.json"
@@ -66,7 +68,10 @@ def test_they_are_trained_scored_and_written_and_not_trained_again(run, monkeypa
     tops = {name: row["top1"]["value"] for name, row in made["methods"].items()}
     assert comparison["difference"] == pytest.approx(tops["cross_attention"] - tops["timesformer_tiny"])
     assert miniatures.timings_of(written) == {"cross_attention": {"threads": 1}}
-    weights = json.loads(written.with_suffix(".meta.json").read_text())["inputs"]
+    told = json.loads(written.with_suffix(".meta.json").read_text())
+    kept = [pd.read_csv(path).seconds.sum() for path in (run.run_dir / "trainings").glob("*/epochs.csv")]
+    assert len(kept) == 2 and told["extra"]["training_seconds"] == pytest.approx(sum(kept), rel=0.01)
+    weights = told["inputs"]
     assert any(path.endswith("timesformer_tiny.safetensors") for path in weights)
     again = "tcar.train.training.Training.step"
     monkeypatch.setattr(again, lambda *_: pytest.fail("trained again"))

@@ -14,7 +14,7 @@ from tcar.ground import log
 from tcar.lab import results
 from tcar.lab.plots import label
 from tcar.lab.steps.clips import class_names, healthy_clips
-from tcar.lab.steps.fits import Fit, curves, device_of, folder_of_task, opened
+from tcar.lab.steps.fits import Fit, count, curves, device_of, folder_of_task, opened
 from tcar.models.baselines import BASELINES, baseline_cost, find_baseline
 from tcar.train import tracking
 from tcar.train.clip_tasks import BaselineTask, ClipTask
@@ -51,7 +51,9 @@ def train_on_clips(run: Params, task: ClipTask, seed: int, other_code: bool = Fa
         return Fit(folder, None, seed, [], 0, {})
     with closing(task):
         train(task, folder, tracking.watchers(run.watching, folder), results.revision(run.root), other_code)
-    return opened(folder, None, seed)
+    fit = opened(folder, None, seed)
+    count([fit])
+    return fit
 
 
 def trained_baselines(run: Params) -> dict[str, list[Fit]]:

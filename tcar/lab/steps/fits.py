@@ -149,8 +149,13 @@ def fit_jobs(
         for one in passes:
             _train(one, tokens, follow and {folders[0]: follow(folders[0])}, other_code)
     fits = [opened(folder, job.fusion, job.seed) for folder, job in zip(folders, jobs, strict=True)]
-    _ASKED_FOR.update((fit.folder, fit.seconds) for fit in fits)
+    count(fits)
     return fits
+
+
+def count(fits: Sequence[Fit]) -> None:
+    """Note that this process asked for trainings, whose seconds `seconds_asked_for` then has."""
+    _ASKED_FOR.update((fit.folder, fit.seconds) for fit in fits)
 
 
 def seconds_asked_for() -> float:
