@@ -110,7 +110,8 @@ def test_ablations_of_one_training_say_how_far_trainings_are_apart():
 
 
 def test_miniatures_are_told_with_what_they_cost():
-    methods = {"cross_attention": {"gflops": 2.0}, "cast_tiny": {"gflops": 3.0}, "timesformer_tiny": {"gflops": 0.5}}
+    methods = {"cross_attention": {"gflops": 2.0, "converged": True}, "cast_tiny": {"gflops": 3.0, "converged": False},
+               "timesformer_tiny": {"gflops": 0.5, "converged": None}}  # fmt: skip
     rows = [{**row, "a": "cross_attention", "b": rival, "metric": metric}
             for rival, row in {"cast_tiny": ABOVE, "timesformer_tiny": SAME}.items()
             for metric in ("top1", "twin_accuracy")]  # fmt: skip
@@ -118,7 +119,7 @@ def test_miniatures_are_told_with_what_they_cost():
     said = sentences.miniatures_told(measured)
     assert said.startswith("In twin accuracy, cross-attention is above CAST (+")
     assert "it takes 1.5 times as many operations a clip), and not distinguishable from TimeSformer (" in said
-    assert said.endswith("it takes 0.25 times as many operations a clip)")
+    assert said.endswith("0.25 times as many operations a clip). By the criterion above, CAST had not converged")
     top1 = [row for row in rows if row["metric"] == "top1"]
     assert sentences.miniatures_told(measured | {"comparisons": top1}).startswith("In top-1 accuracy, ")
     assert sentences.miniatures_told({}) == ""

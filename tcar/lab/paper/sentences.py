@@ -278,7 +278,11 @@ def miniatures_told(measured: dict) -> str:
             times = significant(cost[row["b"]] / cost[row["a"]], 2)
             parts.append(f"{word} {rival} ({percent(row['difference'], '+')} points {interval(row)}; it takes {times} "
                          "times as many operations a clip)")  # fmt: skip
-    return f"In {WORDS[metric]}, {readable(measured['headline']).lower()} is {', and '.join(parts)}" if parts else ""
+    if not parts:
+        return ""
+    said = f"In {WORDS[metric]}, {readable(measured['headline']).lower()} is {', and '.join(parts)}"
+    late = [readable(name).partition(",")[0] for name, row in measured["methods"].items() if row["converged"] is False]
+    return said + f". By the criterion above, {' and '.join(late)} had not converged" * bool(late)
 
 
 def over_replicates(results: dict, rivals: tuple[str, ...]) -> str:
