@@ -209,7 +209,7 @@ def train_timesformer(scenes: Scenes, epochs: int, seed: int) -> tuple[nn.Module
     model.config.num_frames = 1
     _learn_stills(model, lambda images: model(images[:, None]).last_hidden_state, stills)
     model.config.num_frames = config.num_frames
-    with torch.no_grad():  # the library leaves the times at zero, all alike, from where motion is not learned
+    with torch.no_grad():  # the library leaves the times at zero, all alike
         model.embeddings.time_embeddings.copy_(get_sinusoid_encoding_table(config.num_frames, config.hidden_size))
     side = config.image_size // config.patch_size
 
