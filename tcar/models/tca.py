@@ -1,7 +1,8 @@
 """TCA, temporal cross-attention: two frozen streams, their tokens pooled to small grids, a trained fusion."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ class TCA(nn.Module):
         stream needs.
         """
         if motion_frames is None:
-            frames, motion_frames = self._pick(frames, "semantic"), self._pick(frames, "motion")
+            frames, motion_frames = self.pick(frames)
         semantic, semantic_xyz = self.tokens("semantic", frames)
         motion, motion_xyz = self.tokens("motion", motion_frames)
         return self.fusion(semantic, semantic_xyz, motion, motion_xyz, return_intermediates)
@@ -99,6 +100,22 @@ class TCA(nn.Module):
         """Return the pooled tokens and coordinates of a stream, "semantic" or "motion"."""
         tokens = pool_tokens(getattr(self, role)(frames), getattr(self.config, f"{role}_grid"))
         return tokens.values.flatten(1, 2), tokens.coordinates.flatten(0, 1)
+
+    @contextlib.contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Record gradients through both frozen streams, and let the noise of a method pass (`Stream.explaining`).
+
+        Captum's layer methods need it: without, the layers of a frozen stream have no gradient.
+        """
+        with self.semantic.explaining(), self.motion.explaining():
+            yield
+
+    def pick(self, clip: Frames) -> tuple[Frames, Frames]:
+        """Return the frames of a clip that the semantic and the motion stream see, the middles of equal segments.
+
+        Raises ValueError where the clip has fewer than a stream needs.
+        """
+        return self._pick(clip, "semantic"), self._pick(clip, "motion")
 
     def _pick(self, clip: Frames, role: str) -> Frames:
         wanted = getattr(self.config, f"{role}_frames")

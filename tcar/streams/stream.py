@@ -4,7 +4,8 @@ A stream resizes and normalises frames as its checkpoint demands, so callers onl
 tokens `[B t n d]`.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from tcar.streams.catalogue import StreamFacts
 from tcar.streams.grids import Tokens
+
+NOISE = 0.5  # how far frames may leave [0, 1] while a model is explained: what methods add there is drawn about a frame
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,9 @@ class Stream(nn.Module):
     """A frozen backbone: `stream(frames)` takes `[B T H W C]` frames and returns `Tokens`.
 
     Frames are uint8, or float in [0, 1]. The backbone stays in evaluation mode and its parameters take no
-    gradient. Nothing is recorded for backward unless the frames themselves ask for a gradient (saliency), or the stream
-    has adapters (`tcar.streams.adapters`), which stand beside the backbone and alone are trained.
+    gradient. Nothing is recorded for backward unless the frames themselves ask for a gradient (saliency), the stream
+    has adapters (`tcar.streams.adapters`), which stand beside the backbone and alone are trained, or it is explained
+    (`explaining`).
     """
 
     def __init__(
@@ -97,6 +101,7 @@ class Stream(nn.Module):
         self.register_buffer("mean", torch.tensor(spec.mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(shape), persistent=False)
         self.adapters = nn.ModuleList()
+        self._explained = False
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Stream":
@@ -114,9 +119,21 @@ class Stream(nn.Module):
         seen = tokens.coordinates.new_tensor([1, min(height, width) / height, min(height, width) / width])
         return replace(tokens, coordinates=0.5 + (tokens.coordinates - 0.5) * seen)
 
+    @contextlib.contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Record gradients through the frozen backbone, whatever the frames ask for, and let noise pass.
+
+        Frames are float then, up to `NOISE` beyond [0, 1]; bytes are refused, as no method can take their gradient.
+        """
+        before, self._explained = self._explained, True
+        try:
+            yield
+        finally:
+            self._explained = before
+
     def _gradients(self, frames: Tensor) -> torch.set_grad_enabled:
         """Record for backward only what somebody can use: frames that ask for it, or adapters that are trained."""
-        wanted = frames.requires_grad or any(p.requires_grad for p in self.parameters())
+        wanted = self._explained or frames.requires_grad or any(p.requires_grad for p in self.parameters())
         return torch.set_grad_enabled(torch.is_grad_enabled() and wanted)
 
     def _divides(self, patch: int) -> None:
@@ -128,16 +145,19 @@ class Stream(nn.Module):
         if frames.ndim != 5 or frames.shape[-1] != 3 or 0 in frames.shape:
             raise ValueError(f"{self.name}: frames must be [batch, time, height, width, 3], got {list(frames.shape)}")
         images = frames.flatten(0, 1).permute(0, 3, 1, 2)
-        if frames.dtype == torch.uint8:
+        if frames.dtype == torch.uint8 and not self._explained:
             images = images.to(self.mean) / 255
         elif not frames.is_floating_point():
-            raise ValueError(f"{self.name}: frames must be uint8, or float in [0, 1]; got {frames.dtype}")
-        # Attribution methods leave the range on purpose (noise, baselines), so frames with a gradient pass.
-        elif not frames.requires_grad and not frames.is_meta and not _in_unit_range(frames):
+            wanted = "float in [0, 1], divide bytes by 255" if self._explained else "uint8, or float in [0, 1]"
+            raise ValueError(f"{self.name}: frames must be {wanted}; got {frames.dtype}")
+        elif not frames.is_meta and not _in_unit_range(frames, NOISE if self._explained else 1e-3):
             raise ValueError(
                 f"{self.name}: float frames must lie in [0, 1], got {frames.min():.3g} to "
                 f"{frames.max():.3g}; divide 0-255 frames by 255, and do not normalise them"
+                + ("" if self._explained else "; with model.explaining(): lets the noise of a method pass")
             )
+        if self._explained and torch.is_grad_enabled() and not images.requires_grad:
+            images = images.detach().requires_grad_()  # or no layer of a frozen backbone has a gradient to give
         images = self._resize(images.to(self.mean))
         return (images - self.mean) / self.std, frames.shape[0]
 
@@ -159,6 +179,6 @@ class Stream(nn.Module):
         raise NotImplementedError
 
 
-def _in_unit_range(frames: Tensor, tolerance: float = 1e-3) -> bool:
+def _in_unit_range(frames: Tensor, tolerance: float) -> bool:
     low, high = frames.aminmax()
     return bool((low >= -tolerance) & (high <= 1 + tolerance))  # False for NaN as well
