@@ -33,10 +33,11 @@ _PUBLIC = {
     "predict": "serve.predict",
     "read_frames": "data.video",
     "register_stream": "streams.registry",
+    "study": "explain.study",
 }
 _ROOMS = (
     "data", "evaluate", "explain", "features", "fusion", "ground", "lab", "models", "serve", "streams", "tabletop",
-    "train",
+    "train", "viewer",
 )  # fmt: skip
 __all__ = [*_PUBLIC]
 

@@ -11,8 +11,8 @@ from tcar.__main__ import VERBS
 PACKAGE = Path(__file__).parents[1] / "tcar"
 # From the ground up: a room uses those before it, and none after it.
 ROOMS = (
-    "ground", "evaluate", "data", "fusion", "streams", "models", "features", "train", "explain", "tabletop", "serve",
-    "lab",
+    "ground", "evaluate", "data", "fusion", "streams", "models", "features", "train", "tabletop", "viewer", "explain",
+    "serve", "lab",
 )  # fmt: skip
 MODULES = {
     ".".join(("tcar", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path

@@ -1,4 +1,4 @@
-"""Where the model read: attention followed back from the readout to the tokens."""
+"""Where the model read: attention by name, from frame to frame, and followed back from the readout to the tokens."""
 
 import re
 
@@ -8,9 +8,87 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from tcar.explain.errors import ExplanationError
+from tcar.fusion.blocks import STREAMS
 from tcar.fusion.exchange import BOTTLENECK, JOINT
+from tcar.ground.errors import unknown
 
 Grid = tuple[int, int, int]
+
+WEIGHTS = ".weights"  # ends the names of attention among the intermediates of a fusion
+ACROSS = "_from_"  # between reader and read, in the names of attention across streams
+
+
+def named_attention(intermediates: dict[str, Tensor]) -> dict[str, Float[Tensor, "b h _ _"]]:
+    """Return every attention of a fusion by its name, [batch, head, query, key].
+
+    Names are "block1.semantic_from_motion" (the semantic stream reads the motion stream), "block0.joint" (the tokens of
+    both streams, semantic ones first), "block0.semantic" (a stream by itself; in "bottleneck", fusion tokens come
+    last), "self0" (the readout comes first, then the tokens of both streams), "cross.motion" (the query of a probe),
+    and "mean" (the shares in the mean that is the readout); "self0.motion" and "mean.motion" are of one stream's tower.
+    """
+    return {name.removesuffix(WEIGHTS): w for name, w in intermediates.items() if name.endswith(WEIGHTS)}
+
+
+def attention_of(intermediates: dict[str, Tensor], name: str) -> Float[Tensor, "b n m"]:
+    """Return one head's attention, "block1.semantic_from_motion.head2", or the mean of the heads of "self0".
+
+    Raises ExplanationError for a name or a head that is not there, with those that are.
+    """
+    known = named_attention(intermediates)
+    if not known:
+        raise ExplanationError("the fusion has no attention: late_concat_raw reads the means of all tokens")
+    found = re.fullmatch(r"(.+)\.head(\w*)", name)
+    block, head = found.groups() if found else (name, None)
+    if block not in known:
+        raise ExplanationError(f"no attention is named {block!r}: {unknown(block, known)}")
+    weights = known[block]
+    if head is None:
+        return weights.mean(dim=1)
+    if not head.isdecimal() or int(head) >= weights.shape[1]:
+        heads = "head0 alone" if weights.shape[1] == 1 else f"head0 to head{weights.shape[1] - 1}"
+        raise ExplanationError(f"{block} has no head{head}: it has {heads}")
+    return weights[:, int(head)]
+
+
+def streams_of(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return whose tokens attention of this name goes from and to, in their order: the streams of queries and of keys.
+
+    The readout and fusion tokens are of no stream: the query of a probe and of a mean has none.
+    """
+    first, _, of = name.partition(".")
+    if ACROSS in of:
+        reader, _, read = of.partition(ACROSS)
+        return (reader,), (read,)
+    both = STREAMS if of in ("", JOINT) else (of,)
+    return (() if first in ("cross", "mean") else both), both
+
+
+def frame_to_frame(weights: Float[Tensor, "b n m"], reader_grid: Grid, read_grid: Grid) -> Float[Tensor, "b t t2"]:
+    """Return how much the moments of the stream that reads take, on the mean of their places, from those of the other.
+
+    `weights` are attention from the tokens of one grid (t, y, x) to those of another, "block0.semantic_from_motion";
+    rows sum to 1 as theirs do. Raises ExplanationError where grids and weights do not fit.
+    """
+    wanted = tuple(int(np.prod(grid)) for grid in (reader_grid, read_grid))
+    if tuple(weights.shape[1:]) != wanted:
+        raise ExplanationError(
+            f"attention [b {' '.join(map(str, weights.shape[1:]))}] is not from {wanted[0]} tokens {reader_grid} to "
+            f"{wanted[1]} tokens {read_grid}; take one across streams, such as block0.semantic_from_motion"
+        )
+    moments = weights.unflatten(2, (read_grid[0], -1)).sum(dim=3)
+    return moments.unflatten(1, (reader_grid[0], -1)).mean(dim=2)
+
+
+def attention_received(weights: Float[Tensor, "b n m"], grid: Grid) -> Float[Tensor, "b t y x"]:
+    """Return the share of all attention that each token (t, y, x) of the stream that is read receives: sums to 1.
+
+    Raises ExplanationError where the grid has another number of tokens.
+    """
+    if weights.shape[2] != np.prod(grid):
+        raise ExplanationError(f"attention to {weights.shape[2]} tokens, but the grid {grid} has {int(np.prod(grid))}")
+    received = weights.sum(dim=1)
+    return (received / received.sum(dim=1, keepdim=True)).unflatten(1, grid)
 
 
 def attention_rollout(
@@ -38,7 +116,7 @@ def _rollout(intermediates: dict[str, Tensor], grids: dict[str, Grid], suffix: s
     ends = dict(zip(sizes, np.cumsum(list(sizes.values())), strict=True))
     spans = {s: slice(ends[s] - sizes[s], ends[s]) for s in sizes}
     relevance = None
-    for weights in reversed(_numbered(intermediates, r"self(\d+)" + re.escape(suffix))):
+    for weights in reversed(numbered(intermediates, r"self(\d+)" + re.escape(suffix))):
         step = _half_residual(weights[""].mean(dim=1))
         if step.shape[-1] != 1 + sum(sizes.values()):
             raise ValueError(
@@ -57,7 +135,7 @@ def _rollout(intermediates: dict[str, Tensor], grids: dict[str, Grid], suffix: s
     relevance = relevance[:, 1:]  # the readout itself lies nowhere
     shared = intermediates[BOTTLENECK].shape[1] if BOTTLENECK in intermediates else 0
     relevance = F.pad(relevance, (0, shared))  # fusion tokens come last, as in the weights
-    for weights in reversed(_numbered(intermediates, r"block(\d+)\.(\w+)")):
+    for weights in reversed(numbered(intermediates, r"block(\d+)\.(\w+)")):
         relevance = torch.einsum("bn,bnm->bm", relevance, _step_back(weights, relevance, spans, shared))
     mass = sum(relevance[:, spans[s]].sum(dim=1) for s in spans)
     return {s: (relevance[:, spans[s]] / mass[:, None]).unflatten(1, grids[s]) for s in spans}
@@ -86,8 +164,8 @@ def _step_back(
     return step
 
 
-def _numbered(intermediates: dict[str, Tensor], pattern: str) -> list[dict[str, Tensor]]:
-    """Return weights block by block, each by the name that follows the block's number."""
+def numbered(intermediates: dict[str, Tensor], pattern: str) -> list[dict[str, Tensor]]:
+    """Return weights block by block, first to last, each by the name that follows the block's number."""
     blocks: dict[int, dict[str, Tensor]] = {}
     for name, weights in intermediates.items():
         if found := re.fullmatch(pattern + r"\.weights", name):

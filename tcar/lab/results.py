@@ -3,7 +3,6 @@
 import datetime
 import importlib.metadata
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tcar.ground import locks, log
+from tcar.ground.project import revision
 from tcar.ground.records import ResultError, digest, load, relative, write
 from tcar.lab.params import Params, shown
 
@@ -97,19 +97,3 @@ def _device() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"cpu ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
-
-
-def revision(root: Path) -> dict[str, Any]:
-    """The `commit` of the project and whether tracked files differ from it (`dirty`); null outside git."""
-
-    def git(*command: str) -> str | None:
-        try:
-            command = ["git", "-C", str(root), *command]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    changes = git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "dirty": bool(changes) if commit else None}

@@ -13,8 +13,9 @@ import tcar
 from tcar.__main__ import command
 from tcar.data.video import VideoError, probe, read_frames, segment_indices
 from tcar.fusion.kinds import FusionConfig
+from tcar.models.opening import PredictionError, full_size_model
 from tcar.models.tca import TCA, TCAConfig
-from tcar.serve.predict import PredictionError, full_size_model, predict
+from tcar.serve.predict import predict
 from tcar.streams.registry import create_stream
 from tcar.streams.weights import CheckpointError
 

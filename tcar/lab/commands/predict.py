@@ -2,7 +2,8 @@
 
 import argparse
 
-from tcar.serve.predict import DEFAULT_MODEL, FULL_SIZE, predict
+from tcar.models.opening import DEFAULT_MODEL, FULL_SIZE
+from tcar.serve.predict import predict
 
 EXAMPLE = "tcar predict my_clip.mp4"
 
