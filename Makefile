@@ -14,7 +14,7 @@ wanted := { echo "$(CURDIR)"; cat pyproject.toml; }
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup doctor test paper replicates terms pairs miniatures streams lab lint benchmark clean clean-venv
+.PHONY: help setup doctor test paper replicates terms pairs miniatures explanations streams lab lint benchmark clean clean-venv
 
 help:
 	@echo "make paper      render the data, run the stale notebooks, build the paper  [PARAMS=params/demo.yaml]"
@@ -25,6 +25,7 @@ help:
 	@echo "make terms      each loss term and regulariser against its absence, five seeds each  [PARAMS=params/demo.yaml]"
 	@echo "make pairs      the headline and late concatenation on other pairs of streams  [PARAMS=params/demo.yaml]"
 	@echo "make miniatures CAST and TimeSformer in miniature beside the headline method  [PARAMS=params/demo.yaml]"
+	@echo "make explanations  which methods of explanation can be believed of the model  [PARAMS=params/demo.yaml]"
 	@echo "make streams    train the small streams and baselines that come with the package again"
 	@echo "make setup      create $(venv) and install; every target does so when it has to  [PYTHON=…]"
 	@echo "make lint       check the style"
@@ -69,6 +70,9 @@ pairs: setup
 
 miniatures: setup
 	@$(venv)/bin/tcar miniatures "$(PARAMS)"
+
+explanations: setup
+	@$(venv)/bin/tcar explanations "$(PARAMS)"
 
 test: setup
 	OMP_NUM_THREADS=1 $(py) -m pytest tests --ignore=tests/benchmarks $(PYTEST_FLAGS)

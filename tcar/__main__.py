@@ -25,6 +25,7 @@ VERBS = {
     "terms": "compare each loss term and regulariser with its absence",
     "pairs": "train the headline method on other pairs of frozen streams",
     "miniatures": "compare with published designs in miniature, on the same clips",
+    "explanations": "say which methods of explanation can be believed of the model",
     "predict": "name the action in a video",
     "tabletop": "render the synthetic benchmark to a folder, in any size",
     "rehearse": "run a parameter file in small on an imitation of the dataset",

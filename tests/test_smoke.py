@@ -12,6 +12,7 @@ import yaml
 from tcar.lab import pipeline, results
 
 ROOT = Path(__file__).parents[1]
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def start(params: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -48,7 +49,9 @@ def test_every_figure_is_seen_in_a_notebook(smoke):
     seen = 0
     for path in (smoke / "runs" / "smoke" / "notebooks").glob("*.ipynb"):
         outputs = [output for cell in json.loads(path.read_text())["cells"] for output in cell.get("outputs", [])]
-        seen += sum(bool({"image/png", "image/gif"} & output.get("data", {}).keys()) for output in outputs)
+        # A widget brings a picture of itself, for who has no widgets; it is no figure.
+        shown = [set(output.get("data", {})) for output in outputs]
+        seen += sum(bool({"image/png", "image/gif"} & kinds) and WIDGET not in kinds for kinds in shown)
     figures = smoke / "figures" / "smoke"
     assert seen == len([*figures.glob("*.pdf"), *figures.glob("*.gif")])
 
@@ -93,6 +96,35 @@ def test_the_second_run_does_nothing(smoke):
     assert done.returncode == 0
     assert done.stdout.count("up to date") >= len(pipeline.TABLE) + 1
     assert "done in" not in done.stdout
+
+
+def test_a_clip_and_its_twin_can_be_played_in_the_executed_notebook(smoke):
+    path = smoke / "runs" / "smoke" / "notebooks" / "06_interpretability.ipynb"
+    outputs = [output for cell in json.loads(path.read_text())["cells"] for output in cell.get("outputs", [])]
+    (viewer,) = [output["data"] for output in outputs if WIDGET in output.get("data", {})]
+    assert "image/png" in viewer
+    kept = json.loads(path.read_text())["metadata"]["widgets"]["application/vnd.jupyter.widget-state+json"]["state"]
+    (state,) = [one["state"] for key, one in kept.items() if key == viewer[WIDGET]["model_id"]]
+    assert len(state["contents"]["clips"]) == 2
+
+
+def test_explanations_are_judged_and_then_shown(smoke):
+    command = [sys.executable, "-m", "tcar", "explanations", str(smoke / "smoke.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run = smoke / "runs" / "smoke"
+    found = results.load(run / "results" / "explanations.json")
+    judged = {(row["method"], row["stream"]): row["passed"] for row in found["verdicts"]}
+    assert {("exchanged_cells", "semantic"), ("integrated_gradients", "motion")} <= judged.keys()
+    even = [row for row in found["scores"] if row["method"] == "even" and row["mask"] == "decisive"]
+    assert all(abs(row["mass"]["value"]) < 1e-9 and row["auc"]["value"] == 0.5 for row in even)
+    kept = json.loads((run / "model" / "explained.json").read_text())["verdicts"]
+    assert {(row["method"], row["stream"]): row["passed"] for row in kept} == judged
+    done = start(smoke / "smoke.yaml")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.stdout.count("done in") == 2  # the notebook that shows them, and the paper
+    assert (smoke / "figures" / "smoke" / "explanation_scores.pdf").is_file()
 
 
 def test_replicates_are_measured_and_then_shown(smoke):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import nbformat.sign
 import papermill
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
@@ -69,6 +70,8 @@ class Echo:
 def execute(source: Path, target: Path, parameters: Mapping[str, Any], logfile: Path) -> None:
     """Run `source` with these parameters; `target` is there when it has succeeded, and only then.
 
+    It is signed, so that Jupyter shows its widgets when it is opened again.
+
     A failed notebook is kept as `<name>.failed.ipynb` beside it. What the kernel prints goes to the terminal
     and to logfile. A secret parameter is handed over in the environment, since the notebook keeps the others. Raises
     NotebookError naming the cell and the error.
@@ -103,6 +106,7 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], logfile: 
             raise NotebookError(f"{message}\nlog: {logfile}") from None
         echo.close()
         quieten(part)
+        sign(part)
 
 
 def quieten(path: Path) -> None:
@@ -119,6 +123,12 @@ def quieten(path: Path) -> None:
         if cell.cell_type == "code":
             cell.outputs = [out for out in cell.outputs if out.output_type != "stream" or out.text.strip()]
     nbformat.write(notebook, path)
+
+
+def sign(path: Path) -> None:
+    """Tell this user's Jupyter that a notebook is to be trusted: it shows no widget of one that it has not run itself.
+    """
+    nbformat.sign.NotebookNotary().sign(nbformat.read(path, as_version=4))
 
 
 def _with_one_retry(source: Path, part: Path, parameters: dict[str, Any], echo: Echo) -> None:

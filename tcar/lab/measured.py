@@ -1,7 +1,7 @@
 """Where results that take a command of their own are kept, and whether they belong to a run.
 
-`tcar replicates`, `tcar recipes`, `tcar terms`, `tcar pairs`, `tcar search` and `tcar miniatures` measure them. This is
-what the pipeline asks before it loads anything heavy.
+`tcar replicates`, `tcar recipes`, `tcar terms`, `tcar pairs`, `tcar search`, `tcar miniatures` and `tcar explanations`
+measure them. This is what the pipeline asks before it loads anything heavy.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ from tcar.lab import results
 from tcar.lab.params import GROUPS, Params, load
 
 FILE, RECIPES, TERMS, SEARCH = "replicates.json", "recipes.json", "loss_terms.json", "search.json"
-MINIATURES, PAIRS = "miniatures.json", "pairs.json"
-MEASURED = FILE, RECIPES, TERMS, PAIRS, SEARCH, MINIATURES
+MINIATURES, PAIRS, EXPLANATIONS = "miniatures.json", "pairs.json", "explanations.json"
+MEASURED = FILE, RECIPES, TERMS, PAIRS, SEARCH, MINIATURES, EXPLANATIONS
 # The parameters that decide the numbers of each, by the groups that they are of: results of others are not shown.
 _GROUPS = ("data", "tabletop", "streams", "fusion", "training")
 # What `tcar recipes` finds, and so does not depend on.
@@ -27,6 +27,10 @@ _DECISIVE = {
         (*_GROUPS, "trainer"),
     ),
     SEARCH: (("seed", "confidence"), _GROUPS),
+    EXPLANATIONS: (
+        ("seed", "confidence", "bootstrap_samples", "evaluation_split", "explanation_sets", "explanation_pixel_sets"),
+        (*_GROUPS, "trainer"),
+    ),
     MINIATURES: (
         ("seed", "confidence", "miniatures", "miniature_seeds", "baseline_epochs", "baseline_batch_size",
          "baseline_learning_rate", "evaluation_split"), (*_GROUPS, "trainer"),

@@ -38,6 +38,16 @@ def estimate(metric: dict | float | int | None) -> str:
     return f"{percent(metric.get('value'))} {interval(metric)}".strip()
 
 
+def beyond(metric: dict | float | None, sign: str = "") -> str:
+    """As `estimate`, of a share that may lie beyond 0 and 1: of a margin that is moved further than to the other side.
+    """
+    shown = metric if isinstance(metric, dict) else {"value": metric}
+    signs = {"value": sign, "low": "", "high": ""}
+    value, *bounds = ("" if shown.get(key) is None else f"{round(100 * shown[key], 1) + 0.0:{how}.1f}"
+                      for key, how in signs.items())  # fmt: skip
+    return f"{value} [{', '.join(bounds)}]" if all(bounds) else value
+
+
 def count(number: int | None) -> str:
     """An integer with thousands separators."""
     return "" if number is None else f"{number:,}"

@@ -100,7 +100,8 @@ def _inputs(step: Step, run: Params) -> list[Path]:
     found = [run.results_dir / f"{name}.json" for name in step.inputs]
     shown = {
         "03_training": (measured.RECIPES,), "04_evaluation": (measured.MINIATURES,),
-        "05_ablations": (measured.FILE, measured.TERMS, measured.PAIRS), "report": measured.MEASURED,
+        "05_ablations": (measured.FILE, measured.TERMS, measured.PAIRS),
+        "06_interpretability": (measured.EXPLANATIONS,), "report": measured.MEASURED,
     }.get(step.name, ())  # fmt: skip
     found += filter(None, (measured.find(run, file) for file in shown))
     if step.name == "04_evaluation" or step is REPORT:
@@ -138,7 +139,8 @@ def _outputs(step: Step, run: Params) -> list[Path]:
     if step.name == "00_data_audit" and run.data.dataset == "tabletop":
         found += _files(run.data_root, *ANNOTATIONS)
     if step.name == "03_training":
-        found += _files(run.run_dir / "model", "*")
+        # Not all that lies there: verdicts on methods of explanation come later, beside the model that they are of.
+        found += _files(run.run_dir / "model", "config.json", "*.safetensors", "README.md", "calibration.json")
     return found
 
 

@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
+from nbformat.sign import NotebookNotary
 from notebook_files import SETUP, write_notebook
 
 from tcar.lab import execution
@@ -47,6 +48,16 @@ def test_parameters_arrive_and_the_notebook_is_kept(run, project, monkeypatch):
     assert [p.name for p in (project / "out").iterdir()] == ["x.ipynb"]
     progress = (project / "x.log").read_text()
     assert "rendering: 3 clips in" in progress and "%|" not in progress  # lines, where nobody sees a bar
+
+
+def test_jupyter_trusts_what_was_executed_and_no_more_once_it_is_edited(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    notebook = run(SETUP, "import ipywidgets\nipywidgets.IntSlider(7)")
+    assert NotebookNotary().check_signature(notebook)
+    assert any(state["state"].get("value") == 7 for state in
+               notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"].values())  # fmt: skip
+    notebook.cells[-1].outputs[0].data["text/html"] = "<script>1</script>"
+    assert not NotebookNotary().check_signature(notebook)
 
 
 def test_an_executed_notebook_says_what_has_ended_and_the_log_how_it_went(run, project):

@@ -9,7 +9,7 @@ import papermill
 import pytest
 from papermill.translators import PythonTranslator
 
-from tcar.lab import params
+from tcar.lab import params, pipeline
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 README = FOLDER.parent / "README.md"
@@ -22,6 +22,7 @@ NAMES = (
     "05_ablations",
     "06_interpretability",
 )
+APART = "explore"  # outside the ordered run: it has no parameters, and nothing stands on it
 MAX_LINES, MAX_FUNCTION_LINES, MAX_PARAMETER_LINES = 15, 10, 40
 
 
@@ -39,18 +40,23 @@ def parameters_cell(notebook):
     return cell
 
 
-def test_the_folder_holds_these_seven():
-    assert tuple(sorted(path.stem for path in FOLDER.glob("*.ipynb"))) == NAMES
+def test_the_folder_holds_these_seven_and_one_to_explore():
+    assert tuple(sorted(path.stem for path in FOLDER.glob("*.ipynb"))) == (*NAMES, APART)
+    assert APART not in [step.name for step in pipeline.STEPS]
 
 
-def test_valid_and_without_outputs(notebook):
+@pytest.mark.parametrize("name", [*NAMES, APART])
+def test_valid_and_without_outputs(name):
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "python3"
     assert [cell.outputs for cell in code_cells(notebook)] == [[]] * len(code_cells(notebook))
     assert {cell.execution_count for cell in code_cells(notebook)} == {None}
 
 
-def test_cell_ids_are_names_and_unique(notebook):
+@pytest.mark.parametrize("name", [*NAMES, APART])
+def test_cell_ids_are_names_and_unique(name):
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     ids = [cell.id for cell in notebook.cells]
     assert len(set(ids)) == len(ids)
     # Generated ids are eight hexadecimal digits and change with every rewrite; these are chosen.
@@ -126,3 +132,12 @@ def test_cells_are_short_and_functions_shorter(notebook):
         for node in ast.walk(ast.parse(cell.source)):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, cell.id
+
+
+def test_the_notebook_to_explore_is_short_and_asks_for_no_parameters():
+    """It writes nothing, so it takes no run for its own."""
+    notebook = nbformat.read(FOLDER / f"{APART}.ipynb", as_version=4)
+    (cell,) = code_cells(notebook)
+    assert len(cell.source.splitlines()) <= MAX_LINES and not cell.metadata
+    assert not any(word in cell.source for word in ("from_notebook", "save", "write"))
+    assert cell.source.endswith("Explorer()")

@@ -33,7 +33,7 @@ def published(project, monkeypatch) -> Path:
     run = params.load("toy.yaml")
     for file in replicates.MEASURED:
         results.save(project / "paper" / "results" / file, {}, params=run)
-    draw_figure(project / "figures" / "toy" / "umap.pdf")
+    draw_figure(project / "figures" / "toy" / "layouts.pdf")
     (project / ".gitignore").write_text("/runs/\n")
     monkeypatch.setattr(execution, "execute", in_this_process)
     monkeypatch.setattr(pipeline, "STEPS", STEPS)
@@ -97,13 +97,13 @@ def test_what_is_made_again_changes_provenance_alone(published, capsys):
 
 def test_the_paper_shows_only_figures_that_the_steps_have_drawn(published, capsys):
     run(capsys)
-    assert figures_of_the_paper(published) == ["methods", "confusion"]  # umap.pdf is of whoever cloned
+    assert figures_of_the_paper(published) == ["methods", "confusion"]  # layouts.pdf is of whoever cloned
     say(epochs=3)
     assert run(capsys) == 2
     assert figures_of_the_paper(published) == ["methods"]
     assert not (published / "figures" / "toy" / "confusion.pdf").exists()
     assert not (published / "runs" / "toy" / "paper" / "figures" / "confusion.pdf").exists()
-    assert (published / "figures" / "toy" / "umap.pdf").exists()
+    assert (published / "figures" / "toy" / "layouts.pdf").exists()
 
 
 def test_files_that_are_not_of_the_pipeline_stay(published, capsys):

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from sklearn.decomposition import PCA
 
+from tcar.explain.showing import overlay
 from tcar.lab import numerals, plots
 from tcar.lab.plots import attention, data, features, scores, training
 
@@ -245,7 +246,7 @@ def test_pca_colours_of_constant_tokens_are_no_error():
 def test_overlay_heats_the_right_place_at_the_right_time():
     weights = np.zeros((4, 3, 4))
     weights[2, 0, 3] = 0.2
-    picture = attention.overlay(np.full((8, 24, 32, 3), 90, np.uint8), weights)
+    picture = overlay(np.full((8, 24, 32, 3), 90, np.uint8), weights)
     change = np.abs(picture - 90 / 255).sum(axis=-1)
     assert set(np.nonzero(change.max(axis=(1, 2)))[0]) == {4, 5}
     assert change[4, 4, 28] == change.max()
@@ -254,32 +255,8 @@ def test_overlay_heats_the_right_place_at_the_right_time():
 
 def test_overlay_leaves_an_even_map_transparent():
     clip = frames(4)
-    picture = attention.overlay(clip, np.full((2, 3, 4), 1 / 24))
+    picture = overlay(clip, np.full((2, 3, 4), 1 / 24))
     np.testing.assert_allclose(picture, clip.mean(axis=-1, keepdims=True).repeat(3, axis=-1) / 255)
-
-
-@pytest.mark.parametrize(("count", "columns"), [(1, 1), (3, 2), (4, 2)])
-def test_every_clip_has_its_strips_whatever_the_columns(count, columns):
-    clips = [
-        {"name": f"class {n}", "frames": frames(6), "maps": {"motion": np.ones((2, 2, 2))}}
-        for n in range(count)
-    ]
-    figure = attention.attention_spacetime(clips, columns)
-    named = [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel().startswith("class")]
-    assert sorted(named) == [clip["name"] for clip in clips]
-    assert sum(len(axis.images) for axis in figure.axes) == 2 * 6 * count
-
-
-def test_strips_of_different_grids_span_the_same_time():
-    clip = {
-        "name": "Moving something up",
-        "frames": frames(8),
-        "maps": {"semantic": np.ones((8, 4, 4)), "motion": np.ones((4, 4, 4))},
-    }
-    axes = attention.attention_spacetime([clip], columns=1).axes
-    assert len(axes) == 3
-    assert {axis.get_xlim() for axis in axes} == {(0, 1)}
-    assert [len(axis.images) for axis in axes] == [8, 8, 8]
 
 
 def test_curves_mark_the_kept_epoch():
@@ -293,23 +270,6 @@ def test_curves_mark_the_kept_epoch():
     kept = figure.axes[3].lines[1]
     assert [point.item() for point in kept.get_xydata()[0]] == [2, 0.2]
     assert kept.get_color() == plots.MOTION
-
-
-def test_umap_of_many_classes_colours_the_largest_and_leaves_none_out():
-    draw = np.random.default_rng(0)
-    called = [f"class {number:03d}" for number in range(174) for _ in range(3 + (number < 10))]
-    figure = attention.umap(draw.normal(size=(len(called), 2)), called, ["all"] * len(called))
-    grey, *coloured = figure.axes[0].collections
-    assert [len(points.get_offsets()) for points in coloured] == [4] * 10
-    assert len(grey.get_offsets()) == len(called) - 40
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == sorted(set(called))[:10]
-    assert not figure.axes[0].texts
-
-
-def test_umap_of_a_few_classes_numbers_them():
-    figure = attention.umap(np.eye(4)[:, :2], ["up", "up", "down", "down"], ["motion"] * 2 + ["bound"] * 2)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["1", "2", "1 down\n2 up"]
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["motion", "bound"]
 
 
 @pytest.mark.parametrize("groups", [["all"], ["motion", "bound"]])

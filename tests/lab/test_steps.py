@@ -10,7 +10,6 @@ import pytest
 import torch
 from memory_store import in_memory
 from stores import write_store
-from videos import write_video
 
 from tcar.data.ssv2 import Clip, DatasetError
 from tcar.features import FeatureStore
@@ -160,24 +159,6 @@ def test_a_method_may_be_a_kind_whose_appearance_is_averaged(run):
     assert fusion.fusion_config(whole, "sum", **widths) == configs["sum_averaged"]
 
 
-def test_received_attention_is_a_mean_over_blocks_heads_and_queries():
-    weights = torch.rand(2, 2, 3, 5, 8).softmax(dim=-1)  # blocks, clips, heads, queries, keys
-    steps = {f"block{i}.motion_from_semantic.weights": block for i, block in enumerate(weights)}
-    grids = {"semantic": (2, 2, 2), "motion": (5, 1, 1)}
-    found = interpretability._received(steps, "semantic", grids)
-    torch.testing.assert_close(found.flatten(1), weights.mean(dim=(0, 2, 3)))
-    assert interpretability._received(steps, "motion", grids) is None
-
-
-def test_received_attention_among_all_tokens_is_what_comes_from_the_other_stream():
-    """Two semantic tokens and one of motion: what they pay to their own stream makes no difference."""
-    weights = torch.tensor([[0.6, 0.2, 0.2], [0.1, 0.5, 0.4], [0.1, 0.3, 0.6]]).expand(1, 1, 3, 3)
-    steps, grids = {"block0.joint.weights": weights}, {"semantic": (2, 1, 1), "motion": (1, 1, 1)}
-    found = interpretability._received(steps, "semantic", grids)
-    torch.testing.assert_close(found.flatten(), torch.tensor([0.25, 0.75]))
-    torch.testing.assert_close(interpretability._received(steps, "motion", grids).flatten(), torch.ones(1))
-
-
 GRIDS = {"semantic": (4, 2, 2), "motion": (2, 2, 2)}
 
 
@@ -203,55 +184,68 @@ def looked_at(kind: str, monkeypatch):
      ("motion_probe_1", {"motion"}), ("motion_probe_4", {"motion"}), ("joint", set(GRIDS)),
      ("semantic_step", {"semantic"})],
 )  # fmt: skip
-def test_only_what_the_headline_model_reads_is_looked_at(run, monkeypatch, kind, read):
+def test_every_fusion_with_attention_is_looked_at(run, monkeypatch, kind, read):
     model, tokens = looked_at(kind, monkeypatch)
-    looked = interpretability.attention_maps(run, model, tokens, list(range(6)))
-    assert set(looked.rollout) == read
-    assert set(looked.received) == (read if kind in ("cross_attention", "joint") else set())
-    assert len(looked.readout) == 6
-    for role, maps in looked.rollout.items():
-        assert maps.shape == (6, *GRIDS[role])
-    for maps in looked.received.values():
-        np.testing.assert_allclose(maps.sum(axis=(1, 2, 3)), 1, rtol=1e-5)
-    together = sum(maps.sum(axis=(1, 2, 3)) for maps in looked.rollout.values())
-    np.testing.assert_allclose(together, 2 if kind == "late_concat" else 1, rtol=1e-5)
-    (rows,) = interpretability.importance_by_group(run, model, tokens, list(range(6))).values()
+    looked = interpretability.look(run, model.fusion, tokens, list(range(6)))
+    assert set(looked.features) == {"readout", *GRIDS}
+    assert all(len(values) == 6 for values in looked.features.values())
+    assert all(row["relative_entropy"] <= 1 + 1e-6 for row in looked.heads)
+    assert set(looked.frames_read) == (
+        {"semantic_from_motion", "motion_from_semantic"} if kind == "cross_attention" else set()
+    )
+    for frames in looked.frames_read.values():
+        np.testing.assert_allclose(frames.sum(axis=1), 1, rtol=1e-5)
+    (rows,) = interpretability.importance_by_group(run, model.fusion, tokens, list(range(6))).values()
     assert [row["time"] for row in rows] == ([0.125, 0.375, 0.625, 0.875] if read == {"semantic"} else [0.25, 0.75])
+
+
+def test_features_of_a_stream_are_its_mean_tokens(run, monkeypatch):
+    model, tokens = looked_at("cross_attention", monkeypatch)
+    looked = interpretability.look(run, model.fusion, tokens, [4, 1])
+    semantic = tokens.floats([4, 1])[0]
+    np.testing.assert_allclose(looked.features["semantic"], semantic.mean(dim=1), rtol=1e-5)
 
 
 def test_a_headline_without_attention_is_an_error_that_says_so(run, monkeypatch):
     model, tokens = looked_at("late_concat_raw", monkeypatch)
     with pytest.raises(params.ParameterError, match="fusion is late_concat_raw, which has no attention"):
-        interpretability.attention_maps(run, model, tokens, [0])
+        interpretability.look(run, model.fusion, tokens, [0])
 
 
-class Bright(torch.nn.Module):
-    """A model whose logits are how bright the frames of one stream are."""
+class Named(torch.nn.Module):
+    """A fusion that names a clip by the mean of one stream: class 1 where it is above 0, else class 0."""
 
-    config = SimpleNamespace(semantic_frames=2, motion_frames=4)
+    streams = ("semantic", "motion")
 
-    def __init__(self, stream: str):
+    def __init__(self, decides: str):
         super().__init__()
-        self.stream, self.fusion = stream, SimpleNamespace(streams=(stream,))
+        self.decides = decides
 
-    def forward(self, semantic, motion):
-        frames = {"semantic": semantic, "motion": motion}[self.stream]
-        return torch.stack([frames.mean(dim=(1, 2, 3, 4))] * 2, dim=1)
-
-
-@pytest.mark.parametrize(("stream", "frames"), [("semantic", 2), ("motion", 4)])
-def test_pixels_are_attributed_through_the_streams_that_are_read_alone(run, tmp_path, stream, frames):
-    one = Clip("1", write_video(tmp_path / "1.webm", 12, width=64, height=48), 0, "", "", ())
-    found = interpretability.pixel_saliency(run, Bright(stream), one)
-    assert set(found) == {stream}
-    assert found[stream]["map"].shape[0] == frames
-    assert found[stream]["error"] < 1e-4
+    def forward(self, semantic, semantic_xyz, motion, motion_xyz):
+        found = {"semantic": semantic, "motion": motion}[self.decides].mean(dim=(1, 2))
+        return torch.stack([-found, found, torch.full_like(found, -9)], dim=1)
 
 
-def test_neighbours_are_counted_without_the_clip_itself():
-    features = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
-    assert interpretability.same_class_neighbours(features, np.array([0, 0, 1, 1]), 1) == 1.0
-    assert interpretability.same_class_neighbours(features, np.array([0, 1, 0, 1]), 1) == 0.0
+@pytest.mark.parametrize("decides", ["semantic", "motion"])
+def test_the_stream_that_decides_is_the_one_whose_exchange_flips(run, monkeypatch, decides):
+    """Six clips in three sets of twins; the second set is named wrongly, so nothing is counted of it."""
+    values = np.array([-1.0, 1, 1, -1, -2, 2], np.float32)[:, None, None]
+    shapes = {role: grid_coordinates(grid).flatten(0, 1).numpy() for role, grid in GRIDS.items()}
+    parts = [part for xyz in shapes.values() for part in (np.tile(values, (1, len(xyz), 2)), xyz)]
+    tokens = in_memory(*parts, labels=[0, 1] * 3, ids=["20", "21", "22", "23", "24", "25"])
+    index = {
+        clip: {"twin": tokens.ids[number ^ 1], "group": "bound", "set": f"test-x-{number // 2}"}
+        for number, clip in enumerate(tokens.ids)
+    }
+    monkeypatch.setattr(interpretability, "ground_truth", lambda _: index)
+    found = interpretability.exchanged(run, Named(decides), tokens)
+    rows = {(str(row["pair"]), row["stream"]): row for row in found["exchange"]}
+    assert {row["clips"] for row in rows.values()} == {4}
+    for stream in GRIDS:
+        assert rows["all", stream]["flips"]["value"] == rows["all", stream]["moved"]["value"] == (stream == decides)
+    assert [row["value"] for row in found["interaction"]] == [0, 0]
+    monkeypatch.setattr(interpretability, "ground_truth", lambda _: {})
+    assert interpretability.exchanged(run, Named(decides), tokens) == {"exchange": [], "interaction": []}
 
 
 def test_words_say_what_the_interval_allows():

@@ -13,7 +13,7 @@ from scipy.special import log_softmax
 from tcar import evaluate, explain
 from tcar.lab import params
 from tcar.lab.plots import attention, data, features, scores
-from tcar.lab.steps import concepts, interpretability, replicates, search
+from tcar.lab.steps import concepts, layouts, replicates, search
 from tcar.lab.steps.words import group_sentence, replicate_sentence, shown, verdict
 from tcar.tabletop import probes
 from tcar.tabletop.templates import FAMILIES, LABELS
@@ -120,7 +120,6 @@ def test_means_over_clips_and_sets():
     assert evaluate.mean_interval(np.array([0.5]), None, draws) == ALONE
     assert evaluate.mean_interval(np.array([0.25, 0.75]), ["a", "a"], draws) == ALONE
     assert evaluate.mean_interval(np.array([0.25, 0.75]), None, draws)["low"] == 0.25
-    assert interpretability.same_class_neighbours(np.ones((1, 4)), np.array([0]), 0) is None
     assert evaluate.ratio_interval(np.array([1.0, 0.0]), np.ones(2), ["a", "a"], draws) == ALONE
     found = evaluate.ratio_interval(np.array([1.0, 0, 1]), np.array([1.0, 0, 2]), ["a", "b", "c"], draws)
     assert 0.5 <= found["low"] <= found["value"] <= found["high"] <= 1  # draws of "b" alone say nothing
@@ -186,7 +185,18 @@ def test_figures_leave_out_what_is_unknown(entry):
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
 def test_umap_of_too_few_clips_says_how_many_it_needs(count):
     with pytest.raises(ValueError, match="at least 4 clips"):
-        explain.umap_embedding(np.zeros((count, 8), np.float32), 0, neighbours=max(0, count - 1))
+        explain.embed(np.zeros((count, 8), np.float32), neighbours=max(0, count - 1))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_clips_have_no_layout_and_numbers_only_of_what_there_is(count):
+    run = SimpleNamespace(common=SimpleNamespace(seed=0))
+    features = {name: np.eye(count, 4, dtype=np.float32) for name in layouts.ORDER}
+    points, numbers = layouts.laid_out(run, features, [0] * count)
+    assert points == {}
+    assert numbers["n"] == count and numbers["trustworthiness"] == []
+    assert [row["same_class_neighbours"] for row in numbers["features"]] == [1.0] * 3 * (count > 1)
+    assert all(row["silhouette"] is None for row in numbers["features"])
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 5), (1, 1, 1, 2, 5), (2, 1, 1, 1, 2), (1, 2, 2, 2, 1)])

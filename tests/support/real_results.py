@@ -77,7 +77,16 @@ def write_real_results(
             "summary": [{"factor": factor, "level": level, "top1": means[of]["top1"],
                          "twin_accuracy": means[of]["twin_accuracy"]} for factor, level, of in levels],
         },
-        "interpretability": {"attention_on_moving": {}, "umap": {"neighbours": 15, "same_class_neighbours": 0.01}},
+        "interpretability": {
+            "split": split, "exchange": [], "interaction": [], "temporal_importance": [], "heads": [],
+            "growing": [{"group": "all", "clips": 64, "decided": {"value": 0.25, "low": 0.125, "high": 0.375},
+                         "moment": {"value": 0.5, "low": 0.375, "high": 0.625},
+                         "event_end": {"value": None, "low": None, "high": None}}],
+            "fixed_by_wiring": {"headline": {"rollout.semantic.share": "one half each"}, "joint window": {}},
+            "layouts": {"seed": 0, "n": CLIPS, "neighbours": 15, "trustworthiness": [], "features": [
+                {"features": "readout", "same_class_neighbours": 0.01, "most": 0.1, "chance": 0.006,
+                 "silhouette": None}]},
+        },
     }  # fmt: skip
     run.results_dir.mkdir(parents=True, exist_ok=True)
     for stage, values in results.items():

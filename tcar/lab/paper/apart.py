@@ -21,7 +21,7 @@ from tcar.lab.paper.writing import Table
 # The commands that measure apart, by the stem of what they write.
 COMMANDS = {
     "replicates": "tcar replicates", "recipes": "tcar recipes", "loss_terms": "tcar terms", "pairs": "tcar pairs",
-    "search": "tcar search", "miniatures": "tcar miniatures",
+    "search": "tcar search", "miniatures": "tcar miniatures", "explanations": "tcar explanations",
 }
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tcar.ground import files
 from tcar.lab import measured
 from tcar.lab.numerals import ReportError, count, estimate, interval, millions, parameter, percent, significant
+from tcar.lab.paper import card
 from tcar.lab.paper.claims import ablated, claims, reached
 from tcar.lab.paper.given import SOURCES
 from tcar.lab.paper.sentences import HEADLINE, sentences
@@ -26,7 +27,8 @@ FIGURES = (
     "twins", "contact_sheet", "class_balance", "ceilings", "twin_probes", "stream_probes", "concepts",
     "attention_sanity", "training_curves", "methods", "per_group", "confusion", "errors", "reliability", "ablations",
     "controls", "experiment_pairs", "experiment_movers", "experiment_sets", "replicates", "loss_terms", "miniatures",
-    "umap", "attention_spacetime", "saliency", "temporal_importance",
+    "exchanged", "explanation_maps", "explanation_scores", "growing", "heads", "frames_read", "layouts", "layouts_tsne",
+    "temporal_importance",
 )
 
 
@@ -59,9 +61,6 @@ def numbers(results: dict, params: "Params", figures: list[str], captions: dict[
         values[f"{plan}_frozen"] = percent(planned.get(plan, {}).get("share_frozen"))
     calibration = results["evaluation"].get("calibration", {})
     values["tca_ece_calibrated"] = estimate(calibration.get("ece"))
-    umap = results["interpretability"].get("umap") or {}
-    values["neighbours"] = count(umap.get("neighbours"))
-    values["same_class_neighbours"] = percent(umap.get("same_class_neighbours"))
     for key in ("attention_rows_sum_error", "fast_path_error"):
         values[key] = significant(need(results, "fusion", key), 2)
     streams, classes = params.streams, len(need(results, "evaluation", "classes"))
@@ -124,7 +123,7 @@ def install(folder: Path, target: Path, *patterns: str) -> list[Path]:
 
 
 def build(params: "Params", figures: Iterable[Path]) -> list[Path]:
-    """Make the tables and the PDF of a run from its results; with `publish`, refresh the repository's paper/.
+    """Make tables, model card and PDF of a run from its results; with `publish`, refresh the repository's paper/.
 
     figures: the files that were drawn of these results; what else lies in their folder is of another run. Returns all
     files that were written: `runs/<name>/paper/tcar.pdf`, beside all it was made of, and those of paper/.
@@ -155,6 +154,7 @@ def build(params: "Params", figures: Iterable[Path]) -> list[Path]:
         copy(behind, folder / "results")
         copy(drawn, folder / "figures")
         _write_tables(made, inserted, folder / "tables")
+        (folder / card.FILE).write_text(card.model_card(folder / "results", params), encoding="utf-8")
         # Fonts that come with typst and matplotlib only: one that happens to be installed would move the page breaks.
         try:
             typst.compile(folder / "tcar.typ", output=folder / "tcar.pdf", root=folder, ignore_system_fonts=True,
@@ -164,7 +164,7 @@ def build(params: "Params", figures: Iterable[Path]) -> list[Path]:
             raise ReportError(f"{SOURCES / 'tcar.typ'} does not compile: {error}") from error
         written = install(folder, Path(params.run_dir).resolve() / "paper", "**/*")
         if params.common.publish:
-            written += install(folder, Path(params.root) / "paper", "tcar.pdf", "tables/*", "results/*")
+            written += install(folder, Path(params.root) / "paper", "tcar.pdf", card.FILE, "tables/*", "results/*")
     return written
 
 

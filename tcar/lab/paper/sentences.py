@@ -1,6 +1,7 @@
 """The sentences of the paper that state an outcome, computed so that they say no more than the numbers bear."""
 
 from tcar.lab.numerals import interval, level_name, outcome, pair_name, percent, readable, significant
+from tcar.lab.paper.explained import explained_sentences
 from tcar.lab.paper.tables import WORDS, methods_of, need, twins_measured
 
 HEADLINE = "cross_attention"
@@ -106,18 +107,6 @@ def errors_told(found: dict) -> str:
     return " ".join([*said[: len(said) - len(conditions)], *told])
 
 
-def attention_gains(results: dict) -> str:
-    """Of each stream, whether what moves gets more attention than an even map would give it."""
-    parts = []
-    for stream, shares in (results["interpretability"].get("attention_on_moving") or {}).items():
-        gain = shares.get("received gain") if isinstance(shares, dict) else None
-        if gain and gain.get("low") is not None:
-            amount = {"above": "more than", "below": "less than"}.get(outcome(gain), "what cannot be told from")
-            parts.append(f"{amount} its share of the area in the {stream} grid "
-                         f"({percent(gain['value'], '+')} points {interval(gain)})")
-    return " and ".join(parts)
-
-
 def plateaus(results: dict) -> str:
     """`5 of 5 methods count as converged`, of those that learned something in long enough a training.
 
@@ -151,7 +140,6 @@ def sentences(results: dict) -> dict[str, str]:
         "groups_caption": ("Cross-attention is above both of its streams alone in {}.", both_needed(results)),
         "emap": ("{}.", interaction(results)),
         "errors": ("{}", errors_told(errors) if errors else ""),
-        "attention": ("The moving object receives {}.", attention_gains(results)),
         "converged": ("By this criterion, {}.", plateaus(results)),
     }
     blind = blind_probes(need(results, "audit", "twins"))
@@ -171,7 +159,8 @@ def sentences(results: dict) -> dict[str, str]:
                     over_replicates(results, ("late_concat", "sum")))
     said["loss_terms"] = ("{}.", terms_told(results.get("loss_terms", {})))
     said["miniatures"] = ("{}.", miniatures_told(results.get("miniatures", {})))
-    return {key: frame.format(text) if text else "" for key, (frame, text) in said.items()}
+    return {key: frame.format(text) if text else "" for key, (frame, text) in said.items()} | (
+        explained_sentences(results))
 
 
 def ablations_told(measured: dict, metric: str) -> str:

@@ -21,6 +21,7 @@ from tcar.lab.numerals import (
 )
 from tcar.lab.paper import apart
 from tcar.lab.paper.apart import grid_table, notes_of
+from tcar.lab.paper.explained import explained_tables
 from tcar.lab.paper.given import published_table, real_run_table, streams_tables
 from tcar.lab.paper.writing import Table
 from tcar.lab.results import outdated
@@ -158,8 +159,7 @@ def tables(results: dict, params: "Params") -> list[Table]:
                    "Group", audit.get("ceilings") or {}),
         grid_table("leaks", "Leak checks: how often a probe of one nuisance prefers a clip's class to "
                    f"its twin's, {data}: {asked}", "Group", audit.get("leaks") or {}),
-        Table("interpretability", f"Attention on the moving object, against its ground-truth masks, {data}.",
-              ["Quantity", "Value"], leaves(results["interpretability"].get("attention_on_moving") or {})),
+        *explained_tables(results, data, about.confidence),
         published_table(),
         real_run_table(params.common.gpu_hour_price if params.material == "tabletop" else None),
     ]
@@ -248,18 +248,3 @@ def controls_table(caption: str, results: dict) -> Table:
         if row["group"] == "all":
             values.setdefault(row["method"], {})[row["control"]] = row["change"]
     return grid_table("controls", caption, "Method", values)
-
-
-def leaves(values: dict, path: str = "") -> list[list[str]]:
-    """A nested dictionary as rows of path and value: estimates and shares in percent, other numbers as is."""
-    rows = []
-    for key, value in values.items():
-        name = f"{path}, {readable(key)}" if path else heading(key)
-        if isinstance(value, dict) and "value" not in value:
-            rows += leaves(value, name)
-        elif isinstance(value, dict):
-            rows.append([name, estimate(value)])
-        elif isinstance(value, (int, float)):
-            is_share = isinstance(value, float) and abs(value) <= 1
-            rows.append([name, percent(value) if is_share else significant(value)])
-    return rows

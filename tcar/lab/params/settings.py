@@ -135,7 +135,11 @@ class Interpretability:
 
     umap_clips: int = bounded(400, minimum=10)
     attention_clips: int = bounded(8, minimum=1)
-    attribution_steps: int = bounded(16, minimum=1)
+    growing_clips: int = bounded(64, minimum=2)
+    # What `tcar explanations` measures: twin sets of each family whose clips are explained to tokens (0 = all), and to
+    # pixels.
+    explanation_sets: int = bounded(0, minimum=0)
+    explanation_pixel_sets: int = bounded(2, minimum=1)
 
 
 GROUPS = {

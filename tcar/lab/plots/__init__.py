@@ -51,8 +51,8 @@ METHODS: dict[str, tuple[str, str]] = {
     "cast": ("CAST-style exchange", "#AAD099"),
     "joint": ("Joint transformer", "#A8A058"),
     "timesformer_vitb16": ("TimeSformer (end to end)", "#0E21EC"),
-    "cast_b16": ("CAST-B/16 (end to end)", "#000000"),
-    "cast_tiny": ("CAST, tiny (end to end)", "#505051"),
+    "cast_b16": ("CAST-B/16 (adapters trained)", "#000000"),
+    "cast_tiny": ("CAST, tiny (adapters trained)", "#505051"),
     "timesformer_tiny": ("TimeSformer, tiny (end to end)", "#0103AB"),
 }
 SPLITS = {"train": "#4D4D4D", "validation": "#999999", "test": "#D0D0D0"}

@@ -29,8 +29,8 @@ READ, FITS, OPINION, LOOKED = "clips", "clips x epochs", "second_opinion_clips",
 GROWING = {
     "audited": READ, "second_opinion": OPINION, "extract": READ, "linear_probes": READ, "fit_all": FITS,
     "fit_variants": FITS, "tokens_by_source": READ, "score_variants": READ, "train_baselines": FITS, "scored": READ,
-    "protocol_rows": READ, "baseline_logits": READ, "attention_maps": LOOKED, "importance_by_group": LOOKED,
-    "umap_embedding": LOOKED,
+    "protocol_rows": READ, "baseline_logits": READ, "look": LOOKED, "importance_by_group": LOOKED,
+    "laid_out": LOOKED, "joint_window": FITS,
 }  # fmt: skip
 
 
