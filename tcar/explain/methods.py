@@ -51,17 +51,19 @@ def explain(
     against: int | None = None,
     *,
     other: Clip | None = None,
-    **running: int | bool,
+    **running: int | bool | str,
 ) -> Explanation:
     """Explain the logit of `target`, or its lead over `against`, for one clip by one method of `METHODS`.
 
     `clip` are the frames in [0, 1] of the two streams, `other` those that exchanged cells take. running: `batch`
-    variants of a clip in memory at once (1), the `seed` of what is drawn (0), and whether `progress` is shown.
+    variants of a clip in memory at once (1), the `seed` of what is drawn (0), whether `progress` is shown, and `steps`
+    and `samples` as `tcar.explain.pixels` and `tcar.explain.time` take them.
     Raises ExplanationError for a method that is unknown, or does not fit the model or the clip.
     """
     check(method)
     if method in MOMENTS:
-        moments = frame_importance(model, clip, target, against, method=MOMENTS[method], seed=running.get("seed", 0))
+        own = {key: running[key] for key in ("samples", "seed", "progress") if key in running}
+        moments = frame_importance(model, clip, target, against, method=MOMENTS[method], **own)
         return Explanation(method, moments=moments, signed=True)
     if method == CELLS:
         if other is None or against is None:
@@ -70,7 +72,8 @@ def explain(
         return Explanation(method, _first(maps), signed=True)
     if method in ATTENTION:
         return Explanation(method, _first(_attention(model, clip, method, target, against)))
-    made = pixels.attribute(model, clip, target, against, method=method, **running)
+    own = {key: value for key, value in running.items() if key != "samples"}
+    made = pixels.attribute(model, clip, target, against, method=method, **own)
     failed = made.converged is not None and not bool(made.converged.all())
     note = f"did not converge: relative error {float(made.error.max()):.1%} after {made.steps} steps" if failed else ""
     error = None if made.error is None else float(made.error.max())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +35,8 @@ ON_TOKENS = (CELLS, "rollout", "gradient_rollout")  # a few passes of the fusion
 ON_PIXELS = ("rollout_to_pixels", *pixels.METHODS)  # through the streams: of few
 CURVES = ("integrated_gradients", "grad_cam", "tubes", CELLS)  # whose insertion and deletion are measured
 OF_LATE = ("grad_cam",)  # the saliency of late concatenation, beside what cross-attention reads
+# Half the samples that one clip alone is given, and fewer orders of its moments: they are averaged over clips.
+SAMPLED = {"gradient_shap": {"steps": 16}, "smooth_grad": {"steps": 16}, "frame_shapley": {"samples": 6}}
 GROWN = 40  # frames of the video that grows
 _OPENED: dict[Path, dict[str, TCA]] = {}
 
@@ -105,7 +107,8 @@ def measure(asked: Asked) -> dict:
         scored = rows(maps, truth, one.frames, run.common.seed, references=name == HEADLINE)
         found["rows"] += [{"model": name, **row} for row in scored]
         if asked.deep and name != LATE:
-            found["moments"] += [{"model": name, **row} for row in one.moments(truth)]
+            asked_of = MOMENTS if name == HEADLINE else ("frame_ablation",)
+            found["moments"] += [{"model": name, **row} for row in one.moments(truth, asked_of)]
         if asked.deep and name == HEADLINE:
             integrated = made["integrated_gradients"]
             found["convergence"] = {"error": integrated.error, "note": integrated.note}
@@ -133,15 +136,14 @@ class _Clip:
         return {s: both[s][0] for s in self.model.fusion.streams}
 
     def explained(self, method: str) -> Explanation:
-        return explain(
-            self.model, self.clip, method, self.target, self.against, other=self.other, seed=self.seed, batch=4
-        )
+        running = {"seed": self.seed, "batch": 4} | SAMPLED.get(method, {})
+        return explain(self.model, self.clip, method, self.target, self.against, other=self.other, **running)
 
     def maps(self, methods: Sequence[str]) -> dict[str, Explanation]:
         return {method: self.explained(method) for method in methods}
 
-    def moments(self, truth: Known) -> list[dict]:
-        found = {method: self.explained(method).moments for method in MOMENTS}
+    def moments(self, truth: Known, methods: Iterable[str]) -> list[dict]:
+        found = {method: self.explained(method).moments for method in methods}
         return [
             {"method": method, "inside": _inside(one.times.numpy(), one.values[0].double().numpy(), truth)}
             for method, one in found.items()
