@@ -157,7 +157,7 @@ def _gradient_shap(question: Question, settings: _Settings) -> _Found:
             )
             for total, more in zip(sums, values, strict=True):
                 total += more.detach().sum(dim=0, keepdim=True)
-            gap += float(missed.double().sum())
+            gap += float(missed.sum(dtype=torch.float64))
     values = tuple(x / samples for x in sums)
     gap /= samples
     return _of_pixels(question, values, _relative(gap, _sum(values) - gap), samples)
@@ -230,7 +230,7 @@ def _drawn_about(baseline: Tensor, count: int) -> Tensor:
 
 
 def _sum(values: Pair) -> float:
-    return sum(float(x.detach().double().sum()) for x in values)
+    return sum(float(x.detach().sum(dtype=torch.float64)) for x in values)
 
 
 def _relative(gap: float, rise: float) -> float:

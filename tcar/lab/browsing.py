@@ -71,7 +71,7 @@ class Stage(widgets.VBox):
 class ClipPicker(widgets.VBox):
     """A split, a class of it and one of its clips to choose, or any clip by its id; `clip` is the chosen one.
 
-    `of_split` gives the clips of a split, when it is chosen first. `groups` are those of the classes.
+    `of_split` gives the clips of a split, asked when it is first chosen; `groups` are those of the classes.
     """
 
     clip = traitlets.Instance(Clip, allow_none=True)
@@ -87,7 +87,7 @@ class ClipPicker(widgets.VBox):
         self._found: dict[str, dict[int, list[Clip]]] = {}
         self._busy = False
         self.split = widgets.Dropdown(options=list(splits), description="Split")
-        self.group = widgets.Dropdown(options=[ALL, *dict.fromkeys(groups or ())], description="Group")
+        self.group = widgets.Dropdown(options=[ALL, *filter(None, dict.fromkeys(groups or ()))], description="Group")
         self.kind = widgets.Dropdown(description="Class", layout=WIDE)
         self.listed = widgets.Dropdown(description="Clip")
         self.id = widgets.Text(description="or its id", placeholder="then Enter", continuous_update=False)
@@ -171,9 +171,8 @@ class ClipBrowser(widgets.VBox):
 
     def __init__(self, run: Params, clips: Mapping[str, Sequence[Clip]], names: Sequence[str]):
         self._run, self._names, self._truth = run, names, ground_truth(run)
-        group_of = {told["class"]: told["group"] for told in self._truth.values()}
-        groups = [group_of.get(name, "") for name in names] if self._truth else None
-        self.picker, self.stage = ClipPicker(list(clips), clips.__getitem__, names, groups), Stage()
+        self.picker = ClipPicker(list(clips), clips.__getitem__, names, groups_of(names, self._truth))
+        self.stage = Stage()
         super().__init__([self.picker, self.stage])
         self.picker.observe(self._play, "clip")
         self._play()
@@ -196,6 +195,12 @@ class ClipBrowser(widgets.VBox):
 def clip_browser(run: Params, clips: Mapping[str, Sequence[Clip]], names: Sequence[str]) -> ClipBrowser:
     """Give a widget that plays the clips of the splits; `names` are those of the classes."""
     return ClipBrowser(run, clips, names)
+
+
+def groups_of(names: Sequence[str], truth: Mapping[str, Mapping]) -> list[str] | None:
+    """Give the groups of classes by the index of Tabletop, "" for one without a clip; None where there is no index."""
+    found = {told["class"]: told["group"] for told in truth.values()}
+    return [found.get(name, "") for name in names] if found else None
 
 
 def contents(run: Params, clip: Clip, names: Sequence[str], truth: Mapping[str, Mapping]) -> Contents:

@@ -14,22 +14,21 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from tcar.data.ssv2 import SPLITS
-from tcar.explain.methods import ATTENTION, CELLS, LABELS, METHODS
+from tcar.explain.methods import CELLS, LABELS, METHODS
 from tcar.explain.study import Study, study
-from tcar.fusion.settings import WITHOUT_ATTENTION
 from tcar.ground.errors import TcarError
 from tcar.ground.project import find_root
 from tcar.lab import params, results
-from tcar.lab.browsing import LISTED, WIDE, ClipPicker, Stage, offer
+from tcar.lab.browsing import LISTED, WIDE, ClipPicker, Stage, groups_of, offer
 from tcar.lab.params import Params
-from tcar.lab.steps.clips import class_groups, class_names, ground_truth, healthy_clips
+from tcar.lab.steps.clips import class_names, ground_truth, healthy_clips
 from tcar.lab.steps.model import model_folder
 from tcar.lab.steps.studies import study_clip
 from tcar.viewer import Contents
 from tcar.viewer.contents import SWAPS
 
 PAIRS, TOLD = 200, 10  # of classes that are taken for each other: in the list, in the table
-ON_TOKENS, OF_MOMENTS = (CELLS, "rollout", "gradient_rollout"), "frame_ablation"
+ON_TOKENS = (CELLS, "rollout", "gradient_rollout")
 OF_DATASET, OWN = "a clip of the dataset", "a video of one's own"
 TWIN, ANOTHER = "its twin, where it has one", "another clip"
 BY_ITSELF = ""  # the choice of a list by which `tcar.study` chooses
@@ -40,10 +39,8 @@ class ExploringError(TcarError, ValueError):
 
 
 def quick(run: Params) -> tuple[str, ...]:
-    """Give the methods that take a few passes of the fusion: those that this dataset and fusion allow."""
-    left_out = {*(() if ground_truth(run) else (CELLS,))}
-    left_out |= {*(ATTENTION if run.fusion.fusion in WITHOUT_ATTENTION else ())}
-    return tuple(method for method in ON_TOKENS if method not in left_out) or (OF_MOMENTS,)
+    """Give the methods that take a few passes of the fusion; cells are exchanged where twins are known."""
+    return ON_TOKENS if ground_truth(run) else ON_TOKENS[1:]
 
 
 class WrongClips(widgets.VBox):
@@ -158,7 +155,8 @@ class Explorer(widgets.VBox):
 
     def _offer(self, run: Params) -> None:
         names, splits = class_names(run), sorted(SPLITS, key=lambda split: split != run.evaluation.evaluation_split)
-        self.picker = ClipPicker(splits, lambda split: healthy_clips(run, split)[split], names, class_groups(run))
+        groups = groups_of(names, ground_truth(run))
+        self.picker = ClipPicker(splits, lambda split: healthy_clips(run, split)[split], names, groups)
         for chosen, by_itself in ((self.target, "what the model answers"), (self.against, "the twin's class, or none")):
             chosen.options = [(by_itself, BY_ITSELF), *((name, name) for name in names)]
             chosen.value = BY_ITSELF

@@ -31,9 +31,13 @@ if TYPE_CHECKING:
     from tcar.lab.params import Params
 
 HEADLINE, UNTRAINED, PERMUTED, LATE = "headline", "re-initialised fusion", "permuted labels", "late_concat"
+# What a clip is explained for: by every method that goes back to pixels, by integrated gradients alone, to see whether
+# they converge, or by the methods that read tokens.
+PIXELS, CONVERGENCE, TOKENS = KINDS = "pixels", "convergence", "tokens"
 ON_TOKENS = (CELLS, "rollout", "gradient_rollout")  # a few passes of the fusion: of many clips
 ON_PIXELS = ("rollout_to_pixels", *pixels.METHODS)  # through the streams: of few
-CURVES = ("integrated_gradients", "grad_cam", "tubes", CELLS)  # whose insertion and deletion are measured
+INTEGRATED = "integrated_gradients"
+CURVES = (INTEGRATED, "grad_cam", "tubes", CELLS)  # whose insertion and deletion are measured
 OF_LATE = ("grad_cam",)  # the saliency of late concatenation, beside what cross-attention reads
 # Half the samples that one clip alone is given, and fewer orders of its moments: they are averaged over clips.
 SAMPLED = {"gradient_shap": {"steps": 16}, "smooth_grad": {"steps": 16}, "frame_shapley": {"samples": 6}}
@@ -43,17 +47,22 @@ _OPENED: dict[Path, dict[str, TCA]] = {}
 
 @dataclass(frozen=True)
 class Asked:
-    """One clip to explain by the fusions kept in a folder (`<name>.safetensors`), to pixels where `deep`."""
+    """One clip to explain by the fusions kept in a folder (`<name>.safetensors`), as one of `KINDS`."""
 
     run: Params
     fusions: Path
     clip: str
-    deep: bool
+    kind: str
+
+    @property
+    def deep(self) -> bool:
+        """Whether every method goes back to pixels."""
+        return self.kind == PIXELS
 
     @property
     def path(self) -> Path:
         """Where what is found is kept."""
-        return self.fusions / f"{'pixels' if self.deep else 'tokens'}-{self.clip}.json"
+        return self.fusions / f"{self.kind}-{self.clip}.json"
 
 
 def keep_fusions(folder: Path, fusions: Mapping[str, tuple[FusionConfig, dict[str, Tensor]]]) -> None:
@@ -83,10 +92,10 @@ def models_of(run: Params, fusions: Path) -> dict[str, TCA]:
 def measure(asked: Asked) -> dict:
     """Explain one clip by every method and model, score the maps, and keep what is found; gives it.
 
-    `clip`, `group`, `set`, `pair`; `rows` as in `tcar.explain.scoring`, each with its `model`; where it is `deep`,
-    `moments` (share inside events less their share of time, by model and method), and of the headline `convergence`
-    (relative error of integrated gradients), `curves` (areas of insertion and deletion) and `moment` (of the growing
-    clip).
+    `clip`, `group`, `set`, `pair`; `rows` as in `tcar.explain.scoring`, each with its `model`; `convergence` (relative
+    error) where integrated gradients were taken; and where it is `deep`, `moments` (share inside events less their
+    share of time, by model and method), and of the headline `curves` (areas of insertion and deletion) and `moment` (of
+    the growing clip).
     """
     if asked.path.is_file():
         return records.load(asked.path)
@@ -98,25 +107,31 @@ def measure(asked: Asked) -> dict:
     found = about | {"rows": [], "moments": []}
     clip, other = (_frames(run, models[HEADLINE], one) for one in (asked.clip, truth.twin))
     for name, model in models.items():
+        if asked.kind == CONVERGENCE and name != HEADLINE:
+            continue
         one = _Clip(model, clip, other, *(names.index(label) for label in pair), run.common.seed)
-        if name == LATE:
-            made = one.maps(() if asked.deep else OF_LATE)
-        else:
-            made = one.maps(ON_PIXELS if asked.deep else ON_TOKENS)
+        made = one.maps(_methods(name, asked.kind))
         maps = {(m, s): values for m, given in made.items() for s, values in given.maps.items()}
         scored = rows(maps, truth, one.frames, run.common.seed, references=name == HEADLINE)
         found["rows"] += [{"model": name, **row} for row in scored]
         if asked.deep and name != LATE:
             asked_of = MOMENTS if name == HEADLINE else ("frame_ablation",)
             found["moments"] += [{"model": name, **row} for row in one.moments(truth, asked_of)]
+        if INTEGRATED in made and name == HEADLINE:
+            found["convergence"] = {"error": made[INTEGRATED].error, "note": made[INTEGRATED].note}
         if asked.deep and name == HEADLINE:
-            integrated = made["integrated_gradients"]
-            found["convergence"] = {"error": integrated.error, "note": integrated.note}
             found["curves"] = one.curves(made | one.maps((CELLS,)))
             video = read_segments(_video(run, truth.clip), GROWN, upright=run.data.upright)
             found["moment"] = growing_clip(model, torch.from_numpy(video)[None] / 255, one.target, steps=16).moment
     records.write(asked.path, found)
     return found
+
+
+def _methods(model: str, kind: str) -> tuple[str, ...]:
+    """The methods by which a model is explained; of late concatenation its saliency alone, for comparison."""
+    if model == LATE:
+        return OF_LATE if kind == TOKENS else ()
+    return {PIXELS: ON_PIXELS, CONVERGENCE: (INTEGRATED,), TOKENS: ON_TOKENS}[kind]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@
 
 Twins differ in one factor, so where they differ decides between them. One clip of every pair of twins is explained
 against its twin in `explanation_sets` sets of each family by the methods that read tokens, and in
-`explanation_pixel_sets` of them by those that go back to pixels; so are a fusion with fresh weights, and one that was
+`explanation_pixel_sets` of them by those that go back to pixels (integrated gradients also of as many sets again, to
+see whether they converge); so are a fusion with fresh weights, and one that was
 trained with permuted labels. A method passes when the share of its mass that lies where the twins differ, less their
 share of the clip, is above that of the frame difference on the same grid and above its own for both of these fusions,
 paired by clip and over sets (`tcar.explain.verdicts`). What is there already, after a kill too, is not made again.
@@ -32,7 +33,19 @@ from tcar.lab.measured import EXPLANATIONS
 from tcar.lab.params import ParameterError
 from tcar.lab.steps.apart import packaged_weights, publish
 from tcar.lab.steps.clips import ground_truth, healthy_clips
-from tcar.lab.steps.explained_clips import HEADLINE, LATE, PERMUTED, UNTRAINED, Asked, keep_fusions, measure
+from tcar.lab.steps.explained_clips import (
+    CONVERGENCE,
+    HEADLINE,
+    KINDS,
+    LATE,
+    PERMUTED,
+    PIXELS,
+    TOKENS,
+    UNTRAINED,
+    Asked,
+    keep_fusions,
+    measure,
+)
 from tcar.lab.steps.fits import Fit, fit_all, tokens_of
 from tcar.lab.steps.fusion import fusion_config
 from tcar.lab.steps.methods import bootstrap, trained
@@ -44,7 +57,7 @@ if TYPE_CHECKING:
     from tcar.train.tokens import StoredTokens
 
 ALL, BOUND = "all", "bound"
-LEAST_CONVERGED, FIRST_CLIPS = 0.03, 20
+LEAST_CONVERGED = 0.03
 LOG = log.get("explanations")
 
 
@@ -59,31 +72,34 @@ def build(run: Params) -> Path:
         raise ParameterError(f"{run.run_dir}: there is no model to explain yet; `tcar paper` trains it")
     fusions = _fusions(run)
     clips = chosen(run)
-    asked = [Asked(run, fusions, clip, deep) for deep, some in clips.items() for clip in some]
-    asked = sorted(asked, key=lambda one: not one.deep)  # those that take longest first
+    # Those that take longest first.
+    asked = [Asked(run, fusions, clip, kind) for kind in KINDS for clip in clips[kind]]
     found = list(log.progress(_each(run, asked), len(asked), "explaining", "clips"))
-    deep = [row for row, one in zip(found, asked, strict=True) if one.deep]
-    values = {"split": run.evaluation.evaluation_split, "sets": _sets(found, deep), **summary(run, found, deep)}
+    by: dict[str, list[dict]] = {kind: [] for kind in KINDS}
+    for row, one in zip(found, asked, strict=True):
+        by[one.kind].append(row)
+    values = {"split": run.evaluation.evaluation_split, "sets": _sets(by), **summary(run, by)}
     path = publish(run, EXPLANATIONS, values, inputs=packaged_weights(run))
     keep(model_folder(run), state_digest("fusion", open_model(run).fusion), values["verdicts"])
     return path
 
 
-def chosen(run: Params) -> dict[bool, list[str]]:
-    """Give the clips to explain to pixels (True) and to tokens (False): in each set of a family, one of every pair of
-    twins."""
+def chosen(run: Params) -> dict[str, list[str]]:
+    """Give the clips to explain by kind: in each set of a family, one of every pair of twins."""
     index = ground_truth(run)
     split = run.evaluation.evaluation_split
     healthy = {clip.id for clip in healthy_clips(run, split)[split]}
-    numbers = {True: run.interpretability.explanation_pixel_sets, False: run.interpretability.explanation_sets}
-    found: dict[bool, list[str]] = {True: [], False: []}
+    deep, sets = run.interpretability.explanation_pixel_sets, run.interpretability.explanation_sets
+    # Integrated gradients alone are taken of as many sets again.
+    numbers = {PIXELS: range(deep), CONVERGENCE: range(deep, 2 * deep), TOKENS: range(sets or len(index))}
+    found: dict[str, list[str]] = {kind: [] for kind in KINDS}
     for clip, told in sorted(index.items(), key=lambda item: int(item[0])):
         number = int(told["set"].rpartition("-")[2])
         # Of two twins the one whose class comes first, and by turns the other: neither side of a pair is left out.
         first = sorted([clip, told["twin"]], key=lambda one: index[one]["class"])[number % 2]
         if clip == first and {clip, told["twin"]} <= healthy:
-            for deep, sets in numbers.items():
-                found[deep] += [clip] * (number < sets)
+            for kind, some in numbers.items():
+                found[kind] += [clip] * (number in some)
     return found
 
 
@@ -132,20 +148,22 @@ def _each(run: Params, asked: Sequence[Asked]) -> Iterator[dict]:
         yield from pool.map(measure, asked)
 
 
-def _sets(found: Sequence[dict], deep: Sequence[dict]) -> dict[str, int]:
-    return {"clips": len(found) - len(deep), "pixel_clips": len(deep), "sets": len({row["set"] for row in found})}
+def _sets(by: Mapping[str, Sequence[dict]]) -> dict[str, int]:
+    sets = {row["set"] for some in by.values() for row in some}
+    return {"clips": len(by[TOKENS]), "pixel_clips": len(by[PIXELS]), "sets": len(sets)}
 
 
-def summary(run: Params, found: Sequence[dict], deep: Sequence[dict]) -> dict[str, Any]:
+def summary(run: Params, by: Mapping[str, Sequence[dict]]) -> dict[str, Any]:
     """Put what was found of single clips together: `scores`, `verdicts`, `cells`, `binding`, `convergence`, `moments`
     and `curves`; every mean has its interval over twin sets."""
-    table = _table(found)
+    deep = by[PIXELS]
+    table = _table([*deep, *by[TOKENS]])
     return {
         "scores": _scores(run, table),
         "verdicts": verdicts(run, table),
         "cells": _cells(run, table),
         "binding": _binding(run, table),
-        "convergence": _convergence(deep),
+        "convergence": _convergence([*deep, *by[CONVERGENCE]]),
         "moments": _moments(run, deep),
         "curves": _curves(run, deep),
     }
