@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,8 +74,15 @@ def _clip(study: Studied) -> ShownClip:
         moment=growing.moment,
         importance=importance,
         maps=tuple(maps),
-        attention=study.attention,
+        attention=_of_use(study.attention),
     )
+
+
+def _of_use(attention: dict[str, Float[np.ndarray, "_ _ _"]]) -> dict[str, Float[np.ndarray, "_ _ _"]]:
+    """Attention without what nobody reads on: of a last block with a readout, only this one leaves."""
+    numbered = {name: int(found[1]) for name in attention if (found := re.match(r"self(\d+)", name))}
+    last = {name for name, number in numbered.items() if number == max(numbered.values())}
+    return {name: weights[:, :1] if name in last else weights for name, weights in attention.items()}
 
 
 def _beside(seen: Seen) -> ShownClip:

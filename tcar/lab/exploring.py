@@ -118,10 +118,10 @@ class Explorer(widgets.VBox):
     def __init__(self, root: Path | None = None):
         self._root, self.params, self.study = root or find_root(Path.cwd()), None, None
         self.run = widgets.Dropdown(options=runs_with_model(self._root), description="Run")
-        self.source = widgets.ToggleButtons(options=[OF_DATASET, OWN])
+        self.source = widgets.ToggleButtons(options=[OF_DATASET, OWN], style={"button_width": "14em"})
         self.picker, self.upload = None, widgets.FileUpload(accept="video/*", multiple=False)
         labels = [(LABELS[method], method) for method in METHODS]
-        self.methods = widgets.SelectMultiple(options=labels, rows=6, description="Methods")
+        self.methods = widgets.SelectMultiple(options=labels, rows=6, description="Methods", layout=WIDE)
         self.target, self.against = (widgets.Dropdown(description=one, layout=WIDE) for one in ("Target", "Against"))
         self.other = widgets.Dropdown(options=[TWIN, ANOTHER], description="Beside it")
         self.other_id = widgets.Text(placeholder="its id", disabled=True)

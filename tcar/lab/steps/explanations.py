@@ -31,6 +31,7 @@ from tcar.ground import log, processes, sources
 from tcar.lab import results
 from tcar.lab.measured import EXPLANATIONS
 from tcar.lab.params import ParameterError
+from tcar.lab.steps import gallery
 from tcar.lab.steps.apart import packaged_weights, publish
 from tcar.lab.steps.clips import ground_truth, healthy_clips
 from tcar.lab.steps.explained_clips import (
@@ -62,7 +63,8 @@ LOG = log.get("explanations")
 
 
 def build(run: Params) -> Path:
-    """Explain the clips, judge the methods, write `explanations.json`, and keep the verdicts beside the model.
+    """Explain the clips, judge the methods, write `explanations.json`, keep the verdicts beside the model, and draw the
+    gallery with them.
 
     Raises ParameterError for another dataset than Tabletop, or where the notebooks have not trained the model yet.
     """
@@ -81,6 +83,7 @@ def build(run: Params) -> Path:
     values = {"split": run.evaluation.evaluation_split, "sets": _sets(by), **summary(run, by)}
     path = publish(run, EXPLANATIONS, values, inputs=packaged_weights(run))
     keep(model_folder(run), state_digest("fusion", open_model(run).fusion), values["verdicts"])
+    LOG.info(f"a gallery to open in a browser: {results.relative(gallery.build(run), run.root)}")
     return path
 
 
