@@ -116,7 +116,7 @@ def test_explanations_are_judged_and_then_shown(smoke):
     run = smoke / "runs" / "smoke"
     found = results.load(run / "results" / "explanations.json")
     judged = {(row["method"], row["stream"]): row["passed"] for row in found["verdicts"]}
-    assert {("exchanged_cells", "semantic"), ("integrated_gradients", "motion")} <= judged.keys()
+    assert {("exchanged_cells", "semantic"), ("gradient_rollout", "motion")} <= judged.keys()
     even = [row for row in found["scores"] if row["method"] == "even" and row["mask"] == "decisive"]
     assert all(abs(row["mass"]["value"]) < 1e-9 and row["auc"]["value"] == 0.5 for row in even)
     kept = json.loads((run / "model" / "explained.json").read_text())["verdicts"]
@@ -125,6 +125,7 @@ def test_explanations_are_judged_and_then_shown(smoke):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert done.stdout.count("done in") == 2  # the notebook that shows them, and the paper
     assert (smoke / "figures" / "smoke" / "explanation_scores.pdf").is_file()
+    assert (smoke / "figures" / "smoke" / "gallery.html").stat().st_size > 100_000
 
 
 def test_replicates_are_measured_and_then_shown(smoke):

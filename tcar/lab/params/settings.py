@@ -139,7 +139,7 @@ class Interpretability:
     # What `tcar explanations` measures: twin sets of each family whose clips are explained to tokens (0 = all), and to
     # pixels.
     explanation_sets: int = bounded(0, minimum=0)
-    explanation_pixel_sets: int = bounded(1, minimum=1)
+    explanation_pixel_sets: int = bounded(1, minimum=0)
 
 
 GROUPS = {
