@@ -44,7 +44,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; 0 where all went well, 1 where it found something wrong, 2 for what cannot be done as asked."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    listed = "\n".join(f"  {verb:<12}{about}" for verb, about in VERBS.items())
+    listed = "\n".join(f"  {verb:<13}{about}" for verb, about in VERBS.items())
     parser = _Parser(
         "tcar", usage="tcar VERB … (tcar VERB --help shows its options, and an example)", description=listed,
         formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False,

@@ -31,6 +31,7 @@ WRONG = {
     "terms": (["wrong.yaml"], "did you mean 'epochs'"),
     "pairs": (["wrong.yaml"], "did you mean 'epochs'"),
     "miniatures": (["wrong.yaml"], "did you mean 'epochs'"),
+    "explanations": (["wrong.yaml"], "did you mean 'epochs'"),
     "predict": (["nowhere.mp4", "--model", "nowhere"], "nowhere"),
     "tabletop": (["folder", "--classes", "3"], "3"),
     "rehearse": (["wrong.yaml", "FOLDER"], "did you mean 'epochs'"),
