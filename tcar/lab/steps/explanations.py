@@ -4,8 +4,8 @@
 
 Twins differ in one factor, so where they differ decides between them. One clip of every pair of twins is explained
 against its twin in `explanation_sets` sets of each family by the methods that read tokens, and in
-`explanation_pixel_sets` of them by those that go back to pixels (integrated gradients also of as many sets again, to
-see whether they converge); so are a fusion with fresh weights, and one that was
+`explanation_pixel_sets` of them by those that go back to pixels (integrated gradients of 20 clips at
+least, to see whether they converge); so are a fusion with fresh weights, and one that was
 trained with permuted labels. A method passes when the share of its mass that lies where the twins differ, less their
 share of the clip, is above that of the frame difference on the same grid and above its own for both of these fusions,
 paired by clip and over sets (`tcar.explain.verdicts`). What is there already, after a kill too, is not made again.
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from tcar.train.tokens import StoredTokens
 
 ALL, BOUND = "all", "bound"
-LEAST_CONVERGED = 0.03
+LEAST_CONVERGED, CONVERGED_CLIPS = 0.03, 20
 LOG = log.get("explanations")
 
 
@@ -93,7 +93,7 @@ def chosen(run: Params) -> dict[str, list[str]]:
     split = run.evaluation.evaluation_split
     healthy = {clip.id for clip in healthy_clips(run, split)[split]}
     deep, sets = run.interpretability.explanation_pixel_sets, run.interpretability.explanation_sets
-    # Integrated gradients alone are taken of as many sets again.
+    # Integrated gradients alone are taken of further sets, for so many clips together.
     numbers = {PIXELS: range(deep), CONVERGENCE: range(deep, 2 * deep), TOKENS: range(sets or len(index))}
     found: dict[str, list[str]] = {kind: [] for kind in KINDS}
     for clip, told in sorted(index.items(), key=lambda item: int(item[0])):
@@ -103,6 +103,7 @@ def chosen(run: Params) -> dict[str, list[str]]:
         if clip == first and {clip, told["twin"]} <= healthy:
             for kind, some in numbers.items():
                 found[kind] += [clip] * (number in some)
+    found[CONVERGENCE] = found[CONVERGENCE][: max(0, CONVERGED_CLIPS - len(found[PIXELS]))]
     return found
 
 
