@@ -151,7 +151,7 @@ def study(
     }
     whole = torch.from_numpy(frames_of(video, _whole(video, network), how.upright))[None] / 255
     grown = growing_clip(network, whole, chosen, temperature=opened.temperature)
-    answers = _answers(opened, seen, beside)
+    answers = _answers(opened, seen, beside, {chosen, *(() if rival is None else (rival,))})
     return Study(opened, seen, beside, chosen, rival, made, answers, grown, attention, _verdicts(opened))
 
 
@@ -185,7 +185,10 @@ def _whole(video: str | Path | np.ndarray, model: TCA) -> int:
     return max(min(length, SHOWN_FRAMES), model.config.semantic_frames, model.config.motion_frames)
 
 
-def _answers(opened: Opened, seen: Seen, other: Seen | None) -> dict[str, list[tuple[str, float]]]:
+def _answers(
+    opened: Opened, seen: Seen, other: Seen | None, asked: set[int]
+) -> dict[str, list[tuple[str, float]]]:
+    """The most probable classes by what is exchanged, and those that are `asked` for, whatever they are given."""
     names = opened.network.config.class_names
     if other is None:
         with torch.no_grad():
@@ -195,8 +198,9 @@ def _answers(opened: Opened, seen: Seen, other: Seen | None) -> dict[str, list[t
     found = {}
     for swap, values in logits.items():
         shares = (values[0] / opened.temperature).softmax(dim=0)
-        best = shares.argsort(descending=True)[:ANSWERS].tolist()
-        found[swap] = [(names[k], float(shares[k])) for k in best]
+        ranked = shares.argsort(descending=True).tolist()
+        shown = [k for place, k in enumerate(ranked) if place < ANSWERS or k in asked]
+        found[swap] = [(names[k], float(shares[k])) for k in shown]
     return found
 
 
