@@ -10,7 +10,7 @@ from tcar.ground.errors import TcarError, unknown
 from tcar.ground.instructions import add_as_avx2
 
 VERBS = {
-    "doctor": "say what is installed, found and missing, each fault with its fix",
+    "doctor": "what is installed, found and missing, each fault with its fix",
     "prepare": "make a dataset folder of what was downloaded, in whatever form",
     "audit": "look at every video again, and say what has changed",
     "fetch": "fetch the published weights that a parameter file needs",
